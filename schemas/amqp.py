@@ -1,0 +1,96 @@
+"""The AMQP side of the wire: names of exchanges, queues, routing keys, types and headers.
+
+Only names and the small functions that build or read them; knows no client library.
+"""
+
+import re
+from typing import Final
+
+INGEST_EXCHANGE: Final = "study.ingest"
+ATTEMPTS_QUEUE: Final = "study.attempts"
+ATTEMPTS_BINDING: Final = "attempts.v1.#"
+
+RETRY_QUEUE_PREFIX: Final = "study.attempts.retry."
+"""Followed by the delay in milliseconds; a message waits there, then returns."""
+RETURN_EXCHANGE: Final = "study.attempts.return"
+"""Where retry queues send what has waited. No viewer may write to it, so a delivery from this
+exchange has been through a worker, and its `study-*` headers can be believed."""
+
+DEAD_EXCHANGE: Final = "study.attempts.dlx"
+DEAD_QUEUE: Final = "study.attempts.dead"
+
+RESULTS_EXCHANGE: Final = "study.results"
+FOLLOWUPS_EXCHANGE: Final = "study.followups"
+EXPLANATION_REQUESTED: Final = "explanation.requested"
+REVIEW_REQUESTED: Final = "review.requested"
+
+ATTEMPT_BATCH_TYPE: Final = "study.attempt_batch.v1"
+INGEST_RESULT_TYPE: Final = "study.ingest_result.v1"
+EXPLANATION_REQUESTED_TYPE: Final = "study.explanation_requested.v1"
+REVIEW_REQUESTED_TYPE: Final = "study.review_requested.v1"
+CONTENT_TYPE: Final = "application/json"
+
+CLIENT_SESSION_UUID_HEADER: Final = "client-session-uuid"
+TRACEPARENT_HEADER: Final = "traceparent"
+VIEWER_HEADER: Final = "study-viewer"
+ROUTING_KEY_HEADER: Final = "study-routing-key"
+RETRIES_HEADER: Final = "study-retries"
+"""How often a worker has deferred the message; ours, because brokers from 4.0 on ignore a
+client's own `x-death`."""
+REASON_HEADER: Final = "study-reason"
+DETAIL_HEADER: Final = "study-detail"
+PARKED_AT_HEADER: Final = "study-parked-at"
+
+VIEWER_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
+"""A viewer's name is one word of a routing key and part of queue names: no dots, no wildcards."""
+
+_VIEWER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ATTEMPTS_KEY = re.compile(r"attempts\.v1\.([A-Za-z0-9_-]{1,64})")
+_BATCH_TYPE = re.compile(r"study\.attempt_batch\.v1(\.[0-9]{1,4})?")
+
+
+def is_viewer(name: str) -> bool:
+    """Whether `name` may name a viewer (see `VIEWER_PATTERN`)."""
+    return _VIEWER.fullmatch(name) is not None
+
+
+def attempts_key(viewer: str) -> str:
+    """The routing key under which `viewer` publishes its batches.
+
+    Raises ValueError when the name is not one word of letters, digits, `-` and `_`.
+    """
+    return f"attempts.v1.{_checked(viewer)}"
+
+
+def viewer_of_key(routing_key: str) -> str | None:
+    """The viewer that a batch's routing key names; None when it names none."""
+    match = _ATTEMPTS_KEY.fullmatch(routing_key)
+    return match[1] if match else None
+
+
+def result_key(viewer: str) -> str:
+    """The routing key of results for `viewer`; raises ValueError as `attempts_key` does."""
+    return f"result.{_checked(viewer)}"
+
+
+def results_queue(viewer: str) -> str:
+    """The durable queue where results wait for `viewer`; raises ValueError likewise."""
+    return f"study.results.{_checked(viewer)}"
+
+
+def followups_queue(routing_key: str) -> str:
+    """The durable queue that keeps follow-up jobs of one kind until a service takes them."""
+    return f"{FOLLOWUPS_EXCHANGE}.{routing_key}"
+
+
+def is_supported_batch_type(message_type: str) -> bool:
+    """Whether `message_type` is major version 1 of the attempt batch, whatever its minor."""
+    return _BATCH_TYPE.fullmatch(message_type) is not None
+
+
+def _checked(viewer: str) -> str:
+    if not is_viewer(viewer):
+        raise ValueError(
+            f"viewer name {viewer!r} is not 1 to 64 letters, digits, '-' or '_': choose another"
+        )
+    return viewer

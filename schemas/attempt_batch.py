@@ -1,0 +1,180 @@
+"""The message *attempt batch*, version 1: its model, its decoder, its content digest.
+
+Turns bytes into an `AttemptBatch`, or says in one sentence why not. Knows nothing of brokers,
+databases or what an answer is worth.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, NoReturn
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+
+from schemas.errors import Rejection
+from schemas.words import RejectReason
+
+MAX_BODY_BYTES: Final = 1_048_576
+MAX_ATTEMPTS: Final = 1_000
+
+_INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
+_ERRORS_SHOWN = 3
+
+
+class Attempt(BaseModel):
+    """One answered (or skipped) question of a session."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", title="Attempt")
+
+    question_pub_id: Annotated[
+        str,
+        # PostgreSQL's text can't hold U+0000.
+        Field(min_length=1, max_length=128, pattern=r"^[^\x00]*$", strict=True),
+    ] = Field(description="The published id of the question; opaque to the viewer.")
+    selected_choice: Annotated[StrictInt, Field(ge=_INT32_MIN, le=_INT32_MAX)] | None = Field(
+        default=None, description="The choice that was selected; null when none was."
+    )
+    is_unsure: StrictBool = Field(
+        default=False, description="The person said 'not sure'; beats a selection."
+    )
+    answered_at: Annotated[str, Field(strict=True)] | None = Field(
+        default=None,
+        description=(
+            "ISO 8601, by the viewer's clock. Without an offset it is UTC; null or unreadable "
+            "becomes the time of ingest; a time in the future is clamped to it."
+        ),
+        examples=["2026-03-01T09:30:00.250Z"],
+    )
+
+    def sent_at(self) -> datetime | None:
+        """`answered_at` as a time in UTC; None when it is null or can't be read."""
+        return read_time(self.answered_at)
+
+
+class AttemptBatch(BaseModel):
+    """One local session of a viewer: the unit that is ingested exactly once."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        title="AttemptBatch",
+        json_schema_extra={"$id": "urn:study-ingest:attempt-batch:v1"},
+    )
+
+    client_session_uuid: UUID = Field(
+        description="Made by the viewer once per local session: the idempotency key."
+    )
+    attempts: Annotated[
+        tuple[Attempt, ...],
+        Field(min_length=1, json_schema_extra={"maxItems": MAX_ATTEMPTS}),
+    ] = Field(description="In the order in which they were answered.")
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of the content as the worker understands it.
+
+        Two bodies that mean the same have the same digest: spelling of times and numbers,
+        order of keys, unknown fields and absent defaults make no difference.
+        """
+        content = [
+            [
+                attempt.question_pub_id,
+                attempt.selected_choice,
+                attempt.is_unsure,
+                None if (at := attempt.sent_at()) is None else at.isoformat(),
+            ]
+            for attempt in self.attempts
+        ]
+        text = json.dumps([str(self.client_session_uuid), content], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).digest()
+
+
+def decode(
+    body: bytes, *, max_body_bytes: int = MAX_BODY_BYTES, max_attempts: int = MAX_ATTEMPTS
+) -> AttemptBatch:
+    """Reads one message body.
+
+    Raises `Rejection` with `too_large` (more than `max_body_bytes` bytes, or more than
+    `max_attempts` attempts) or `malformed` (anything else that is not an attempt batch).
+    """
+    if len(body) > max_body_bytes:
+        raise Rejection(
+            RejectReason.TOO_LARGE,
+            f"The body has {len(body)} bytes, and the limit is {max_body_bytes}: send the"
+            " session in smaller batches.",
+        )
+    document = _parse(body)
+    if not isinstance(document, dict):
+        _malformed("The body is not a JSON object")
+    attempts = document.get("attempts")
+    if isinstance(attempts, list) and len(attempts) > max_attempts:
+        raise Rejection(
+            RejectReason.TOO_LARGE,
+            f"The batch has {len(attempts)} attempts, and the limit is {max_attempts}: send the"
+            " session in smaller batches.",
+        )
+    try:
+        return AttemptBatch.model_validate(document)
+    except ValidationError as error:
+        _malformed(_sentence(error))
+
+
+def read_time(text: str | None) -> datetime | None:
+    """An ISO 8601 time as UTC; naive is taken as UTC; None when null or unreadable."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_float=_number,
+            parse_constant=_constant,
+        )
+    except UnicodeDecodeError as error:
+        _malformed(f"The body is not UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        _malformed(f"The body is not JSON at line {error.lineno}, column {error.colno}")
+    except RecursionError:
+        _malformed("The body is nested too deeply")
+    except ValueError:
+        # int() refuses more than 4,300 digits.
+        _malformed("The body holds a number with too many digits")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        _malformed("The body names one key twice in the same object")
+    return members
+
+
+def _number(text: str) -> int | float:
+    # JSON has one kind of number: 1.0 is the integer 1 (JSON Schema says so too).
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= _INT32_MAX + 1 else value
+
+
+def _constant(name: str) -> NoReturn:
+    _malformed(f"The body holds {name}, which is not JSON")
+
+
+def _sentence(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = "; ".join(
+        f"{'.'.join(str(step) for step in problem['loc']) or 'body'}: {problem['msg'].lower()}"
+        for problem in problems[:_ERRORS_SHOWN]
+    )
+    more = len(problems) - _ERRORS_SHOWN
+    return f"The body is not an attempt batch: {shown}" + (f"; and {more} more" if more > 0 else "")
+
+
+def _malformed(sentence: str) -> NoReturn:
+    raise Rejection(RejectReason.MALFORMED, f"{sentence}.") from None

@@ -1,0 +1,16 @@
+"""The one error of the wire: a message that cannot be taken, and why."""
+
+from schemas.words import RejectReason
+
+
+class Rejection(Exception):
+    """A delivery that will never be ingested as it is.
+
+    `reason` is the stable word, `detail` one sentence for a person. The detail never repeats
+    what the message contained, so that a message can't write into logs or headers.
+    """
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

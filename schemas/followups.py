@@ -1,0 +1,47 @@
+"""The follow-up jobs that an ingested session causes, version 1 of each."""
+
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.words import Outcome, Pattern
+
+
+class ExplanationRequested(BaseModel):
+    """Asks, once for each (user, question), for an explanation of a question gone wrong."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        json_schema_extra={"$id": "urn:study-ingest:explanation-requested:v1"},
+    )
+
+    user_id: int
+    question_id: int
+    topic_id: int
+    quiz_session_id: UUID = Field(description="The first session that caused the request.")
+    outcome: Outcome = Field(description="The question's last outcome in that session.")
+
+
+class QuestionPattern(BaseModel):
+    """A question and what its history looks like."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    question_id: int
+    pattern: Pattern
+
+
+class ReviewRequested(BaseModel):
+    """Asks for a review of the questions of a session that are relapsed, stuck or leeches."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        json_schema_extra={"$id": "urn:study-ingest:review-requested:v1"},
+    )
+
+    user_id: int
+    topic_id: int
+    quiz_session_id: UUID
+    questions: tuple[QuestionPattern, ...]

@@ -1,0 +1,53 @@
+"""The message *ingest result*, version 1: what a viewer is told of one attempt batch."""
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.words import RejectReason, SkipReason, Status
+
+
+class Skipped(BaseModel):
+    """An attempt that was left out while the rest of its batch went on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    position: int = Field(ge=0, description="Index of the attempt in the batch, from 0.")
+    question_pub_id: str
+    reason: SkipReason
+
+
+class SessionSummary(BaseModel):
+    """What one topic's part of the batch came to, as of when it was ingested."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    topic_id: int
+    quiz_session_id: UUID
+    correct: int = Field(ge=0, description="Attempts that were correct.")
+    wrong: int = Field(ge=0, description="Attempts that were wrong.")
+    unsure: int = Field(ge=0, description="Attempts that were unsure.")
+    newly_correct: int = Field(ge=0, description="Questions correct now, never before.")
+    recovered: int = Field(
+        ge=0, description="Questions once correct, not so last before, correct after."
+    )
+    relapsed: int = Field(ge=0, description="Questions correct last before, not after.")
+
+
+class IngestResult(BaseModel):
+    """The receipt for one attempt batch; a duplicate is told all that the first was."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", json_schema_extra={"$id": "urn:study-ingest:ingest-result:v1"}
+    )
+
+    client_session_uuid: UUID
+    status: Status
+    received_at: datetime = Field(
+        description="When the batch was ingested, or, for a rejection, when it was refused."
+    )
+    skipped: tuple[Skipped, ...] = ()
+    sessions: tuple[SessionSummary, ...] = ()
+    reason: RejectReason | None = Field(default=None, description="Only with status rejected.")
+    detail: str | None = Field(default=None, description="One sentence, with status rejected.")

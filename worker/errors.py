@@ -1,0 +1,55 @@
+"""The worker's own errors: one small tree.
+
+IngestError                 anything the worker says in one sentence
+├── SettingsError           a setting is missing or unreadable          exit 2
+├── SchemaError             the database's schema is not this version's exit 3
+├── TopologyError           the broker is not set up safely             exit 4
+├── DatabaseAway            the database can't be reached now           paused, waited for
+├── BrokerAway              the broker can't be reached now             waited for
+├── TransientFault          this group failed in a way that may pass    run apart, deferred
+└── Unconfirmed             a publish was refused or not confirmed      tried again
+"""
+
+
+class IngestError(Exception):
+    """Anything the worker says to a person in one sentence, which is the exception's text."""
+
+    exit_code = 1
+
+
+class SettingsError(IngestError):
+    """Raised at start when a setting is missing or unreadable; names the variable."""
+
+    exit_code = 2
+
+
+class SchemaError(IngestError):
+    """Raised at start when the database's schema is older or newer than this program's."""
+
+    exit_code = 3
+
+
+class TopologyError(IngestError):
+    """Raised when the broker's exchanges, queues or policies are missing or unsafe."""
+
+    exit_code = 4
+
+
+class DatabaseAway(IngestError):
+    """Raised by the store when the database can't be reached; nothing is said of any message."""
+
+    exit_code = 5
+
+
+class BrokerAway(IngestError):
+    """Raised by commands when the broker can't be reached."""
+
+    exit_code = 6
+
+
+class TransientFault(IngestError):
+    """Raised by the store for a deadlock, a serialization failure or a timeout."""
+
+
+class Unconfirmed(IngestError):
+    """Raised by a publisher when the broker did not take a message: its fate is unknown."""

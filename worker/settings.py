@@ -1,0 +1,180 @@
+"""Every setting of the worker, its default, and why that default.
+
+Each field is read from the environment as `INGEST_` and its name in capitals. Times are in
+seconds unless the name says otherwise. Nothing else in the project reads the environment.
+"""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
+from worker.errors import SettingsError
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def _postgresql(url: SecretStr) -> SecretStr:
+    scheme = url.get_secret_value().partition("://")[0]
+    if scheme not in ("postgresql", "postgres"):
+        raise ValueError("the URL must begin with postgresql://")
+    return url
+
+
+def _amqp(url: SecretStr) -> SecretStr:
+    if url.get_secret_value().partition("://")[0] not in ("amqp", "amqps"):
+        raise ValueError("the URL must begin with amqp:// or amqps://")
+    return url
+
+
+class Settings(BaseSettings):
+    """What an operator may change without changing code."""
+
+    model_config = SettingsConfigDict(env_prefix="INGEST_", frozen=True, extra="ignore")
+
+    database_url: Annotated[SecretStr, AfterValidator(_postgresql)] = Field(
+        description="PostgreSQL, as postgresql://user:password@host:port/database."
+    )
+    amqp_url: Annotated[SecretStr, AfterValidator(_amqp)] = Field(
+        description="RabbitMQ, as amqp://user:password@host:port/vhost."
+    )
+    management_url: SecretStr | None = Field(
+        default=None,
+        description="RabbitMQ's management API, as http://user:password@host:port. Default: "
+        "the AMQP URL's host and login at port 15672 (15671 for amqps).",
+    )
+    enabled: bool = Field(
+        default=True, description="The gate: false leaves every message in the queue."
+    )
+
+    require_user_id: bool = Field(
+        default=False,
+        description="Refuse messages whose publisher the broker did not validate "
+        "(AMQP property user_id).",
+    )
+    max_body_bytes: int = Field(
+        default=MAX_BODY_BYTES, gt=0, description="A larger body is rejected unread."
+    )
+    max_attempts: int = Field(
+        default=MAX_ATTEMPTS, gt=0, description="More attempts than this are rejected."
+    )
+
+    prefetch: int = Field(
+        default=200,
+        ge=1,
+        le=65_535,
+        description="Deliveries in hand at once: enough for two groups in work and two waiting.",
+    )
+    group_max: int = Field(
+        default=50,
+        ge=1,
+        description="Most batches in one transaction: more gains little and holds locks longer.",
+    )
+    lanes: int = Field(
+        default=2,
+        ge=1,
+        description="Transactions at once in one worker: one computes while another waits.",
+    )
+    alone_after: int = Field(
+        default=3,
+        ge=1,
+        description="A message delivered this often before runs alone: it may kill the worker.",
+    )
+    retry_delays: tuple[Seconds, ...] = Field(
+        default=(1.0, 5.0, 30.0, 120.0, 600.0),
+        min_length=1,
+        description="Waits in the broker before each new try of a deferred message; afterwards "
+        "it is parked. Long enough in all (12 minutes) to outlast a failover.",
+    )
+    delivery_limit: int = Field(
+        default=20, ge=5, description="Returns after which the broker parks a message itself."
+    )
+    max_queue_bytes: int = Field(
+        default=4 * 1024**3,
+        gt=0,
+        description="The queue refuses publishes beyond this many bytes; viewers then keep them.",
+    )
+
+    drain_timeout: Seconds = Field(
+        default=20.0,
+        description="After SIGTERM, time to commit and ack what is in hand; below the usual "
+        "grace period of 30.",
+    )
+    statement_timeout: Seconds = Field(
+        default=15.0, description="One statement; a group of the largest batches takes under 5."
+    )
+    lock_timeout: Seconds = Field(
+        default=5.0, description="Waiting for one lock; a principal is held for one transaction."
+    )
+    idle_in_transaction_timeout: Seconds = Field(
+        default=30.0, description="The database ends a transaction whose worker hangs."
+    )
+    connect_timeout: Seconds = Field(
+        default=5.0, description="Opening a connection to the database or the broker."
+    )
+    transaction_timeout: Seconds = Field(
+        default=60.0,
+        description="A whole ingest transaction, seen from the worker; beyond it the connection "
+        "is taken for dead.",
+    )
+    publish_timeout: Seconds = Field(
+        default=10.0, description="One publisher confirm; then the outcome counts as unknown."
+    )
+    heartbeat: int = Field(
+        default=10,
+        ge=1,
+        description="AMQP heartbeat: a dead peer is noticed within three of them.",
+    )
+    pause_delay_min: Seconds = Field(
+        default=0.2, description="First wait for a database that is away; doubles with jitter."
+    )
+    pause_delay_max: Seconds = Field(
+        default=10.0, description="Longest wait between looks at a database that is away."
+    )
+    consumer_check_interval: Seconds = Field(
+        default=5.0, description="How often the broker is asked whether it lists our consumer."
+    )
+
+    relay_in_worker: bool = Field(default=True, description="Whether `worker` relays as well.")
+    relay_batch: int = Field(
+        default=500, ge=1, description="Outbox rows published and marked in one transaction."
+    )
+    relay_poll_interval: Seconds = Field(
+        default=0.5, description="Longest wait of a relay that was not told of new rows."
+    )
+    outbox_retention: Seconds = Field(
+        default=7 * 86_400.0, description="Published outbox rows are kept this long."
+    )
+
+    mastered_stability_days: float = Field(
+        default=21.0, gt=0, description="Stability from which a question can count as mastered."
+    )
+    leech_lapses: int = Field(default=4, ge=1, description="Lapses that make a leech.")
+    stuck_attempts: int = Field(
+        default=10, ge=3, description="Attempts without three correct in a row: stuck."
+    )
+    stuck_attempts_never_correct: int = Field(
+        default=5, ge=1, description="Attempts without one correct: stuck."
+    )
+
+    log_format: str = Field(
+        default="auto", pattern="^(auto|json|console)$", description="auto: json when piped."
+    )
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+
+def load_settings() -> Settings:
+    """Reads the environment.
+
+    Raises `SettingsError`, naming the variable and the mend, when one is missing or unreadable.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # pydantic-settings fills the fields
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        name = f"INGEST_{str(problem['loc'][0]).upper()}" if problem["loc"] else "INGEST_*"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            raise SettingsError(f"{name} is not set: set it in the environment.") from None
+        raise SettingsError(f"{name} can't be used: {message}.") from None
