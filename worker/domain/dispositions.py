@@ -1,0 +1,35 @@
+"""What becomes of a delivery once the transaction has spoken; the consumer settles by it.
+
+`deferred` is not here: it is what the consumer makes of a group that failed.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from schemas.words import RejectReason
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """Committed by this transaction."""
+
+    user_id: int
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Its uuid was in the inbox with the same content; nothing changed."""
+
+    user_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Will never be ingested as it is: to be parked with this reason and sentence."""
+
+    reason: RejectReason
+    detail: str
+
+
+Disposition = Ingested | Duplicate | Rejected

@@ -1,0 +1,52 @@
+"""What a question's history looks like: one word, by thresholds that are settings."""
+
+from typing import NamedTuple
+
+from schemas.words import Outcome, Pattern
+from worker.domain.fold import Progress
+
+_SOLID_RUN = 3
+"""Correct in a row from which an answer counts as solid."""
+_HESITANT_OF_FOUR = 2
+
+
+class Thresholds(NamedTuple):
+    """Where the patterns begin; see the settings of the same names."""
+
+    mastered_stability_days: float = 21.0
+    leech_lapses: int = 4
+    stuck_attempts: int = 10
+    stuck_attempts_never_correct: int = 5
+
+
+def pattern_of(progress: Progress, thresholds: Thresholds) -> Pattern:
+    """The first pattern that fits, in the order of the contract."""
+    last_correct = progress.last_outcome is Outcome.CORRECT
+    if (
+        progress.spaced_run >= _SOLID_RUN
+        and progress.memory.stability >= thresholds.mastered_stability_days
+    ):
+        return Pattern.MASTERED
+    if progress.lapse_count >= thresholds.leech_lapses:
+        return Pattern.LEECH
+    if (
+        progress.attempts_count >= thresholds.stuck_attempts and progress.best_run < _SOLID_RUN
+    ) or (
+        progress.attempts_count >= thresholds.stuck_attempts_never_correct
+        and progress.correct_count == 0
+    ):
+        return Pattern.STUCK
+    if not last_correct and progress.correct_count > 0:
+        return Pattern.RELAPSED
+    if last_correct and progress.lapse_count > 0 and progress.correct_run < _SOLID_RUN:
+        return Pattern.RECOVERING
+    if progress.recent_unsure.bit_count() >= _HESITANT_OF_FOUR:
+        return Pattern.HESITANT
+    if progress.attempts_count >= 2 and progress.correct_count == progress.attempts_count:
+        return Pattern.KNOWN
+    return Pattern.LEARNING
+
+
+def wants_review(pattern: Pattern) -> bool:
+    """Whether a session that touched such a question asks for a review of it."""
+    return pattern in (Pattern.RELAPSED, Pattern.STUCK, Pattern.LEECH)

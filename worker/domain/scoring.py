@@ -1,0 +1,41 @@
+"""What one answer is worth. The only place where an outcome is derived."""
+
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from schemas.words import Outcome
+
+
+class ScoredAttempt(NamedTuple):
+    """One scored answer to one question.
+
+    Compares in the fold order, which is why the fields stand in this order: effective time,
+    time as sent (or else the effective one), session, position.
+    """
+
+    answered_at: datetime
+    ordered_at: datetime
+    client_session_uuid: UUID
+    position: int
+    outcome: Outcome
+    is_correct: bool | None
+
+
+def outcome_of(selected_choice: int | None, correct_choice: int, is_unsure: bool) -> Outcome | None:
+    """Unsure beats a selection; None when there was no answer at all."""
+    if is_unsure:
+        return Outcome.UNSURE
+    if selected_choice is None:
+        return None
+    return Outcome.CORRECT if selected_choice == correct_choice else Outcome.WRONG
+
+
+def was_right(selected_choice: int | None, correct_choice: int) -> bool | None:
+    """Whether the selection was right, unsure or not; None without a selection."""
+    return None if selected_choice is None else selected_choice == correct_choice
+
+
+def effective_time(sent_at: datetime | None, received_at: datetime) -> datetime:
+    """When the answer counts as given: as sent, but never after it was received."""
+    return received_at if sent_at is None else min(sent_at, received_at)

@@ -1,0 +1,42 @@
+"""What a session came to, as its viewer is told: six counts."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from schemas.words import Outcome
+from worker.domain.history import Change
+
+
+class Summary(NamedTuple):
+    """Attempts by outcome, and questions by what the session changed."""
+
+    correct: int
+    wrong: int
+    unsure: int
+    newly_correct: int
+    recovered: int
+    relapsed: int
+
+
+def summarize(outcomes: Iterable[Outcome], changes: Iterable[Change]) -> Summary:
+    """`outcomes` of the session's attempts, and its `changes`, one for each question."""
+    counts = dict.fromkeys(Outcome, 0)
+    for outcome in outcomes:
+        counts[outcome] += 1
+    newly_correct = recovered = relapsed = 0
+    for before, after, _ in changes:
+        known_before = before is not None and before.last_outcome is Outcome.CORRECT
+        ever_before = before is not None and before.correct_count > 0
+        if after is Outcome.CORRECT:
+            newly_correct += not ever_before
+            recovered += ever_before and not known_before
+        else:
+            relapsed += known_before
+    return Summary(
+        counts[Outcome.CORRECT],
+        counts[Outcome.WRONG],
+        counts[Outcome.UNSURE],
+        newly_correct,
+        recovered,
+        relapsed,
+    )
