@@ -1,0 +1,1 @@
+"""The schema's versions, one small file for each; run by `study-ingest migrate`."""

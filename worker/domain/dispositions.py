@@ -13,15 +13,12 @@ from schemas.words import RejectReason
 class Ingested:
     """Committed by this transaction."""
 
-    user_id: int
     received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
     """Its uuid was in the inbox with the same content; nothing changed."""
-
-    user_id: int
 
 
 @dataclass(frozen=True, slots=True)

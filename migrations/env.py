@@ -1,0 +1,18 @@
+"""Alembic's entry point: runs the versions over the connection that the caller opened.
+
+`worker.store.schema` opens it; this file reads no settings.
+"""
+
+from alembic import context
+from sqlalchemy import text
+
+from worker.store.tables import METADATA
+
+_LOCK = 7_415_983_204_117_023
+"""Advisory lock (any constant): two migrations at once run one after the other."""
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=METADATA, transaction_per_migration=False)
+with context.begin_transaction():
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    context.run_migrations()

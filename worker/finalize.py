@@ -1,0 +1,246 @@
+"""The steps *score* and *finalize*: from planned batches to all that is to be written.
+
+Pure: questions and histories are handed in, rows and messages come out. Batches are taken in
+the order of their delivery, with the same effect as one transaction for each.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID, uuid5
+
+from schemas.followups import QuestionPattern
+from schemas.ingest_result import IngestResult, SessionSummary
+from schemas.words import Outcome, Status
+from worker import messages
+from worker.domain.history import Change, History, is_late
+from worker.domain.patterns import Thresholds, pattern_of, wants_review
+from worker.domain.schedule import SCHEDULER_NAME
+from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
+from worker.domain.summary import Summary, summarize
+from worker.errors import TransientFault
+from worker.resolve import Answered, Plan
+from worker.store.attempts import AttemptRow, SessionRow
+from worker.store.outbox import Message
+from worker.store.progress import Standing, Stored
+
+
+class Scored(NamedTuple):
+    """One attempt: as it is folded, and as it is written."""
+
+    attempt: ScoredAttempt
+    row: AttemptRow
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """A batch whose every attempt has its outcome."""
+
+    plan: Plan
+    received_at: datetime
+    attempts: tuple[Scored, ...]
+
+
+@dataclass(slots=True)
+class Finalized:
+    """All that a group's transaction writes."""
+
+    sessions: list[SessionRow] = field(default_factory=list)
+    attempts: list[AttemptRow] = field(default_factory=list)
+    progress: dict[int, Stored] = field(default_factory=dict)
+    told: dict[UUID, IngestResult] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+
+
+def score(plan: Plan, received_at: datetime, standing: Mapping[int, Standing]) -> ScoredBatch:
+    """Derives each attempt's outcome and effective time.
+
+    Raises `TransientFault` when a question has moved or gone since it was resolved.
+    """
+    return ScoredBatch(
+        plan,
+        received_at,
+        tuple(
+            _score(plan, answered, received_at, standing.get(answered.question.question_id))
+            for answered in plan.answered
+        ),
+    )
+
+
+def late_questions(
+    batches: Iterable[ScoredBatch], standing: Mapping[int, Standing]
+) -> set[tuple[int, int]]:
+    """The (user_id, question_id) whose whole history is needed: an attempt is not after what is
+    folded, or what is folded was scheduled by another scheduler.
+    """
+    late = set()
+    for batch in batches:
+        for attempt, row in batch.attempts:
+            stored = standing[row.question_id].stored
+            if stored and (
+                stored.scheduler != SCHEDULER_NAME or is_late(stored.progress, [attempt])
+            ):
+                late.add((row.user_id, row.question_id))
+    return late
+
+
+def finalize(
+    batches: Iterable[ScoredBatch],
+    standing: Mapping[int, Standing],
+    histories: Mapping[int, Sequence[ScoredAttempt]],
+    thresholds: Thresholds,
+) -> Finalized:
+    """Folds every batch in turn; `histories` holds all attempts of each late question."""
+    questions: dict[int, _Question] = {}
+    done = Finalized()
+    for batch in batches:
+        summaries = []
+        for topic_id, scored in _by(batch.attempts, lambda each: each.row.topic_id).items():
+            touched = []
+            for question_id, answers in _by(scored, lambda each: each.row.question_id).items():
+                question = questions.get(question_id)
+                if question is None:
+                    question = questions[question_id] = _question(
+                        standing[question_id], histories.get(question_id)
+                    )
+                change = question.history.add([attempt for attempt, _ in answers])
+                touched.append((question, change))
+            summary = summarize(
+                [attempt.outcome for attempt, _ in scored], [change for _, change in touched]
+            )
+            session_id = scored[0].row.session_id
+            done.sessions.append(_session(batch, scored, summary))
+            done.attempts.extend(row for _, row in scored)
+            done.messages.extend(_followups(batch, topic_id, session_id, touched, thresholds))
+            summaries.append(
+                SessionSummary(topic_id=topic_id, quiz_session_id=session_id, **summary._asdict())
+            )
+        result = IngestResult(
+            client_session_uuid=batch.plan.client_session_uuid,
+            status=Status.INGESTED,
+            received_at=batch.received_at,
+            skipped=batch.plan.skipped,
+            sessions=tuple(summaries),
+        )
+        done.told[result.client_session_uuid] = result
+        done.messages.extend(messages.result(batch.plan.incoming, result))
+    for question_id, question in questions.items():
+        progress = question.history.progress
+        assert progress is not None
+        done.progress[question_id] = Stored(
+            user_id=question.standing.user_id,
+            question_id=question_id,
+            topic_id=question.standing.topic_id,
+            progress=progress,
+            pattern=pattern_of(progress, thresholds),
+            explanation_requested=question.explanation_requested,
+        )
+    return done
+
+
+@dataclass(slots=True)
+class _Question:
+    standing: Standing
+    history: History
+    explanation_requested: bool
+
+
+def _question(standing: Standing, history: Sequence[ScoredAttempt] | None) -> _Question:
+    stored = standing.stored
+    return _Question(
+        standing,
+        History(stored.progress if stored and history is None else None, history or ()),
+        stored.explanation_requested if stored else False,
+    )
+
+
+def _score(
+    plan: Plan, answered: Answered, received_at: datetime, standing: Standing | None
+) -> Scored:
+    position, attempt, question = answered
+    if standing is None or (standing.user_id, standing.topic_id) != (
+        question.user_id,
+        question.topic_id,
+    ):
+        raise TransientFault(f"Question {question.question_id} moved while it was being scored.")
+    sent_at = attempt.sent_at()
+    answered_at = effective_time(sent_at, received_at)
+    outcome = outcome_of(attempt.selected_choice, standing.correct_choice, attempt.is_unsure)
+    assert outcome is not None, "attempts without an answer are skipped when planned"
+    is_correct = was_right(attempt.selected_choice, standing.correct_choice)
+    return Scored(
+        ScoredAttempt(
+            answered_at,
+            sent_at or answered_at,
+            plan.client_session_uuid,
+            position,
+            outcome,
+            is_correct,
+        ),
+        AttemptRow(
+            question.user_id,
+            question.question_id,
+            question.topic_id,
+            uuid5(plan.client_session_uuid, str(question.topic_id)),
+            position,
+            attempt.selected_choice,
+            standing.correct_choice,
+            is_correct,
+            outcome,
+            answered_at,
+            sent_at,
+        ),
+    )
+
+
+def _session(batch: ScoredBatch, scored: Sequence[Scored], summary: Summary) -> SessionRow:
+    first = scored[0].row
+    return SessionRow(
+        id=first.session_id,
+        user_id=first.user_id,
+        topic_id=first.topic_id,
+        question_ids=list(dict.fromkeys(row.question_id for _, row in scored)),
+        client_session_uuid=batch.plan.client_session_uuid,
+        correct_count=summary.correct,
+        wrong_count=summary.wrong,
+        unsure_count=summary.unsure,
+        finished_at=max(attempt.answered_at for attempt, _ in scored),
+        received_at=batch.received_at,
+    )
+
+
+def _followups(
+    batch: ScoredBatch,
+    topic_id: int,
+    session_id: UUID,
+    touched: Sequence[tuple[_Question, Change]],
+    thresholds: Thresholds,
+) -> list[Message]:
+    user_id, traceparent = batch.plan.user_id, batch.plan.incoming.traceparent
+    jobs = []
+    to_review = []
+    for question, change in touched:
+        question_id = question.standing.question_id
+        if change.after is not Outcome.CORRECT and not question.explanation_requested:
+            question.explanation_requested = True
+            jobs.append(
+                messages.explanation_requested(
+                    user_id, question_id, topic_id, session_id, change.after, traceparent
+                )
+            )
+        pattern = pattern_of(change.progress, thresholds)
+        if wants_review(pattern):
+            to_review.append(QuestionPattern(question_id=question_id, pattern=pattern))
+    if to_review:
+        jobs.append(
+            messages.review_requested(user_id, topic_id, session_id, to_review, traceparent)
+        )
+    return jobs
+
+
+def _by(scored: Iterable[Scored], key: Callable[[Scored], int]) -> dict[int, list[Scored]]:
+    groups: dict[int, list[Scored]] = {}
+    for each in scored:
+        groups.setdefault(key(each), []).append(each)
+    return groups

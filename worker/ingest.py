@@ -1,0 +1,196 @@
+"""The ingest transaction: a group of batches, all of their effects, one commit.
+
+Reads as its own table of contents. Knows SQL only through `worker.store`, and nothing of the
+broker: deliveries come in as `Incoming`, and what became of each goes out as a `Disposition`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from schemas.attempt_batch import AttemptBatch
+from schemas.errors import Rejection
+from schemas.ingest_result import IngestResult
+from schemas.words import RejectReason, Status
+from worker import messages
+from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.patterns import Thresholds
+from worker.errors import TransientFault
+from worker.finalize import Finalized, finalize, late_questions, score
+from worker.resolve import Incoming, Plan, plan
+from worker.store import attempts, inbox, outbox, principals, progress, publications
+from worker.store.engine import transaction
+from worker.store.inbox import Claim, Known
+from worker.store.outbox import Message
+
+
+class Ingest:
+    """Ingests groups of deliveries."""
+
+    def __init__(self, engine: AsyncEngine, thresholds: Thresholds) -> None:
+        self._engine = engine
+        self._thresholds = thresholds
+
+    async def __call__(self, group: Sequence[Incoming]) -> list[Disposition]:
+        """What became of each delivery, in order, once all of it is committed.
+
+        Raises `DatabaseAway` when the database can't be reached (also in the middle of the
+        commit: calling again tells which batches made it, as duplicates), `TransientFault` when
+        the group failed in a way that may pass, and whatever else a fault of ours raises; then
+        nothing of the transaction that failed is stored.
+        """
+        dispositions: dict[int, Disposition] = {}
+        for once in _rounds(group):
+            async with transaction(self._engine) as connection:
+                done = await _transact(connection, [group[n] for n in once], self._thresholds)
+            dispositions.update(zip(once, done, strict=True))
+        return [dispositions[n] for n in range(len(group))]
+
+
+def _rounds(group: Sequence[Incoming]) -> Iterable[list[int]]:
+    """Splits the group so that a uuid comes once in each part: usually into one part."""
+    rounds: list[list[int]] = []
+    seen: dict[UUID, int] = {}
+    for place, incoming in enumerate(group):
+        number = 0
+        if isinstance(incoming.content, AttemptBatch):
+            number = seen.get(incoming.content.client_session_uuid, 0)
+            seen[incoming.content.client_session_uuid] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(place)
+    return rounds
+
+
+async def _transact(
+    connection: AsyncConnection, group: Sequence[Incoming], thresholds: Thresholds
+) -> list[Disposition]:
+    batches = {
+        incoming.content.client_session_uuid: (incoming, incoming.content)
+        for incoming in group
+        if isinstance(incoming.content, AttemptBatch)
+    }
+    known = await inbox.known(connection, batches) if batches else {}
+    fresh = {uuid: each for uuid, each in batches.items() if uuid not in known}
+    plans, rejections = await _resolve(connection, fresh)
+    received = await _claim(connection, plans)
+    if taken := plans.keys() - received.keys():
+        known |= await _taken(connection, taken)
+    done = await _finalize(
+        connection, [plans[uuid] for uuid in plans if uuid in received], received, thresholds
+    )
+    verdicts = [
+        _verdict(incoming, incoming.content, known, rejections, done.told) for incoming in group
+    ]
+    answers = [message for _, told in verdicts for message in told]
+    if done.told or answers:
+        await outbox.record(connection, done.told, [*done.messages, *answers])
+    return [disposition for disposition, _ in verdicts]
+
+
+async def _resolve(
+    connection: AsyncConnection, fresh: Mapping[UUID, tuple[Incoming, AttemptBatch]]
+) -> tuple[dict[UUID, Plan], dict[UUID, Rejection]]:
+    plans: dict[UUID, Plan] = {}
+    rejections: dict[UUID, Rejection] = {}
+    if fresh:
+        questions = await publications.resolve(
+            connection,
+            {attempt.question_pub_id for _, batch in fresh.values() for attempt in batch.attempts},
+        )
+        granted = await publications.grants(
+            connection, {incoming.viewer for incoming, _ in fresh.values() if incoming.viewer}
+        )
+        for uuid, (incoming, batch) in fresh.items():
+            try:
+                plans[uuid] = plan(incoming, batch, questions, granted)
+            except Rejection as rejection:
+                rejections[uuid] = rejection
+    return plans, rejections
+
+
+async def _claim(connection: AsyncConnection, plans: Mapping[UUID, Plan]) -> dict[UUID, datetime]:
+    if not plans:
+        return {}
+    return await inbox.claim(
+        connection,
+        [Claim(uuid, plan.batch.digest(), plan.user_id) for uuid, plan in plans.items()],
+    )
+
+
+async def _taken(connection: AsyncConnection, uuids: Set[UUID]) -> dict[UUID, Known]:
+    """What another worker committed between our looking and our claiming."""
+    found = await inbox.known(connection, uuids)
+    if uuids - found.keys():
+        raise TransientFault("A batch was claimed by another worker and then withdrawn.")
+    return found
+
+
+async def _finalize(
+    connection: AsyncConnection,
+    plans: Sequence[Plan],
+    received: Mapping[UUID, datetime],
+    thresholds: Thresholds,
+) -> Finalized:
+    if not plans:
+        return Finalized()
+    await principals.lock(connection, {plan.user_id for plan in plans})
+    standing = await progress.standing(
+        connection, {each.question.question_id for plan in plans for each in plan.answered}
+    )
+    scored = [score(plan, received[plan.client_session_uuid], standing) for plan in plans]
+    late = late_questions(scored, standing)
+    histories = await attempts.histories(connection, late) if late else {}
+    done = finalize(scored, standing, histories, thresholds)
+    await attempts.insert(connection, done.sessions, done.attempts)
+    await progress.save(connection, list(done.progress.values()))
+    return done
+
+
+def _verdict(
+    incoming: Incoming,
+    content: AttemptBatch | Rejection,
+    known: Mapping[UUID, Known],
+    rejections: Mapping[UUID, Rejection],
+    told: Mapping[UUID, IngestResult],
+) -> tuple[Disposition, list[Message]]:
+    """What became of one delivery, and what its viewer is still to be told."""
+    if isinstance(content, Rejection):
+        return _rejected(incoming, incoming.client_session_uuid, content)
+    uuid = content.client_session_uuid
+    if uuid in rejections:
+        return _rejected(incoming, uuid, rejections[uuid])
+    if uuid in told:
+        return Ingested(told[uuid].received_at), []
+    if known[uuid].content_digest != content.digest():
+        return _rejected(incoming, uuid, _REUSED)
+    again = known[uuid].told.model_copy(update={"status": Status.ALREADY_INGESTED})
+    return Duplicate(), messages.result(incoming, again)
+
+
+_REUSED: Final = Rejection(
+    RejectReason.UUID_REUSED,
+    "Another batch with this client_session_uuid was ingested before, and its content is not"
+    " this one's: a session must have a uuid of its own.",
+)
+
+
+def _rejected(
+    incoming: Incoming, uuid: UUID | None, rejection: Rejection
+) -> tuple[Disposition, list[Message]]:
+    answer: list[Message] = []
+    if uuid is not None:
+        answer = messages.result(
+            incoming,
+            IngestResult(
+                client_session_uuid=uuid,
+                status=Status.REJECTED,
+                received_at=datetime.now(UTC),
+                reason=rejection.reason,
+                detail=rejection.detail,
+            ),
+        )
+    return Rejected(rejection.reason, rejection.detail), answer

@@ -1,0 +1,144 @@
+"""Quiz sessions and attempts: the log that everything else can be recomputed from."""
+
+import json
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.words import Outcome
+from worker.domain.scoring import ScoredAttempt
+
+_SOURCE: Final = "viewer"
+_STATUS: Final = "finalized"
+
+
+class SessionRow(NamedTuple):
+    """One quiz session to write: a batch's attempts on one topic."""
+
+    id: UUID
+    user_id: int
+    topic_id: int
+    question_ids: Sequence[int]
+    client_session_uuid: UUID
+    correct_count: int
+    wrong_count: int
+    unsure_count: int
+    finished_at: datetime
+    received_at: datetime
+
+
+class AttemptRow(NamedTuple):
+    """One attempt to write."""
+
+    user_id: int
+    question_id: int
+    topic_id: int
+    session_id: UUID
+    position: int
+    selected_choice: int | None
+    correct_choice: int
+    is_correct: bool | None
+    outcome: Outcome
+    answered_at: datetime
+    answered_at_sent: datetime | None
+
+
+_INSERT: Final = text(
+    "WITH sessions AS ("
+    " INSERT INTO study_quiz_sessions (id, user_id, study_topic_id, question_ids,"
+    " subject_distribution, status, cursor, source, client_session_uuid, correct_count,"
+    " wrong_count, unsure_count, finished_at, finalized_at, created_at, updated_at)"
+    " SELECT id, user_id, topic_id, question_ids,"
+    f" jsonb_build_object(topic_id, correct + wrong + unsure), '{_STATUS}',"
+    f" correct + wrong + unsure, '{_SOURCE}', uuid, correct, wrong, unsure, finished_at,"
+    " received_at, received_at, received_at"
+    " FROM unnest(CAST(:s0 AS uuid[]), CAST(:s1 AS bigint[]), CAST(:s2 AS bigint[]),"
+    " CAST(:s3 AS jsonb[]), CAST(:s4 AS uuid[]), CAST(:s5 AS integer[]),"
+    " CAST(:s6 AS integer[]), CAST(:s7 AS integer[]), CAST(:s8 AS timestamptz[]),"
+    " CAST(:s9 AS timestamptz[])) AS session (id, user_id, topic_id, question_ids, uuid,"
+    " correct, wrong, unsure, finished_at, received_at))"
+    " INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
+    " quiz_session_id, position, selected_choice, correct_choice, is_correct, outcome,"
+    " answered_at, answered_at_sent)"
+    " SELECT * FROM unnest(CAST(:a0 AS bigint[]), CAST(:a1 AS bigint[]), CAST(:a2 AS bigint[]),"
+    " CAST(:a3 AS uuid[]), CAST(:a4 AS integer[]), CAST(:a5 AS integer[]),"
+    " CAST(:a6 AS integer[]), CAST(:a7 AS boolean[]), CAST(:a8 AS text[]),"
+    " CAST(:a9 AS timestamptz[]), CAST(:a10 AS timestamptz[]))"
+)
+
+_SCORED: Final = (
+    "attempt.answered_at, coalesce(attempt.answered_at_sent, attempt.answered_at),"
+    " session.client_session_uuid, attempt.position, attempt.outcome, attempt.is_correct"
+)
+
+_HISTORY: Final = text(
+    f"SELECT attempt.study_question_id, {_SCORED}"
+    " FROM unnest(CAST(:user_ids AS bigint[]), CAST(:question_ids AS bigint[]))"
+    " AS wanted (user_id, question_id)"
+    " JOIN study_question_attempts AS attempt ON attempt.user_id = wanted.user_id"
+    " AND attempt.study_question_id = wanted.question_id"
+    " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
+)
+
+_LOG: Final = text(
+    f"SELECT attempt.study_question_id, attempt.study_topic_id, {_SCORED}"
+    " FROM study_question_attempts AS attempt"
+    " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
+    " WHERE attempt.user_id = :user_id"
+    " ORDER BY attempt.study_question_id, attempt.answered_at"
+)
+
+
+async def insert(
+    connection: AsyncConnection, sessions: Sequence[SessionRow], attempts: Sequence[AttemptRow]
+) -> None:
+    """Writes the sessions and their attempts in one statement."""
+    session_columns = [list(column) for column in zip(*sessions, strict=True)]
+    session_columns[3] = [json.dumps(question_ids) for question_ids in session_columns[3]]
+    parameters = {f"s{n}": column for n, column in enumerate(session_columns)} | {
+        f"a{n}": list(column) for n, column in enumerate(zip(*attempts, strict=True))
+    }
+    await connection.execute(_INSERT, parameters)
+
+
+async def histories(
+    connection: AsyncConnection, wanted: Collection[tuple[int, int]]
+) -> dict[int, list[ScoredAttempt]]:
+    """All stored attempts, in no order, of each (user_id, question_id); keyed by question."""
+    rows = await connection.execute(
+        _HISTORY,
+        {
+            "user_ids": [user_id for user_id, _ in wanted],
+            "question_ids": [question_id for _, question_id in wanted],
+        },
+    )
+    found: dict[int, list[ScoredAttempt]] = {}
+    for row in rows:
+        found.setdefault(row[0], []).append(_scored(row[1:]))
+    return found
+
+
+async def log(
+    connection: AsyncConnection, user_id: int
+) -> AsyncIterator[tuple[int, int, list[ScoredAttempt]]]:
+    """Streams (question_id, topic_id, attempts in no particular order) of one user, by question."""
+    question_id: int | None = None
+    topic_id = 0
+    attempts: list[ScoredAttempt] = []
+    async with connection.stream(_LOG, {"user_id": user_id}) as rows:
+        async for row in rows:
+            if row[0] != question_id:
+                if question_id is not None:
+                    yield question_id, topic_id, attempts
+                question_id, topic_id, attempts = row[0], row[1], []
+            attempts.append(_scored(row[2:]))
+    if question_id is not None:
+        yield question_id, topic_id, attempts
+
+
+def _scored(row: Sequence[Any]) -> ScoredAttempt:
+    return ScoredAttempt(row[0], row[1], row[2], row[3], Outcome(row[4]), row[5])

@@ -1,0 +1,122 @@
+"""Connections to PostgreSQL, transactions on them, and what their failures mean.
+
+The rest of the store sees a connection inside a transaction and raises what the driver raises;
+only this file translates: the database is away, this transaction failed in a way that may pass,
+or the failure is a fault of ours and stays as it is.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from worker.errors import DatabaseAway, TransientFault
+from worker.settings import Settings
+
+_AWAY_CLASSES: Final = ("08", "28", "3D", "53", "58")
+"""SQLSTATE classes: connection lost, not let in, no such database, out of resources, disk."""
+_AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "25P03")
+"""Shut down, crashed, starting, idle too long, read only (a failover), transaction left idle."""
+_TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014")
+"""Serialization failure, deadlock, lock timeout, statement timeout."""
+
+_CLIENT_MARGIN: Final = 5.0
+"""Seconds by which the client outwaits the server's statement timeout: a server that does not
+even answer with that is not there."""
+
+
+def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngine:
+    """A pool of at most `connections`, each with the server-side timeouts of the settings.
+
+    `name` shows up as `application_name` in pg_stat_activity. Opens no connection yet.
+    """
+    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+asyncpg")
+
+    def milliseconds(seconds: float) -> str:
+        return str(int(seconds * 1000))
+
+    return create_async_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=settings.transaction_timeout,
+        connect_args={
+            "timeout": settings.connect_timeout,
+            "command_timeout": settings.statement_timeout + _CLIENT_MARGIN,
+            "server_settings": {
+                "application_name": name,
+                "timezone": "UTC",
+                "jit": "off",  # every statement is short; compiling one costs more than it
+                "statement_timeout": milliseconds(settings.statement_timeout),
+                "lock_timeout": milliseconds(settings.lock_timeout),
+                "idle_in_transaction_session_timeout": milliseconds(
+                    settings.idle_in_transaction_timeout
+                ),
+            },
+        },
+    )
+
+
+@asynccontextmanager
+async def transaction(
+    engine: AsyncEngine, *, isolation: str | None = None
+) -> AsyncIterator[AsyncConnection]:
+    """One transaction: committed when the block ends, rolled back when it raises.
+
+    Raises `DatabaseAway` or `TransientFault` for what those mean, also when the connection is
+    lost inside COMMIT: whether it took effect is then unknown, and the caller finds out by
+    running the same work again.
+    """
+    with _translated_failures():
+        async with engine.connect() as connection:
+            if isolation is not None:
+                connection = await connection.execution_options(isolation_level=isolation)
+            try:
+                async with connection.begin():
+                    yield connection
+            except TimeoutError:
+                # The server answers nothing: a rollback would only wait again.
+                await connection.invalidate()
+                raise
+
+
+@contextmanager
+def _translated_failures() -> Iterator[None]:
+    try:
+        yield
+    except PoolTimeout as error:
+        raise DatabaseAway(
+            "No database connection became free in time: raise `max_connections`."
+        ) from error
+    except DBAPIError as error:
+        _raise_translated(error)
+        raise
+    except (OSError, TimeoutError) as error:
+        raise DatabaseAway(f"The database can't be reached: {_first_line(error)}.") from error
+
+
+def _raise_translated(error: DBAPIError) -> None:
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if state in _TRANSIENT_STATES:
+        raise TransientFault(f"The transaction failed with SQLSTATE {state}.") from error
+    if error.connection_invalidated or state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
+        raise DatabaseAway(f"The database is away: {_first_line(error.orig)}.") from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+async def is_ready(engine: AsyncEngine) -> bool:
+    """Whether the database can be reached and written to right now."""
+    try:
+        async with transaction(engine) as connection:
+            read_only = await connection.scalar(text("SHOW transaction_read_only"))
+            return bool(read_only == "off")
+    except (DatabaseAway, TransientFault):
+        return False

@@ -1,0 +1,103 @@
+"""The transactional outbox: messages that leave when, and only when, their cause is committed.
+
+Rows wait in the order of their ids within a routing key, which for results is the viewer. A row
+is deleted once the broker has confirmed it.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.ingest_result import IngestResult
+
+
+class Message(NamedTuple):
+    """A message to leave. `message_id` is the same however often it is published."""
+
+    message_id: UUID
+    exchange: str
+    routing_key: str
+    type: str
+    headers: Mapping[str, str]
+    body: str
+
+
+class Waiting(NamedTuple):
+    """A row of the outbox."""
+
+    id: int
+    message: Message
+
+
+_RECORD: Final = text(
+    "WITH told AS (UPDATE ingest_inbox AS inbox SET summary = told.summary"
+    " FROM unnest(CAST(:uuids AS uuid[]), CAST(:summaries AS jsonb[])) AS told (uuid, summary)"
+    " WHERE inbox.client_session_uuid = told.uuid)"
+    " INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
+    " SELECT message_id, exchange, routing_key, type, headers, body FROM unnest("
+    "CAST(:m0 AS uuid[]), CAST(:m1 AS text[]), CAST(:m2 AS text[]), CAST(:m3 AS text[]),"
+    " CAST(:m4 AS jsonb[]), CAST(:m5 AS text[])) WITH ORDINALITY"
+    " AS message (message_id, exchange, routing_key, type, headers, body, place)"
+    " ORDER BY place"
+)
+
+# The oldest rows say which routing keys wait; a key that another relay holds is left to it.
+_LOCK_KEYS: Final = text(
+    "SELECT routing_key FROM"
+    " (SELECT DISTINCT routing_key FROM"
+    " (SELECT routing_key FROM outbox ORDER BY id LIMIT :rows) AS oldest) AS waiting"
+    " WHERE pg_try_advisory_xact_lock(hashtextextended('study-ingest outbox ' || routing_key, 0))"
+)
+
+# A second statement, so that its snapshot is younger than the locks: what another relay has
+# just published is gone from it.
+_WAITING: Final = text(
+    "SELECT id, message_id, exchange, routing_key, type, CAST(headers AS text), body FROM outbox"
+    " WHERE routing_key = ANY(CAST(:keys AS text[])) ORDER BY id LIMIT :rows"
+)
+
+_DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
+
+
+async def record(
+    connection: AsyncConnection,
+    told: Mapping[UUID, IngestResult],
+    messages: Sequence[Message],
+) -> None:
+    """Keeps in the inbox what each ingested batch is `told`, and adds `messages` to the outbox."""
+    columns = [list(column) for column in zip(*messages, strict=True)] or [[] for _ in range(6)]
+    columns[4] = [json.dumps(dict(headers)) for headers in columns[4]]
+    await connection.execute(
+        _RECORD,
+        {
+            "uuids": list(told),
+            "summaries": [result.model_dump_json() for result in told.values()],
+        }
+        | {f"m{n}": column for n, column in enumerate(columns)},
+    )
+
+
+async def take(connection: AsyncConnection, rows: int) -> list[Waiting]:
+    """Up to `rows` rows to publish, in order; their routing keys are this transaction's until
+    it ends, so no other relay can overtake it.
+    """
+    keys = list((await connection.scalars(_LOCK_KEYS, {"rows": rows})).all())
+    if not keys:
+        return []
+    found = await connection.execute(_WAITING, {"keys": keys, "rows": rows})
+    return [
+        Waiting(
+            row[0],
+            Message(row[1], row[2], row[3], row[4], json.loads(row[5]), row[6]),
+        )
+        for row in found
+    ]
+
+
+async def delete(connection: AsyncConnection, ids: Collection[int]) -> None:
+    """Forgets rows that the broker has confirmed."""
+    await connection.execute(_DELETE, {"ids": list(ids)})

@@ -1,0 +1,25 @@
+"""The lock of a principal: whoever changes a user's history holds it until the commit."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_LOCK: Final = text(
+    "SELECT pg_advisory_xact_lock(key) FROM"
+    " (SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key ORDER BY key) AS sorted"
+)
+
+
+async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
+    """Waits for the locks of all `user_ids`, in one order for everybody, so without deadlock."""
+    keys = sorted({_key(user_id) for user_id in user_ids})
+    await connection.execute(_LOCK, {"keys": keys})
+
+
+def _key(user_id: int) -> int:
+    # Hashed, to keep clear of other uses of advisory locks in the same database.
+    digest = hashlib.blake2b(b"study-ingest principal %d" % user_id, digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)

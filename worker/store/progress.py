@@ -1,0 +1,150 @@
+"""Progress rows: what is stored of the fold of each (user, question)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.words import Outcome, Pattern
+from worker.domain.fold import Progress
+from worker.domain.schedule import SCHEDULER_NAME, Memory
+
+
+class Stored(NamedTuple):
+    """A progress row: the fold, and what stands beside it."""
+
+    user_id: int
+    question_id: int
+    topic_id: int
+    progress: Progress
+    pattern: Pattern
+    explanation_requested: bool
+    scheduler: str = SCHEDULER_NAME
+
+
+class Standing(NamedTuple):
+    """A question as it stands under its principal's lock."""
+
+    question_id: int
+    user_id: int
+    topic_id: int
+    correct_choice: int
+    stored: Stored | None
+
+
+_COLUMNS: Final = {
+    "user_id": "bigint",
+    "study_question_id": "bigint",
+    "study_topic_id": "bigint",
+    "attempts_count": "integer",
+    "correct_count": "integer",
+    "wrong_count": "integer",
+    "unsure_count": "integer",
+    "correct_run": "integer",
+    "best_run": "integer",
+    "spaced_run": "integer",
+    "recent_unsure": "smallint",
+    "lapse_count": "integer",
+    "first_correct_at": "timestamptz",
+    "last_outcome": "text",
+    "last_answered_at": "timestamptz",
+    "stability": "double precision",
+    "difficulty": "double precision",
+    "due_at": "timestamptz",
+    "pattern": "text",
+    "explanation_requested": "boolean",
+    "scheduler": "text",
+}
+"""Name and type of each column, in the order of `_row` and `from_row`."""
+_KEY: Final = ("user_id", "study_question_id")
+
+SELECTED: Final = ", ".join(f"progress.{name}" for name in _COLUMNS)
+"""The columns that `from_row` reads, of a table or alias `progress`."""
+
+_STANDING: Final = text(
+    "SELECT question.id, question.user_id, question.study_topic_id, question.correct_choice,"
+    f" {SELECTED}"
+    " FROM study_questions AS question"
+    " LEFT JOIN study_question_progress AS progress ON progress.user_id = question.user_id"
+    " AND progress.study_question_id = question.id"
+    " WHERE question.id = ANY(CAST(:question_ids AS bigint[]))"
+)
+
+_SAVE: Final = text(
+    f"INSERT INTO study_question_progress ({', '.join(_COLUMNS)})"
+    f" SELECT * FROM unnest({', '.join(f'CAST(:{n} AS {t}[])' for n, t in _COLUMNS.items())})"
+    f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in _KEY)
+)
+
+_DELETE: Final = text(
+    "DELETE FROM study_question_progress WHERE user_id = :user_id"
+    " AND study_question_id = ANY(CAST(:question_ids AS bigint[]))"
+)
+
+
+async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> dict[int, Standing]:
+    """The questions and their owners' progress on them; to be read under the owners' locks."""
+    rows = await connection.execute(_STANDING, {"question_ids": list(question_ids)})
+    return {
+        row[0]: Standing(
+            row[0], row[1], row[2], row[3], None if row[4] is None else from_row(row[4:])
+        )
+        for row in rows
+    }
+
+
+async def save(connection: AsyncConnection, rows: Sequence[Stored]) -> None:
+    """Inserts or replaces the rows; the caller holds the lock of every principal in them."""
+    if not rows:
+        return
+    columns = zip(*(_row(row) for row in rows), strict=True)
+    await connection.execute(
+        _SAVE, {name: list(column) for name, column in zip(_COLUMNS, columns, strict=True)}
+    )
+
+
+async def delete(connection: AsyncConnection, user_id: int, question_ids: Iterable[int]) -> None:
+    """Removes progress on questions that have no attempts left."""
+    await connection.execute(_DELETE, {"user_id": user_id, "question_ids": list(question_ids)})
+
+
+def from_row(row: Sequence[Any]) -> Stored:
+    """Reads the columns of `SELECTED`."""
+    return Stored(
+        user_id=row[0],
+        question_id=row[1],
+        topic_id=row[2],
+        progress=Progress(
+            attempts_count=row[3],
+            correct_count=row[4],
+            wrong_count=row[5],
+            unsure_count=row[6],
+            correct_run=row[7],
+            best_run=row[8],
+            spaced_run=row[9],
+            recent_unsure=row[10],
+            lapse_count=row[11],
+            first_correct_at=row[12],
+            last_outcome=Outcome(row[13]),
+            last_answered_at=row[14],
+            memory=Memory(row[15], row[16], row[17]),
+        ),
+        pattern=Pattern(row[18]),
+        explanation_requested=row[19],
+        scheduler=row[20],
+    )
+
+
+def _row(stored: Stored) -> tuple[Any, ...]:
+    return (
+        stored.user_id,
+        stored.question_id,
+        stored.topic_id,
+        *stored.progress[:-1],
+        *stored.progress.memory,
+        stored.pattern,
+        stored.explanation_requested,
+        stored.scheduler,
+    )

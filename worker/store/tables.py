@@ -1,0 +1,215 @@
+"""The tables as this version of the worker knows them, with the constraints that carry meaning.
+
+Migrations create them; a test holds the two to be the same. Ids of users, topics and questions
+are the study application's own (bigint); this project makes none of them.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+METADATA: Final = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    }
+)
+
+_TIME = DateTime(timezone=True)
+_OUTCOMES = "('correct', 'wrong', 'unsure')"
+
+published = Table(
+    "published",
+    METADATA,
+    Column("pub_id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("source_id", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False, server_default=text("false")),
+    CheckConstraint("length(pub_id) BETWEEN 1 AND 128", name="pub_id_length"),
+)
+
+study_topics = Table(
+    "study_topics",
+    METADATA,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("user_id", BigInteger, nullable=False),
+    Column("name", Text, nullable=False, server_default=""),
+)
+
+study_questions = Table(
+    "study_questions",
+    METADATA,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("user_id", BigInteger, nullable=False),
+    Column("study_topic_id", BigInteger, ForeignKey("study_topics.id"), nullable=False),
+    Column("correct_choice", Integer, nullable=False),
+    Column("deleted_at", _TIME),
+    Index(None, "study_topic_id"),
+)
+
+study_quiz_sessions = Table(
+    "study_quiz_sessions",
+    METADATA,
+    Column("id", Uuid, primary_key=True),
+    Column("user_id", BigInteger, nullable=False),
+    Column("study_topic_id", BigInteger, ForeignKey("study_topics.id"), nullable=False),
+    Column("question_ids", JSONB, nullable=False),
+    Column("subject_distribution", JSONB, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("cursor", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("client_session_uuid", Uuid, nullable=False),
+    Column("correct_count", Integer, nullable=False),
+    Column("wrong_count", Integer, nullable=False),
+    Column("unsure_count", Integer, nullable=False),
+    Column("finished_at", _TIME, nullable=False),
+    Column("finalized_at", _TIME, nullable=False),
+    Column("created_at", _TIME, nullable=False, server_default=func.now()),
+    Column("updated_at", _TIME, nullable=False, server_default=func.now()),
+    UniqueConstraint("client_session_uuid", "study_topic_id"),
+    CheckConstraint("status = 'finalized'", name="status"),
+    CheckConstraint(
+        "correct_count >= 0 AND wrong_count >= 0 AND unsure_count >= 0"
+        " AND cursor = correct_count + wrong_count + unsure_count AND cursor > 0",
+        name="counts",
+    ),
+    Index(None, "user_id", "study_topic_id"),
+    Index(None, "study_topic_id"),
+)
+
+study_question_attempts = Table(
+    "study_question_attempts",
+    METADATA,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("user_id", BigInteger, nullable=False),
+    Column("study_question_id", BigInteger, ForeignKey("study_questions.id"), nullable=False),
+    Column("study_topic_id", BigInteger, nullable=False),
+    Column("quiz_session_id", Uuid, ForeignKey("study_quiz_sessions.id"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("selected_choice", Integer),
+    Column("correct_choice", Integer, nullable=False),
+    Column("is_correct", Boolean),
+    Column("outcome", Text, nullable=False),
+    Column("answered_at", _TIME, nullable=False),
+    Column("answered_at_sent", _TIME),
+    UniqueConstraint("quiz_session_id", "position"),
+    CheckConstraint("position >= 0", name="position"),
+    CheckConstraint(f"outcome IN {_OUTCOMES}", name="outcome"),
+    CheckConstraint(
+        "is_correct IS NOT DISTINCT FROM (selected_choice = correct_choice)", name="is_correct"
+    ),
+    CheckConstraint(
+        "outcome = 'unsure' OR (is_correct IS NOT NULL AND (outcome = 'correct') = is_correct)",
+        name="outcome_follows",
+    ),
+    CheckConstraint("answered_at <= answered_at_sent", name="not_in_the_future"),
+    Index(None, "user_id", "study_question_id", "answered_at"),
+    Index(None, "study_question_id"),
+)
+
+study_question_progress = Table(
+    "study_question_progress",
+    METADATA,
+    Column("user_id", BigInteger, primary_key=True),
+    Column("study_question_id", BigInteger, ForeignKey("study_questions.id"), primary_key=True),
+    Column("study_topic_id", BigInteger, nullable=False),
+    Column("attempts_count", Integer, nullable=False),
+    Column("correct_count", Integer, nullable=False),
+    Column("wrong_count", Integer, nullable=False),
+    Column("unsure_count", Integer, nullable=False),
+    Column("correct_run", Integer, nullable=False),
+    Column("best_run", Integer, nullable=False),
+    Column("spaced_run", Integer, nullable=False),
+    Column("recent_unsure", SmallInteger, nullable=False),
+    Column("lapse_count", Integer, nullable=False),
+    Column("first_correct_at", _TIME),
+    Column("last_outcome", Text, nullable=False),
+    Column("last_answered_at", _TIME, nullable=False),
+    Column("pattern", Text, nullable=False),
+    Column("stability", Double, nullable=False),
+    Column("difficulty", Double, nullable=False),
+    Column("due_at", _TIME, nullable=False),
+    Column("scheduler", Text, nullable=False),
+    Column("explanation_requested", Boolean, nullable=False, server_default=text("false")),
+    CheckConstraint(
+        "attempts_count = correct_count + wrong_count + unsure_count AND attempts_count > 0"
+        " AND correct_count >= 0 AND wrong_count >= 0 AND unsure_count >= 0",
+        name="counts",
+    ),
+    CheckConstraint(
+        "correct_run BETWEEN 0 AND best_run AND best_run <= correct_count"
+        " AND spaced_run BETWEEN 0 AND correct_run AND lapse_count BETWEEN 0 AND correct_count",
+        name="runs",
+    ),
+    CheckConstraint("(first_correct_at IS NULL) = (correct_count = 0)", name="first_correct"),
+    CheckConstraint(f"last_outcome IN {_OUTCOMES}", name="last_outcome"),
+    CheckConstraint(
+        "pattern IN ('mastered', 'leech', 'stuck', 'relapsed', 'recovering', 'hesitant',"
+        " 'known', 'learning')",
+        name="pattern",
+    ),
+    CheckConstraint("stability > 0 AND difficulty BETWEEN 1 AND 10", name="memory"),
+    Index(None, "study_question_id"),
+    Index(None, "user_id", "study_topic_id"),
+    # Rows are updated at every attempt: room for the new version on the same page.
+    postgresql_with={"fillfactor": "80"},
+)
+
+ingest_inbox = Table(
+    "ingest_inbox",
+    METADATA,
+    Column("client_session_uuid", Uuid, primary_key=True),
+    Column("content_digest", LargeBinary, nullable=False),
+    Column("user_id", BigInteger, nullable=False),
+    Column("received_at", _TIME, nullable=False, server_default=func.now()),
+    Column("summary", JSONB),
+    CheckConstraint("length(content_digest) = 32", name="content_digest"),
+    Index(None, "user_id"),
+)
+
+outbox = Table(
+    "outbox",
+    METADATA,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("message_id", Uuid, nullable=False),
+    Column("exchange", Text, nullable=False),
+    Column("routing_key", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("headers", JSONB, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_at", _TIME, nullable=False, server_default=func.now()),
+    UniqueConstraint("message_id"),
+    Index(None, "routing_key", "id"),
+)
+
+viewer_grants = Table(
+    "viewer_grants",
+    METADATA,
+    Column("viewer", Text, primary_key=True),
+    Column("user_id", BigInteger, primary_key=True),
+    Column("granted_at", _TIME, nullable=False, server_default=func.now()),
+)
