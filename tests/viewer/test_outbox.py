@@ -1,0 +1,322 @@
+"""The outbox in SQLite: what a viewer's own transaction keeps, forgets, and is refused."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from schemas.attempt_batch import MAX_ATTEMPTS, Attempt, AttemptBatch
+from schemas.ingest_result import IngestResult
+from schemas.words import RejectReason, Status
+from viewer import (
+    BatchRefused,
+    NoTransaction,
+    Outbox,
+    OutboxTooNew,
+    RelayRunning,
+    State,
+    UuidReused,
+)
+from viewer.lock import only_relay
+from viewer.tables import VERSIONS
+
+HOUR = 3_600.0
+DAY = 24 * HOUR
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    with Outbox(tmp_path / "viewer.db") as outbox:
+        yield outbox
+
+
+def batch(uuid: UUID | None = None, choice: int = 1) -> AttemptBatch:
+    attempt = Attempt(question_pub_id="q-1", selected_choice=choice)
+    return AttemptBatch(client_session_uuid=uuid or uuid4(), attempts=(attempt,))
+
+
+def result(uuid: UUID, status: Status = Status.INGESTED, detail: str | None = None) -> IngestResult:
+    reason = RejectReason.NOTHING_RESOLVED if status is Status.REJECTED else None
+    return IngestResult(
+        client_session_uuid=uuid,
+        status=status,
+        received_at=datetime.now(UTC),
+        reason=reason,
+        detail=detail,
+    )
+
+
+def record(outbox: Outbox, *batches: AttemptBatch) -> None:
+    with closing(sqlite3.connect(outbox.path)) as connection, connection:
+        for each in batches:
+            outbox.record(connection, each)
+
+
+def test_a_batch_is_visible_after_the_viewers_commit_and_not_before(outbox: Outbox) -> None:
+    made = batch()
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        assert outbox.record(connection, made)
+        assert outbox.pending() == []
+        connection.commit()
+    (entry,) = outbox.pending()
+    assert entry.state is State.PENDING
+    assert entry.batch == made
+    assert (entry.problem, entry.confirmed_at, entry.settled_at, entry.result) == (None,) * 4
+
+
+def test_a_rollback_forgets_the_batch_with_the_session(outbox: Outbox) -> None:
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        connection.execute("CREATE TABLE sessions (uuid TEXT)")
+        connection.execute("INSERT INTO sessions VALUES ('one')")
+        outbox.record(connection, batch())
+        connection.rollback()
+        assert connection.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
+    assert outbox.pending() == []
+
+
+def test_recording_the_same_again_changes_nothing(outbox: Outbox) -> None:
+    made = batch()
+    record(outbox, made)
+    before = outbox.get(made.client_session_uuid)
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        assert outbox.record(connection, made) is False
+        connection.commit()
+    assert outbox.get(made.client_session_uuid) == before
+
+
+def test_the_same_uuid_for_other_content_is_refused_and_keeps_the_first(outbox: Outbox) -> None:
+    made = batch()
+    record(outbox, made)
+    with pytest.raises(UuidReused, match=str(made.client_session_uuid)):
+        record(outbox, batch(made.client_session_uuid, choice=2))
+    assert [entry.batch for entry in outbox.pending()] == [made]
+
+
+def test_another_spelling_of_the_same_time_is_the_same_content(outbox: Outbox) -> None:
+    uuid = uuid4()
+    for spelling in ("2026-03-01T10:00:00+01:00", "2026-03-01T09:00:00Z"):
+        attempt = Attempt(question_pub_id="q", selected_choice=1, answered_at=spelling)
+        record(outbox, AttemptBatch(client_session_uuid=uuid, attempts=(attempt,)))
+    assert len(outbox.pending()) == 1
+
+
+def test_autocommit_needs_an_open_transaction(outbox: Outbox) -> None:
+    with closing(sqlite3.connect(outbox.path, isolation_level=None)) as connection:
+        with pytest.raises(NoTransaction, match="BEGIN"):
+            outbox.record(connection, batch())
+        connection.execute("BEGIN")
+        outbox.record(connection, batch())
+        assert outbox.pending() == []
+        connection.execute("COMMIT")
+    assert len(outbox.pending()) == 1
+
+
+def test_the_viewers_row_factory_does_not_matter(outbox: Outbox) -> None:
+    made = batch()
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        connection.row_factory = lambda cursor, row: {"only": row[0]}
+        assert outbox.record(connection, made)
+        assert not outbox.record(connection, made)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "sentence"),
+    [
+        ([Attempt(question_pub_id="q")] * (MAX_ATTEMPTS + 1), "1001 attempts"),
+        ([Attempt(question_pub_id="q", answered_at="x" * 1_050_000)], "bytes"),
+        ([Attempt.model_construct(question_pub_id="")], "at least 1 character"),
+    ],
+)
+def test_what_no_worker_would_take_is_refused_at_once(
+    outbox: Outbox, attempts: list[Attempt], sentence: str
+) -> None:
+    hopeless = AttemptBatch.model_construct(client_session_uuid=uuid4(), attempts=tuple(attempts))
+    with pytest.raises(BatchRefused, match=sentence):
+        record(outbox, hopeless)
+    assert outbox.pending() == []
+
+
+def test_a_trace_is_kept_or_begun(outbox: Outbox) -> None:
+    given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with closing(sqlite3.connect(outbox.path)) as connection:
+        outbox.record(connection, batch(), traceparent=given)
+        outbox.record(connection, batch())
+        for wrong in (
+            "",
+            given.upper(),
+            given.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32),
+        ):
+            with pytest.raises(ValueError, match="leave it out"):
+                outbox.record(connection, batch(), traceparent=wrong)
+        connection.commit()
+    kept, begun = outbox.pending()
+    assert kept.traceparent == given
+    assert begun.traceparent.startswith("00-")
+    assert begun.traceparent != given
+
+
+def test_a_batch_goes_from_pending_to_confirmed_to_settled(outbox: Outbox) -> None:
+    made = batch()
+    uuid = made.client_session_uuid
+    record(outbox, made)
+    outbox.note_problem(uuid, "offline")
+    assert [entry.problem for entry in outbox.pending()] == ["offline"]
+    outbox.confirm(uuid)
+    (entry,) = outbox.unsettled()
+    assert (entry.state, entry.problem) == (State.CONFIRMED, None)
+    assert entry.confirmed_at is not None
+    assert outbox.pending() == []
+    assert outbox.settle(result(uuid))
+    (entry,) = outbox.settled()
+    assert (entry.state, entry.rejected) == (State.SETTLED, False)
+    assert entry.settled_at is not None
+    assert outbox.unsettled() == []
+
+
+def test_a_rejection_is_kept_for_the_person(outbox: Outbox) -> None:
+    made = batch()
+    record(outbox, made)
+    outbox.settle(result(made.client_session_uuid, Status.REJECTED, "None of it is published."))
+    (entry,) = outbox.settled()
+    assert entry.rejected
+    assert entry.result is not None
+    assert entry.result.reason is RejectReason.NOTHING_RESOLVED
+    assert entry.result.detail == "None of it is published."
+
+
+def test_a_result_that_overtakes_the_confirm_stands(outbox: Outbox) -> None:
+    made = batch()
+    record(outbox, made)
+    outbox.settle(result(made.client_session_uuid))
+    before = outbox.get(made.client_session_uuid)
+    outbox.confirm(made.client_session_uuid)
+    outbox.note_problem(made.client_session_uuid, "too late")
+    assert outbox.get(made.client_session_uuid) == before
+
+
+def test_an_unknown_result_is_told_from_a_known_one(outbox: Outbox) -> None:
+    assert outbox.settle(result(uuid4())) is False
+
+
+def test_the_oldest_pending_batch_is_due_and_no_other(outbox: Outbox) -> None:
+    made = [batch() for _ in range(3)]
+    record(outbox, *made)
+    due = []
+    while (entry := outbox.next_due(HOUR, DAY)) is not None:
+        due.append(entry.batch)
+        again = outbox.next_due(HOUR, DAY)
+        assert again == entry
+        outbox.confirm(entry.client_session_uuid)
+    assert due == made
+
+
+def test_a_batch_without_result_is_due_again_after_longer_and_longer(outbox: Outbox) -> None:
+    made = batch()
+    uuid = made.client_session_uuid
+    record(outbox, made)
+    for confirms, wait in [(1, HOUR), (2, 2 * HOUR), (3, 4 * HOUR), (4, 5 * HOUR), (5, 5 * HOUR)]:
+        outbox.confirm(uuid)
+        _confirmed(outbox, uuid, seconds_ago=wait - 10)
+        assert outbox.next_due(HOUR, 5 * HOUR) is None, confirms
+        _confirmed(outbox, uuid, seconds_ago=wait + 10)
+        assert outbox.next_due(HOUR, 5 * HOUR) is not None, confirms
+    outbox.settle(result(uuid))
+    assert outbox.next_due(HOUR, 5 * HOUR) is None
+
+
+def test_a_clock_that_was_set_back_does_not_hold_a_batch_for_ever(outbox: Outbox) -> None:
+    made = batch()
+    record(outbox, made)
+    outbox.confirm(made.client_session_uuid)
+    _confirmed(outbox, made.client_session_uuid, seconds_ago=-365 * DAY)
+    assert outbox.next_due(HOUR, DAY) is not None
+
+
+def test_new_batches_go_before_repeated_ones(outbox: Outbox) -> None:
+    old, new = batch(), batch()
+    record(outbox, old)
+    outbox.confirm(old.client_session_uuid)
+    _confirmed(outbox, old.client_session_uuid, seconds_ago=DAY)
+    record(outbox, new)
+    due = outbox.next_due(HOUR, DAY)
+    assert due is not None
+    assert due.batch == new
+
+
+def test_pruning_forgets_only_what_was_settled_long_ago(outbox: Outbox) -> None:
+    kept, gone = batch(), batch()
+    record(outbox, kept, gone)
+    outbox.settle(result(gone.client_session_uuid))
+    assert outbox.prune(timedelta(hours=1)) == 0
+    assert outbox.prune(timedelta()) == 1
+    assert outbox.get(gone.client_session_uuid) is None
+    assert outbox.get(kept.client_session_uuid) is not None
+
+
+def test_after_pruning_a_new_batch_still_comes_last(outbox: Outbox) -> None:
+    first, last, newer = batch(), batch(), batch()
+    record(outbox, first, last)
+    outbox.settle(result(last.client_session_uuid))
+    outbox.prune(timedelta())
+    record(outbox, newer)
+    assert [entry.batch for entry in outbox.pending()] == [first, newer]
+
+
+def test_only_old_batches_are_listed_as_unsettled(outbox: Outbox) -> None:
+    record(outbox, batch())
+    assert len(outbox.unsettled()) == 1
+    assert outbox.unsettled(older_than=timedelta(minutes=1)) == []
+
+
+def test_opening_again_keeps_everything(outbox: Outbox) -> None:
+    record(outbox, batch())
+    with Outbox(outbox.path) as again:
+        assert again.pending() == outbox.pending()
+
+
+def test_a_newer_librarys_tables_are_left_alone(outbox: Outbox) -> None:
+    with closing(sqlite3.connect(outbox.path)) as connection, connection:
+        connection.execute("UPDATE study_outbox_version SET version = 99")
+    with pytest.raises(OutboxTooNew, match=f"version 99 and this library knows {len(VERSIONS)}"):
+        Outbox(outbox.path)
+
+
+def test_the_viewers_database_keeps_its_journal_mode(tmp_path: Path) -> None:
+    for mode in ("wal", "delete"):
+        path = tmp_path / f"{mode}.db"
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"PRAGMA journal_mode = {mode}")
+        with Outbox(path) as outbox:
+            record(outbox, batch())
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA journal_mode").fetchone() == (mode,)
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "file:x?mode=memory"])
+def test_an_outbox_is_a_file(path: str) -> None:
+    with pytest.raises(ValueError, match="name a file"):
+        Outbox(path)
+
+
+def test_one_relay_for_one_outbox(tmp_path: Path) -> None:
+    path, other = tmp_path / "viewer.db", tmp_path / "other.db"
+    with only_relay(path):
+        with pytest.raises(RelayRunning, match=r"viewer\.db"), only_relay(path):
+            pass
+        with only_relay(other):
+            pass
+    with only_relay(path):
+        pass
+
+
+def _confirmed(outbox: Outbox, uuid: UUID, *, seconds_ago: float) -> None:
+    with closing(sqlite3.connect(outbox.path)) as connection, connection:
+        connection.execute(
+            "UPDATE study_outbox SET confirmed_at = ? WHERE client_session_uuid = ?",
+            (time.time() - seconds_ago, str(uuid)),
+        )

@@ -1,0 +1,68 @@
+"""Publishing: one recorded batch to the broker, and its answer.
+
+Knows aio-pika and the wire's names; nothing of SQLite, retries or reconnecting.
+"""
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractConnection, AbstractExchange
+from aio_pika.exceptions import DeliveryError, PublishError
+
+from schemas.amqp import (
+    ATTEMPT_BATCH_TYPE,
+    CLIENT_SESSION_UUID_HEADER,
+    CONTENT_TYPE,
+    INGEST_EXCHANGE,
+    TRACEPARENT_HEADER,
+)
+from viewer.outbox import Entry
+
+
+async def ingest_exchange(connection: AbstractConnection) -> AbstractExchange:
+    """The exchange that takes attempt batches, on a channel of its own with publisher confirms."""
+    channel = connection.channel(publisher_confirms=True, on_return_raises=True)
+    await channel.initialize()
+    # Not looked for: that takes a permission, and a missing exchange answers the first publish.
+    return await channel.get_exchange(INGEST_EXCHANGE, ensure=False)
+
+
+async def publish(
+    exchange: AbstractExchange, entry: Entry, routing_key: str, user_id: str | None
+) -> str | None:
+    """Publishes one batch and waits for the broker's word.
+
+    Returns None when the broker has confirmed it, or one sentence on why it would not take it.
+    When it is cancelled or times out, the outcome is unknown, and nothing else may be published
+    on this channel, since a late answer could be mistaken.
+    """
+    try:
+        await exchange.publish(message(entry, user_id), routing_key=routing_key, mandatory=True)
+    except PublishError:
+        return (
+            f"no queue takes messages for {routing_key!r} on the exchange {exchange.name!r}:"
+            " set up the broker's topology"
+        )
+    except DeliveryError:
+        return "the broker refused the message, most likely because the queue is full: wait"
+    return None
+
+
+def message(entry: Entry, user_id: str | None) -> Message:
+    """The AMQP message for one attempt to publish `entry`."""
+    return Message(
+        entry.body,
+        delivery_mode=DeliveryMode.PERSISTENT,
+        content_type=CONTENT_TYPE,
+        type=ATTEMPT_BATCH_TYPE,
+        timestamp=datetime.now(UTC),
+        # New for each attempt: aiormq finds returned messages by it, and two in flight with one
+        # id could have their answers mixed up.
+        message_id=str(uuid4()),
+        user_id=user_id,
+        headers={
+            CLIENT_SESSION_UUID_HEADER: str(entry.client_session_uuid),
+            TRACEPARENT_HEADER: entry.traceparent,
+        },
+    )

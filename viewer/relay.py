@@ -1,0 +1,312 @@
+"""The relay: carries the outbox to the broker, and the results back, for as long as it runs.
+
+Every state it has is in the outbox, so it may die anywhere: what was sent but not marked is sent
+again, and the worker tells duplicates by their uuid. Knows asyncio, and the order of things; how a
+message looks and how a row is stored is known elsewhere.
+"""
+
+import asyncio
+import logging
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+from uuid import UUID
+
+import aio_pika
+from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.connection import make_url
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+
+from schemas.amqp import attempts_key
+from viewer.errors import RelayStopped
+from viewer.lock import only_relay
+from viewer.outbox import Entry, Outbox, State
+from viewer.publishing import ingest_exchange, publish
+from viewer.results import Results, open_results, read_result
+from viewer.settings import RelaySettings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
+
+_LOCK_RETRY = 0.02
+"""Seconds between looks at a file that another connection has locked."""
+
+
+@dataclass(slots=True)
+class RelayStatus:
+    """How the relay is doing, for a person to see."""
+
+    connected: bool = False
+    """Whether the broker has been reached and results can arrive."""
+    problem: str | None = None
+    """One sentence on the latest failure; None when things go well."""
+    unknown_results: int = 0
+    """Results for batches that this outbox does not have: pruned, or another outbox uses the
+    same viewer name, which must not be."""
+    unreadable_results: int = 0
+    """Results that this version of the library can't read."""
+
+
+class Relay:
+    """Publishes what is recorded in `outbox` as `viewer`, and settles it when results arrive.
+
+    `url` is amqp(s)://login:password@host:port/vhost. Use it in `async with`, or call `run`.
+    Trouble with the broker is waited out for ever, and shown in `status`. Raises ValueError for
+    a viewer name that is not 1 to 64 letters, digits, '-' and '_'.
+    """
+
+    def __init__(
+        self, outbox: Outbox, url: str, viewer: str, settings: RelaySettings | None = None
+    ) -> None:
+        self.status = RelayStatus()
+        self._outbox = outbox
+        self._settings = settings or RelaySettings()
+        self._viewer = viewer
+        self._routing_key = attempts_key(viewer)
+        self._url = make_url(url)
+        if "heartbeat" not in self._url.query:
+            self._url = self._url.update_query(heartbeat=str(self._settings.heartbeat))
+        # The broker vouches for the user id when it is the login; any other it would refuse.
+        self._user_id = viewer if self._url.user == viewer else None
+        self._failures = 0
+        self._woken = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._held = ExitStack()
+
+    async def start(self) -> None:
+        """Begins to relay in the background; raises `RelayRunning` if the outbox has a relay."""
+        with ExitStack() as held:
+            held.enter_context(only_relay(self._outbox.path))
+            # A connection of its own that never waits: SQLite is called in the event loop, since
+            # every call is one short statement, and a lock is waited for outside of it.
+            store = held.enter_context(Outbox(self._outbox.path, lock_timeout=0))
+            self._held = held.pop_all()
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.create_task(self._work(store), name="study outbox relay")
+        self._task.add_done_callback(lambda _: self._announce())
+
+    async def stop(self) -> None:
+        """Ends the relay; a publish in flight is sent again by the next one."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.wait([task])
+        self._held.close()
+        self.status.connected = False
+        if not task.cancelled():
+            task.result()  # a fault of ours, not of the broker's: let it be seen
+
+    async def run(self, stop: asyncio.Event | None = None) -> None:
+        """Relays until `stop` is set, or until the calling task is cancelled."""
+        async with self:
+            ending = asyncio.create_task((stop or asyncio.Event()).wait())
+            try:
+                await asyncio.wait({ending, self._running()}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ending.cancel()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def wake(self) -> None:
+        """Looks at the outbox, or tries the broker again, now. May be called from any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has closed: there is nobody to wake
+                self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def until(self, condition: Callable[[], T | None]) -> T:
+        """Waits for `condition` to give something true, and returns that.
+
+        Asks after every change that the relay makes to the outbox or to its status. Raises
+        `RelayStopped` when the relay isn't running.
+        """
+        while True:
+            changed = self._changed
+            if found := condition():
+                return found
+            if self._running().done():
+                raise RelayStopped from self._fault()
+            await changed.wait()
+
+    async def until_settled(self, client_session_uuid: UUID) -> Entry:
+        """Waits for the result of one batch, and returns its entry."""
+
+        def settled() -> Entry | None:
+            entry = self._outbox.get(client_session_uuid)
+            return entry if entry is not None and entry.state is State.SETTLED else None
+
+        return await self.until(settled)
+
+    def _running(self) -> asyncio.Task[None]:
+        if self._task is None:
+            raise RelayStopped
+        return self._task
+
+    def _fault(self) -> BaseException | None:
+        task = self._running()
+        return task.exception() if task.done() and not task.cancelled() else None
+
+    async def _work(self, store: Outbox) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            try:
+                await _first_of(self._session(store))
+            except (*CONNECTION_EXCEPTIONS, sqlite3.OperationalError) as error:
+                self.status.connected = False
+                self._show(_sentence(error))
+            if clock() - began > self._settings.retry_delay_max:
+                self._failures = 0
+            await self._pause(self._next_delay())
+
+    async def _session(self, store: Outbox) -> None:
+        """One connection, from opening it to its end; never returns without an error."""
+        settings = self._settings
+        connection = await aio_pika.connect(self._url, timeout=settings.connect_timeout)
+        try:
+            async with asyncio.timeout(settings.answer_timeout):
+                # First of all: a result that is routed before its queue is there would be lost.
+                results = await open_results(
+                    connection,
+                    self._viewer,
+                    declare=settings.declare_results_queue,
+                    prefetch=settings.prefetch,
+                )
+                exchange = await ingest_exchange(connection)
+            self.status.connected = True
+            self._show(None)
+            await _first_of(
+                self._publish_all(store, exchange), self._settle_all(store, results), results.lost()
+            )
+        finally:
+            await self._close(connection)
+
+    async def _publish_all(self, store: Outbox, exchange: AbstractExchange) -> None:
+        """Publishes one batch at a time, so that none is sent before the last was confirmed."""
+        settings = self._settings
+        while True:
+            entry = await _unlocked(
+                store.next_due, settings.result_timeout, settings.result_timeout_max
+            )
+            if entry is None:
+                await self._pause(settings.poll_interval)
+                continue
+            async with asyncio.timeout(settings.publish_timeout):
+                problem = await publish(exchange, entry, self._routing_key, self._user_id)
+            if problem is None:
+                await _unlocked(store.confirm, entry.client_session_uuid)
+                self._failures = 0
+                self._show(None)
+            else:
+                await _unlocked(store.note_problem, entry.client_session_uuid, problem)
+                self._show(problem)
+                await self._pause(self._next_delay())
+
+    async def _settle_all(self, store: Outbox, results: Results) -> None:
+        while True:
+            message = await results.next()
+            await self._settle(store, message)
+            # Only now is the result safe. What can't be used is acked as well, or it would come
+            # back for ever; a batch that misses its result is published again after a while,
+            # and the worker repeats what it said.
+            await message.ack()
+
+    async def _settle(self, store: Outbox, message: AbstractIncomingMessage) -> None:
+        result = read_result(message.type, message.body)
+        if result is None:
+            self.status.unreadable_results += 1
+            log.warning("a result of type %r can't be read: upgrade the viewer", message.type)
+        elif not await _unlocked(store.settle, result):
+            self.status.unknown_results += 1
+            log.warning(
+                "a result for %s, which is not in this outbox: was it pruned, or does another"
+                " outbox use the viewer name %r?",
+                result.client_session_uuid,
+                self._viewer,
+            )
+        self._announce()
+
+    async def _close(self, connection: AbstractConnection) -> None:
+        with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
+            async with asyncio.timeout(self._settings.close_timeout):
+                await connection.close()
+
+    def _next_delay(self) -> float:
+        settings = self._settings
+        longest = settings.retry_delay_min * 2.0 ** min(self._failures, 30)
+        self._failures += 1
+        return min(longest, settings.retry_delay_max) * random.uniform(0.5, 1.0)  # noqa: S311
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits that long, or until somebody calls `wake`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        self._woken.clear()
+
+    def _show(self, problem: str | None) -> None:
+        if problem is not None and problem != self.status.problem:
+            log.warning("%s", problem)
+        self.status.problem = problem
+        self._announce()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
+    """Runs all; when one ends, cancels the others and ends as it did.
+
+    aio-pika answers some calls on a lost connection with a cancellation that nobody asked for;
+    it comes out as ConnectionResetError.
+    """
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended = next(task for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if ended.cancelled():
+        raise ConnectionResetError("the connection to the broker was lost")
+    ended.result()
+
+
+async def _unlocked(
+    operation: Callable[Arguments, T], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> T:
+    """Does one short SQLite operation, waiting while another connection has the file locked."""
+    while True:
+        try:
+            return operation(*args, **kwargs)
+        except sqlite3.OperationalError as error:
+            # The low byte: the others tell kinds of busy apart.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        await asyncio.sleep(_LOCK_RETRY)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "the broker did not answer in time: is it overloaded, or the network bad?"
+    return f"the broker can't be used: {error or type(error).__name__}"

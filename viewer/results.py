@@ -1,0 +1,79 @@
+"""Results: the viewer's own queue of them, and how one message is read.
+
+Knows aio-pika and the wire's names; nothing of SQLite or of what the results are for.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+from pydantic import ValidationError
+
+from schemas.amqp import RESULTS_EXCHANGE, result_key, results_queue
+from schemas.ingest_result import IngestResult
+
+_VERSION_1 = re.compile(r"study\.ingest_result\.v1(\.[0-9]{1,4})?")
+
+
+class ResultsLost(ConnectionError):
+    """The broker stopped sending results: the queue was deleted, or the channel closed."""
+
+
+class Results:
+    """The results waiting for one viewer; made by `open_results`."""
+
+    def __init__(self, prefetch: int) -> None:
+        self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(prefetch)
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def next(self) -> AbstractIncomingMessage:
+        """The next delivery, which the caller has to ack."""
+        return await self._arrived.get()
+
+    async def lost(self) -> None:
+        """Waits; raises `ResultsLost` when no more deliveries will come."""
+        await asyncio.shield(self._lost)
+
+    async def _take(self, message: AbstractIncomingMessage) -> None:
+        # Nothing more happens here: aio-pika cancels this callback when the channel closes.
+        # The prefetch bounds what is not acked, and so what this queue has to hold.
+        self._arrived.put_nowait(message)
+
+    def _lose(self, *_: Any) -> None:
+        if not self._lost.done():
+            self._lost.set_exception(ResultsLost("the broker stopped sending results"))
+            self._lost.exception()  # whoever awaits it sees it; nobody has to
+
+
+async def open_results(
+    connection: AbstractConnection, viewer: str, *, declare: bool, prefetch: int
+) -> Results:
+    """Starts to consume the viewer's results, on a channel of its own.
+
+    With `declare`, makes the durable queue and its binding where they are not there; else only
+    looks for the queue. It keeps what arrives while the viewer is away.
+    """
+    results = Results(prefetch)
+    channel = connection.channel(publisher_confirms=False)
+    await channel.initialize()
+    await channel.set_qos(prefetch)
+    name = results_queue(viewer)
+    queue = await channel.declare_queue(name, durable=True, passive=not declare)
+    if declare:
+        await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
+    channel.close_callbacks.add(results._lose)
+    # Plain channels have no other way to learn that the broker cancelled the consumer.
+    (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(results._lose)
+    await queue.consume(results._take)
+    return results
+
+
+def read_result(message_type: str | None, body: bytes) -> IngestResult | None:
+    """The result in a message; None when this library can't read it."""
+    if message_type is None or _VERSION_1.fullmatch(message_type) is None:
+        return None
+    try:
+        return IngestResult.model_validate_json(body)
+    except ValidationError:
+        return None

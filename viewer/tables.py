@@ -1,0 +1,74 @@
+"""The outbox's tables inside the viewer's own SQLite file, and their versions.
+
+Knows SQL and nothing of batches or brokers. Sets no journal mode and no other pragma: the
+file is the viewer's.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from viewer.errors import OutboxTooNew
+
+# AUTOINCREMENT: a number is never used twice, so that pruning can't let a new batch slip in
+# front of older ones. Times are seconds since 1970 in UTC.
+_VERSION_1: Final = (
+    """
+    CREATE TABLE study_outbox (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        client_session_uuid TEXT NOT NULL UNIQUE,
+        digest BLOB NOT NULL,
+        body BLOB NOT NULL,
+        traceparent TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'pending'
+            CHECK (state IN ('pending', 'confirmed', 'settled')),
+        recorded_at REAL NOT NULL,
+        confirmed_at REAL,
+        confirms INTEGER NOT NULL DEFAULT 0,
+        problem TEXT,
+        settled_at REAL,
+        status TEXT,
+        result TEXT,
+        CHECK ((state = 'settled') = (result IS NOT NULL))
+    )
+    """,
+    "CREATE INDEX study_outbox_state ON study_outbox (state, seq)",
+)
+
+VERSIONS: Final = (_VERSION_1,)
+"""The statements that lead from each version to the next; append, never edit."""
+
+
+def upgrade(connection: sqlite3.Connection, path: Path) -> None:
+    """Makes or upgrades the tables, in one transaction of its own.
+
+    `connection` must be in autocommit mode. Raises `OutboxTooNew` when a newer version of this
+    library has been here.
+    """
+    if _version(connection) == len(VERSIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS study_outbox_version (version INTEGER NOT NULL)"
+        )
+        # Read again: another process may have upgraded while this one waited for the lock.
+        found = _version(connection)
+        if found > len(VERSIONS):
+            raise OutboxTooNew(path, found, len(VERSIONS))
+        for statements in VERSIONS[found:]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute("DELETE FROM study_outbox_version")
+        connection.execute("INSERT INTO study_outbox_version VALUES (?)", (len(VERSIONS),))
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """The version in the file; 0 where there are no tables yet."""
+    exists = connection.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'study_outbox_version'"
+    ).fetchone()
+    if exists is None:
+        return 0
+    row = connection.execute("SELECT version FROM study_outbox_version").fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,19 @@
+"""W3C trace context, version 00: enough of it to begin a trace for a batch."""
+
+import re
+import secrets
+
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def new_traceparent() -> str:
+    """A fresh `traceparent`, marked as sampled."""
+    trace, span = secrets.token_hex(16), secrets.token_hex(8)
+    made = f"00-{trace}-{span}-01"
+    # All zeros is the one invalid value, and as likely as any other.
+    return made if is_traceparent(made) else new_traceparent()
+
+
+def is_traceparent(text: str) -> bool:
+    """Whether `text` is a `traceparent` that a receiver may take up."""
+    return _TRACEPARENT.fullmatch(text) is not None
