@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
 
+_STREAMED_AT_ONCE: Final = 2_000
+"""Rows fetched in one round trip of a stream."""
 _SOURCE: Final = "viewer"
 _STATUS: Final = "finalized"
 
@@ -84,6 +86,11 @@ _HISTORY: Final = text(
     " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
 )
 
+_USERS: Final = text(
+    "SELECT user_id FROM study_question_attempts UNION SELECT user_id FROM study_question_progress"
+    " ORDER BY user_id"
+)
+
 _LOG: Final = text(
     f"SELECT attempt.study_question_id, attempt.study_topic_id, {_SCORED}"
     " FROM study_question_attempts AS attempt"
@@ -122,6 +129,11 @@ async def histories(
     return found
 
 
+async def users(connection: AsyncConnection) -> list[int]:
+    """Everybody who has attempts or progress, in order."""
+    return list((await connection.scalars(_USERS)).all())
+
+
 async def log(
     connection: AsyncConnection, user_id: int
 ) -> AsyncIterator[tuple[int, int, list[ScoredAttempt]]]:
@@ -129,7 +141,9 @@ async def log(
     question_id: int | None = None
     topic_id = 0
     attempts: list[ScoredAttempt] = []
-    async with connection.stream(_LOG, {"user_id": user_id}) as rows:
+    async with connection.stream(
+        _LOG, {"user_id": user_id}, execution_options={"yield_per": _STREAMED_AT_ONCE}
+    ) as rows:
         async for row in rows:
             if row[0] != question_id:
                 if question_id is not None:

@@ -43,6 +43,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         url,
         pool_size=connections,
         max_overflow=0,
+        hide_parameters=True,  # errors end up in logs; what people answered must not
         pool_timeout=settings.transaction_timeout,
         connect_args={
             "timeout": settings.connect_timeout,

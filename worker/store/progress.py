@@ -78,6 +78,10 @@ _SAVE: Final = text(
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in _KEY)
 )
 
+_OF_USER: Final = text(
+    f"SELECT {SELECTED} FROM study_question_progress AS progress WHERE user_id = :user_id"
+)
+
 _DELETE: Final = text(
     "DELETE FROM study_question_progress WHERE user_id = :user_id"
     " AND study_question_id = ANY(CAST(:question_ids AS bigint[]))"
@@ -95,6 +99,12 @@ async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> 
     }
 
 
+async def of_user(connection: AsyncConnection, user_id: int) -> dict[int, Stored]:
+    """All progress rows of one user, by question."""
+    rows = await connection.execute(_OF_USER, {"user_id": user_id})
+    return {row[1]: from_row(row) for row in rows}
+
+
 async def save(connection: AsyncConnection, rows: Sequence[Stored]) -> None:
     """Inserts or replaces the rows; the caller holds the lock of every principal in them."""
     if not rows:
@@ -108,6 +118,11 @@ async def save(connection: AsyncConnection, rows: Sequence[Stored]) -> None:
 async def delete(connection: AsyncConnection, user_id: int, question_ids: Iterable[int]) -> None:
     """Removes progress on questions that have no attempts left."""
     await connection.execute(_DELETE, {"user_id": user_id, "question_ids": list(question_ids)})
+
+
+def columns(stored: Stored) -> dict[str, Any]:
+    """The row as names and values."""
+    return dict(zip(_COLUMNS, _row(stored), strict=True))
 
 
 def from_row(row: Sequence[Any]) -> Stored:

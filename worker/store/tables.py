@@ -127,7 +127,7 @@ study_question_attempts = Table(
         name="outcome_follows",
     ),
     CheckConstraint("answered_at <= answered_at_sent", name="not_in_the_future"),
-    Index(None, "user_id", "study_question_id", "answered_at"),
+    Index("study_question_attempts_history_idx", "user_id", "study_question_id", "answered_at"),
     Index(None, "study_question_id"),
 )
 

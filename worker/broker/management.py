@@ -1,0 +1,201 @@
+"""A thin client of RabbitMQ's management API: what the broker has, and how to add to it.
+
+Knows HTTP and the API's paths; may not know which objects the project wants (`topology.py`).
+The API is asked at start and now and then, never for a message: a worker consumes on while it
+is away.
+"""
+
+import ssl
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import httpx
+
+from worker.errors import BrokerAway, TopologyError
+from worker.settings import Settings
+
+Json = dict[str, Any]
+
+_PORT: Final = 15672
+_PORT_TLS: Final = 15671
+_DETAIL_MAX: Final = 200
+
+
+class Management:
+    """The management API, seen from the vhost of `settings.amqp_url`.
+
+    To be used as `async with Management(settings) as management`. Every method raises
+    `BrokerAway` when the API can't be reached or is failing, and `TopologyError` when it refuses
+    (login, permission, vhost, value); neither ever shows a password.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        amqp = urlsplit(settings.amqp_url.get_secret_value())
+        tls = amqp.scheme == "amqps"
+        given = settings.management_url
+        if given is not None:
+            url = urlsplit(given.get_secret_value())
+        else:
+            host = f"[{amqp.hostname}]" if ":" in (amqp.hostname or "") else amqp.hostname
+            port = _PORT_TLS if tls else _PORT
+            url = urlsplit(f"{'https' if tls else 'http'}://{host}:{port}")
+        login = url if url.username else amqp
+        self.user = unquote(login.username or "guest")
+        self.vhost = unquote(amqp.path[1:]) or "/"
+        self._base = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
+        self._vhost = quote(self.vhost, safe="")
+        authority = parse_qs(amqp.query).get("cafile", [None])[0]
+        self._http = httpx.AsyncClient(
+            base_url=f"{self._base}/api/",
+            auth=(self.user, unquote(login.password or "guest")),
+            timeout=settings.connect_timeout,
+            # The broker is a neighbour: neither proxies nor .netrc of the machine concern it.
+            trust_env=False,
+            verify=ssl.create_default_context(cafile=authority) if url.scheme == "https" else True,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    async def version(self) -> str:
+        """The broker's version, as `3.10.8`."""
+        overview = await self._get("overview")
+        return str(overview.get("rabbitmq_version", "0"))
+
+    async def feature_flags(self) -> list[Json]:
+        """Each with `name` and `state`."""
+        flags: list[Json] = await self._get("feature-flags")
+        return flags
+
+    async def vhosts(self) -> list[Json]:
+        """Each with `name`; those that the login may see."""
+        vhosts: list[Json] = await self._get("vhosts")
+        return vhosts
+
+    async def exchanges(self) -> list[Json]:
+        """The vhost's, each with `name`, `type`, `durable`, `arguments`."""
+        exchanges: list[Json] = await self._get(f"exchanges/{self._vhost}")
+        return exchanges
+
+    async def queues(self) -> list[Json]:
+        """The vhost's, each with `name`, `type`, `durable`, `arguments`; counts lag by seconds."""
+        queues: list[Json] = await self._get(f"queues/{self._vhost}")
+        return queues
+
+    async def bindings(self) -> list[Json]:
+        """The vhost's, each with `source`, `destination`, `destination_type`, `routing_key`."""
+        bindings: list[Json] = await self._get(f"bindings/{self._vhost}")
+        return bindings
+
+    async def policies(self) -> list[Json]:
+        """The vhost's, each with `name`, `pattern`, `apply-to`, `priority`, `definition`."""
+        policies: list[Json] = await self._get(f"policies/{self._vhost}")
+        return policies
+
+    async def connections(self) -> list[Json]:
+        """All that the login may see, each with `name`, `vhost`, `user`, `client_properties`."""
+        connections: list[Json] = await self._get("connections")
+        return connections
+
+    async def consumer_tags(self, queue: str) -> set[str]:
+        """The tags of the queue's consumers.
+
+        A new consumer is listed after up to 5 seconds, one that is gone is missing at once.
+        """
+        found = await self._get(f"queues/{self._vhost}/{quote(queue, safe='')}")
+        return {str(consumer.get("consumer_tag")) for consumer in found.get("consumer_details", ())}
+
+    async def declare_exchange(self, name: str, kind: str) -> None:
+        """Creates a durable exchange of type `kind`."""
+        await self._send(
+            "PUT",
+            f"exchanges/{self._vhost}/{quote(name, safe='')}",
+            {"type": kind, "durable": True, "auto_delete": False, "arguments": {}},
+        )
+
+    async def declare_queue(self, name: str, arguments: Json) -> None:
+        """Creates a durable queue with `arguments`."""
+        await self._send(
+            "PUT",
+            f"queues/{self._vhost}/{quote(name, safe='')}",
+            {"durable": True, "auto_delete": False, "arguments": arguments},
+        )
+
+    async def bind(self, exchange: str, queue: str, routing_key: str) -> None:
+        """Binds `queue` to `exchange`; binding twice makes no difference."""
+        await self._send(
+            "POST",
+            f"bindings/{self._vhost}/e/{quote(exchange, safe='')}/q/{quote(queue, safe='')}",
+            {"routing_key": routing_key, "arguments": {}},
+        )
+
+    async def set_policy(
+        self, name: str, *, pattern: str, apply_to: str, priority: int, definition: Json
+    ) -> None:
+        """Creates or replaces a policy."""
+        await self._send(
+            "PUT",
+            f"policies/{self._vhost}/{quote(name, safe='')}",
+            {
+                "pattern": pattern,
+                "apply-to": apply_to,
+                "priority": priority,
+                "definition": definition,
+            },
+        )
+
+    async def _get(self, path: str) -> Any:
+        return (await self._send("GET", path)).json()
+
+    async def _send(self, method: str, path: str, body: Json | None = None) -> httpx.Response:
+        try:
+            response = await self._http.request(method, path, json=body)
+        except (httpx.HTTPError, OSError) as error:
+            raise BrokerAway(
+                f"RabbitMQ's management API at {self._base} can't be reached"
+                f" ({type(error).__name__}): start it, or correct INGEST_MANAGEMENT_URL."
+            ) from None
+        if response.is_success:
+            return response
+        raise self._refusal(response)
+
+    def _refusal(self, response: httpx.Response) -> BrokerAway | TopologyError:
+        where = f"RabbitMQ's management API at {self._base}"
+        match response.status_code:
+            case 401:
+                return TopologyError(
+                    f"{where} refuses user {self.user!r}: correct the login, or give the user"
+                    " the tag 'monitoring' (to check) or 'administrator' (to apply)."
+                )
+            case 403:
+                return TopologyError(
+                    f"{where} denies user {self.user!r} what was asked in vhost {self.vhost!r}:"
+                    " use a login with permissions there and the tag 'policymaker'."
+                )
+            case 404:
+                return TopologyError(
+                    f"{where} finds no vhost {self.vhost!r} for user {self.user!r}: create the"
+                    " vhost and the user's permissions in it, or correct INGEST_AMQP_URL."
+                )
+            case status if status >= 500:
+                return BrokerAway(f"{where} answers {status}: wait, or look at the broker's log.")
+            case status:
+                return TopologyError(f"{where} answers {status}: {_reason(response)}.")
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        said = response.json()
+        text = str(said.get("reason") or said.get("error"))
+    except (ValueError, AttributeError):
+        text = response.reason_phrase
+    return " ".join(text.split())[:_DETAIL_MAX].rstrip(".")

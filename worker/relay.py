@@ -1,0 +1,122 @@
+"""The step *relay*: carries committed outbox rows to the broker, and forgets what it confirmed.
+
+Any number of relays may run at once: a routing key (for results: a viewer) is one relay's for
+as long as its transaction lasts, and its rows leave in their order. A relay that dies lets go
+of its keys and forgets nothing: what it had published leaves again, with the same message id.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas import amqp
+from worker.broker.publisher import Publisher, Unroutable
+from worker.errors import BrokerAway, DatabaseAway, TransientFault, Unconfirmed
+from worker.settings import Settings
+from worker.store import outbox
+from worker.store.engine import transaction
+from worker.store.outbox import Message, Waiting
+
+_log = structlog.get_logger(__name__)
+
+
+class Relay:
+    """Relays until it is told to stop."""
+
+    def __init__(self, engine: AsyncEngine, publisher: Publisher, settings: Settings) -> None:
+        self._engine = engine
+        self._publisher = publisher
+        self._settings = settings
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """Says that rows were committed, so that they leave at once."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Ends `run` after the rows that are being published."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Relays as rows come; waits, ever longer, for a database or broker that is away."""
+        failures = 0
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                relayed = await self.relay()
+            except (DatabaseAway, BrokerAway, TransientFault, Unconfirmed) as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("relay.paused", reason=str(error))
+                await self._wait(self._delay(failures))
+                continue
+            if failures:
+                _log.info("relay.resumed", failures=failures)
+                failures = 0
+            if not relayed:
+                await self._wait(self._settings.relay_poll_interval)
+
+    async def relay(self) -> int:
+        """Publishes and deletes one batch of rows; returns how many the broker confirmed.
+
+        Raises `Unconfirmed` when it confirmed none of them, `DatabaseAway`, `TransientFault`.
+        """
+        async with transaction(self._engine) as connection:
+            rows = await outbox.take(connection, self._settings.relay_batch)
+            confirmed, failure = await self._publish(rows)
+            if confirmed:
+                await outbox.delete(connection, confirmed)
+        if failure is not None and not confirmed:
+            raise failure
+        return len(confirmed)
+
+    async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
+        fates = await asyncio.gather(*(self._publish_one(row.message) for row in rows))
+        confirmed: list[int] = []
+        stuck: set[str] = set()
+        failure: Unconfirmed | None = None
+        for row, fate in zip(rows, fates, strict=True):
+            # What follows an unconfirmed message leaves again after it: twice, but in order.
+            if fate is not None:
+                failure = failure or fate
+                stuck.add(row.message.routing_key)
+            elif row.message.routing_key not in stuck:
+                confirmed.append(row.id)
+        return confirmed, failure
+
+    async def _publish_one(self, message: Message) -> Unconfirmed | None:
+        try:
+            await self._publisher.publish(
+                message.exchange,
+                message.routing_key,
+                message.body.encode(),
+                message_id=str(message.message_id),
+                type=message.type,
+                headers=dict(message.headers),
+                mandatory=True,
+            )
+        except Unroutable as error:
+            if message.exchange == amqp.RESULTS_EXCHANGE:
+                # A viewer without a queue waits for no result; its next publish is told again.
+                _log.info("relay.result_unroutable", routing_key=message.routing_key)
+                return None
+            return error
+        except Unconfirmed as error:
+            return error
+        return None
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+
+    def _delay(self, failures: int) -> float:
+        longest = min(
+            self._settings.pause_delay_max, self._settings.pause_delay_min * 2 ** min(failures, 16)
+        )
+        return random.uniform(longest / 2, longest)  # noqa: S311  # jitter, not a secret

@@ -1,0 +1,108 @@
+"""Verify and rebuild: progress recomputed from the log of attempts, and put right.
+
+Reads one user's log at a time, question by question, so memory stays flat. Knows nothing of the
+broker.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from schemas.words import Outcome
+from worker.domain.fold import fold
+from worker.domain.patterns import Thresholds, pattern_of
+from worker.domain.scoring import ScoredAttempt
+from worker.store import attempts, principals, progress
+from worker.store.engine import transaction
+from worker.store.progress import Stored
+
+_WRITE_AT_ONCE = 1_000
+"""Progress rows in one statement of a rebuild."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A progress row that is not what the attempts come to; None stands for no row."""
+
+    user_id: int
+    question_id: int
+    stored: Stored | None
+    expected: Stored | None
+
+    def describe(self) -> str:
+        """One sentence that names each column that differs."""
+        place = f"user {self.user_id}, question {self.question_id}"
+        if self.stored is None:
+            return f"{place}: progress is missing"
+        if self.expected is None:
+            return f"{place}: progress without any attempt"
+        stored, expected = progress.columns(self.stored), progress.columns(self.expected)
+        return f"{place}: " + "; ".join(
+            f"{name} is {stored[name]}, should be {expected[name]}"
+            for name in stored
+            if stored[name] != expected[name]
+        )
+
+
+async def users(engine: AsyncEngine) -> list[int]:
+    """Everybody who has attempts or progress, in order."""
+    async with transaction(engine) as connection:
+        return await attempts.users(connection)
+
+
+async def verify(engine: AsyncEngine, user_id: int, thresholds: Thresholds) -> list[Difference]:
+    """Each difference between one user's stored progress and the fold of their attempts."""
+    # One snapshot for log and progress, or ingest at work would show as differences.
+    async with transaction(engine, isolation="REPEATABLE READ") as connection:
+        return [each async for each in _differences(connection, user_id, thresholds)]
+
+
+async def rebuild(engine: AsyncEngine, user_id: int, thresholds: Thresholds) -> int:
+    """Puts one user's progress right, in one transaction; returns the number of rows changed."""
+    async with transaction(engine) as connection:
+        await principals.lock(connection, [user_id])
+        wrong = [each async for each in _differences(connection, user_id, thresholds)]
+        right = [each.expected for each in wrong if each.expected is not None]
+        for start in range(0, len(right), _WRITE_AT_ONCE):
+            await progress.save(connection, right[start : start + _WRITE_AT_ONCE])
+        gone = [each.question_id for each in wrong if each.expected is None]
+        if gone:
+            await progress.delete(connection, user_id, gone)
+        return len(wrong)
+
+
+async def _differences(
+    connection: AsyncConnection, user_id: int, thresholds: Thresholds
+) -> AsyncIterator[Difference]:
+    stored = await progress.of_user(connection, user_id)
+    async for question_id, topic_id, history in attempts.log(connection, user_id):
+        before = stored.pop(question_id, None)
+        expected = _expected(user_id, question_id, topic_id, sorted(history), before, thresholds)
+        if before != expected:
+            yield Difference(user_id, question_id, before, expected)
+    for question_id, orphan in stored.items():
+        yield Difference(user_id, question_id, orphan, None)
+
+
+def _expected(
+    user_id: int,
+    question_id: int,
+    topic_id: int,
+    history: list[ScoredAttempt],
+    before: Stored | None,
+    thresholds: Thresholds,
+) -> Stored:
+    folded = fold(None, history)
+    assert folded is not None
+    last = {attempt.client_session_uuid: attempt.outcome for attempt in history}
+    went_wrong = any(outcome is not Outcome.CORRECT for outcome in last.values())
+    return Stored(
+        user_id=user_id,
+        question_id=question_id,
+        topic_id=topic_id,
+        progress=folded,
+        pattern=pattern_of(folded, thresholds),
+        # A request once made stays made, whatever becomes of the attempts behind it.
+        explanation_requested=went_wrong or (before is not None and before.explanation_requested),
+    )
