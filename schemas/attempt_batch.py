@@ -6,11 +6,22 @@ databases or what an answer is worth.
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, NoReturn
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 from schemas.errors import Rejection
 from schemas.words import RejectReason
@@ -20,6 +31,29 @@ MAX_ATTEMPTS: Final = 1_000
 
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
 _ERRORS_SHOWN = 3
+_JSON_WORDS: Final = {
+    "model_type": "should be an object",
+    "too_short": "should have at least 1 item",
+    "tuple_type": "should be an array",
+}
+"""Instead of pydantic's words where those are Python's."""
+
+_UUID: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+
+
+def _spelled_as_uuid(value: object) -> object:
+    # One spelling on the wire; and pydantic's own message would repeat what was sent.
+    if isinstance(value, UUID) or (isinstance(value, str) and re.fullmatch(_UUID, value)):
+        return value
+    raise PydanticCustomError("uuid_spelling", "should be a UUID of 36 characters")
+
+
+WireUuid = Annotated[
+    UUID,
+    BeforeValidator(_spelled_as_uuid),
+    WithJsonSchema({"type": "string", "format": "uuid", "pattern": f"^{_UUID}$"}),
+]
+"""A UUID as JSON has it: 32 hexadecimal digits of any case, and four hyphens."""
 
 
 class Attempt(BaseModel):
@@ -62,7 +96,7 @@ class AttemptBatch(BaseModel):
         json_schema_extra={"$id": "urn:study-ingest:attempt-batch:v1"},
     )
 
-    client_session_uuid: UUID = Field(
+    client_session_uuid: WireUuid = Field(
         description="Made by the viewer once per local session: the idempotency key."
     )
     attempts: Annotated[
@@ -168,8 +202,12 @@ def _constant(name: str) -> NoReturn:
 
 def _sentence(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(len(problem["loc"]) > 1 for problem in problems):
+        # Attempts that are wrong are not missing as well.
+        problems = [problem for problem in problems if problem["type"] != "too_short"]
     shown = "; ".join(
-        f"{'.'.join(str(step) for step in problem['loc']) or 'body'}: {problem['msg'].lower()}"
+        f"{'.'.join(str(step) for step in problem['loc']) or 'body'}: "
+        + _JSON_WORDS.get(problem["type"], problem["msg"].lower())
         for problem in problems[:_ERRORS_SHOWN]
     )
     more = len(problems) - _ERRORS_SHOWN
