@@ -1,11 +1,18 @@
 """The message *ingest result*, version 1: what a viewer is told of one attempt batch."""
 
 from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.words import RejectReason, SkipReason, Status
+
+Word = TypeVar("Word", bound=StrEnum)
+
+Open = Annotated[Word | str, Field(union_mode="left_to_right")]
+"""A word of the enumeration, or one that a newer worker may know: to be taken as it is."""
 
 
 class Skipped(BaseModel):
@@ -15,7 +22,7 @@ class Skipped(BaseModel):
 
     position: int = Field(ge=0, description="Index of the attempt in the batch, from 0.")
     question_pub_id: str
-    reason: SkipReason
+    reason: Open[SkipReason]
 
 
 class SessionSummary(BaseModel):
@@ -49,5 +56,7 @@ class IngestResult(BaseModel):
     )
     skipped: tuple[Skipped, ...] = ()
     sessions: tuple[SessionSummary, ...] = ()
-    reason: RejectReason | None = Field(default=None, description="Only with status rejected.")
+    reason: Open[RejectReason] | None = Field(
+        default=None, description="Only with status rejected."
+    )
     detail: str | None = Field(default=None, description="One sentence, with status rejected.")
