@@ -182,9 +182,10 @@ class Management:
                     " use a login with permissions there and the tag 'policymaker'."
                 )
             case 404:
+                asked = unquote(response.request.url.path)
                 return TopologyError(
-                    f"{where} finds no vhost {self.vhost!r} for user {self.user!r}: create the"
-                    " vhost and the user's permissions in it, or correct INGEST_AMQP_URL."
+                    f"{where} finds nothing at {asked}: create vhost {self.vhost!r} and run"
+                    " `study-ingest topology`, or correct INGEST_AMQP_URL."
                 )
             case status if status >= 500:
                 return BrokerAway(f"{where} answers {status}: wait, or look at the broker's log.")

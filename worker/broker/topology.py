@@ -1,0 +1,403 @@
+"""What the broker must have: exchanges, queues, bindings and policies, as data.
+
+`study-ingest topology` applies it; workers only check it, so that a drift is one clear sentence
+at start and never an endless reconnect. Knows names, arguments and why each is needed; may not
+know how messages are consumed or what they mean. The same on RabbitMQ 3.10 and 4.x.
+
+    study.ingest --attempts.v1.#--> study.attempts --limit--> study.attempts.dlx --> ...dead
+                                      ^        |
+              study.attempts.return --+        +--worker--> study.attempts.retry.<ms>
+                        ^                                            |
+                        +---------------- time is up ----------------+
+    study.results (viewers bind their own queues)
+    study.followups --explanation.requested, review.requested--> a durable queue for each
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+from schemas import amqp
+from worker.broker.management import Json, Management
+from worker.errors import TopologyError
+from worker.settings import Settings
+
+ATTEMPTS_POLICY: Final = amqp.ATTEMPTS_QUEUE
+
+_MEND: Final = "run `study-ingest topology`"
+_OLDEST: Final = (3, 10)
+"""The first version whose quorum queues dead-letter at least once."""
+
+_QUORUM: Final[Json] = {"x-queue-type": "quorum"}
+_SAFE_OVERFLOW: Final = "reject-publish"
+"""Without it the broker silently dead-letters at most once."""
+
+_NO_DELIVERY_LIMIT: Final = 1_000_000
+"""For queues that keep messages: from 4.0 on the default is 20, and with no dead-letter exchange
+the 21st look at a message would drop it. (3.10 does not accept -1 for 'none'.)"""
+
+_HARMLESS_ARGUMENTS: Final = {
+    "x-queue-leader-locator",
+    "x-quorum-initial-group-size",
+    "x-quorum-target-group-size",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+}
+"""Where a cluster keeps a queue is its operator's choice."""
+
+_DEADLY_KEYS: Final = ("message-ttl", "expires")
+"""Policy keys that take waiting batches away, whoever set them."""
+
+_APPLIES_TO_QUORUM: Final = ("all", "queues", "quorum_queues")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    name: str
+    kind: Literal["topic", "fanout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue. `arguments` can't be changed once it exists."""
+
+    name: str
+    arguments: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    exchange: str
+    queue: str
+    routing_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What can be changed while messages flow, for the one queue that it names."""
+
+    name: str
+    queue: str
+    definition: Mapping[str, str | int]
+
+    @property
+    def pattern(self) -> str:
+        return f"^{re.escape(self.queue)}$"
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...]
+    bindings: tuple[Binding, ...]
+    policies: tuple[Policy, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `apply` did to one object; `left` is an object it found and did not touch."""
+
+    verb: Literal["created", "changed", "unchanged", "left"]
+    what: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.what}" + (f": {self.detail}" if self.detail else "")
+
+
+def retry_queue(delay: float) -> str:
+    """The queue in which a deferred message waits `delay` seconds."""
+    return f"{amqp.RETRY_QUEUE_PREFIX}{_milliseconds(delay)}"
+
+
+def wanted(settings: Settings) -> Topology:
+    """Everything that must exist for `settings`."""
+    ladder = tuple(
+        Queue(
+            retry_queue(delay),
+            # One queue for each delay: in a queue only the head expires.
+            _QUORUM
+            | {
+                "x-message-ttl": _milliseconds(delay),
+                "x-dead-letter-exchange": amqp.RETURN_EXCHANGE,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": _SAFE_OVERFLOW,
+            },
+        )
+        for delay in sorted(set(settings.retry_delays))
+    )
+    kept = _QUORUM | {"x-delivery-limit": _NO_DELIVERY_LIMIT}
+    followups = (amqp.EXPLANATION_REQUESTED, amqp.REVIEW_REQUESTED)
+    return Topology(
+        exchanges=(
+            Exchange(amqp.INGEST_EXCHANGE, "topic"),
+            Exchange(amqp.RETURN_EXCHANGE, "fanout"),
+            Exchange(amqp.DEAD_EXCHANGE, "fanout"),
+            Exchange(amqp.RESULTS_EXCHANGE, "topic"),
+            Exchange(amqp.FOLLOWUPS_EXCHANGE, "topic"),
+        ),
+        queues=(
+            # The limit is an argument: 3.10 has no default, and before 4.3 a policy comes too late.
+            Queue(amqp.ATTEMPTS_QUEUE, _QUORUM | {"x-delivery-limit": settings.delivery_limit}),
+            Queue(amqp.DEAD_QUEUE, kept),
+            *ladder,
+            *(Queue(amqp.followups_queue(key), kept) for key in followups),
+        ),
+        bindings=(
+            Binding(amqp.INGEST_EXCHANGE, amqp.ATTEMPTS_QUEUE, amqp.ATTEMPTS_BINDING),
+            Binding(amqp.RETURN_EXCHANGE, amqp.ATTEMPTS_QUEUE),
+            Binding(amqp.DEAD_EXCHANGE, amqp.DEAD_QUEUE),
+            *(
+                Binding(amqp.FOLLOWUPS_EXCHANGE, amqp.followups_queue(key), key)
+                for key in followups
+            ),
+        ),
+        policies=(
+            Policy(
+                ATTEMPTS_POLICY,
+                amqp.ATTEMPTS_QUEUE,
+                {
+                    "dead-letter-exchange": amqp.DEAD_EXCHANGE,
+                    "dead-letter-strategy": "at-least-once",
+                    "overflow": _SAFE_OVERFLOW,
+                    "max-length-bytes": settings.max_queue_bytes,
+                },
+            ),
+        ),
+    )
+
+
+async def apply(management: Management, settings: Settings) -> list[Change]:
+    """Creates what is missing, updates policies, deletes nothing; says what it did, in order.
+
+    To be followed by `check`, because another policy may still override what was applied.
+
+    Raises `TopologyError` when the broker is too old or an exchange or queue exists otherwise
+    than it must (before anything is changed); `BrokerAway` when the management API can't be
+    reached.
+    """
+    must = wanted(settings)
+    await _check_broker(management)
+    found = await _Found.read(management)
+    _check_immutable(must, found)
+
+    changes = await _create(
+        (
+            f"exchange {e.name}",
+            e.name in found.exchanges,
+            partial(management.declare_exchange, e.name, e.kind),
+        )
+        for e in must.exchanges
+    )
+    # Before the queues, so that none is without its policy for a moment.
+    changes += [await _apply_policy(management, found, policy) for policy in must.policies]
+    changes += await _create(
+        (
+            f"queue {q.name}",
+            q.name in found.queues,
+            partial(management.declare_queue, q.name, dict(q.arguments)),
+        )
+        for q in must.queues
+    )
+    changes += await _create(
+        (
+            _describe(b),
+            b in found.bindings,
+            partial(management.bind, b.exchange, b.queue, b.routing_key),
+        )
+        for b in must.bindings
+    )
+    known = {queue.name for queue in must.queues}
+    changes += [
+        Change("left", f"queue {name}", "no retry delay uses it; delete it once it is empty")
+        for name in sorted(found.queues)
+        if name.startswith(amqp.RETRY_QUEUE_PREFIX) and name not in known
+    ]
+    return changes
+
+
+async def check(management: Management, settings: Settings) -> None:
+    """Returns when the broker is safe to consume from; changes nothing.
+
+    Raises `TopologyError` with one sentence that names the first thing amiss and its mend, and
+    `BrokerAway` when the management API can't be reached.
+    """
+    must = wanted(settings)
+    await _check_broker(management)
+    found = await _Found.read(management)
+    _check_immutable(must, found)
+    for exchange in must.exchanges:
+        if exchange.name not in found.exchanges:
+            raise TopologyError(f"Exchange {exchange.name} is missing: {_MEND}.")
+    for queue in must.queues:
+        if queue.name not in found.queues:
+            raise TopologyError(f"Queue {queue.name} is missing: {_MEND}.")
+    for binding in must.bindings:
+        if binding not in found.bindings:
+            raise TopologyError(f"The {_describe(binding)} is missing: {_MEND}.")
+    for policy in must.policies:
+        _check_policy(policy, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the vhost has now."""
+
+    exchanges: dict[str, Json]
+    queues: dict[str, Json]
+    bindings: frozenset[Binding]
+    policies: tuple[Json, ...]
+
+    @classmethod
+    async def read(cls, management: Management) -> "_Found":
+        exchanges, queues, bindings, policies = await asyncio.gather(
+            management.exchanges(),
+            management.queues(),
+            management.bindings(),
+            management.policies(),
+        )
+        return cls(
+            {exchange["name"]: exchange for exchange in exchanges},
+            {queue["name"]: queue for queue in queues},
+            frozenset(
+                Binding(binding["source"], binding["destination"], binding["routing_key"])
+                for binding in bindings
+                if binding["destination_type"] == "queue"
+            ),
+            tuple(policies),
+        )
+
+
+async def _check_broker(management: Management) -> None:
+    version = await management.version()
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < _OLDEST:
+        raise TopologyError(
+            f"RabbitMQ {version} can't dead-letter at least once: upgrade it to 3.10 or later."
+        )
+    for flag in await management.feature_flags():
+        # Only an upgraded 3.10 or 3.11 can still have it off; later it can't be.
+        if flag["name"] == "stream_queue" and flag["state"] == "disabled":
+            raise TopologyError(
+                "The broker's feature flag stream_queue is off, so it can't dead-letter at least"
+                " once: run `rabbitmqctl enable_feature_flag stream_queue`."
+            )
+
+
+def _check_immutable(must: Topology, found: _Found) -> None:
+    for exchange in must.exchanges:
+        there = found.exchanges.get(exchange.name)
+        if there is not None:
+            _same(f"Exchange {exchange.name}", "type", there["type"], exchange.kind)
+            _same(f"Exchange {exchange.name}", "durable", there["durable"], True)
+    for queue in must.queues:
+        there = found.queues.get(queue.name)
+        if there is not None:
+            has = there["arguments"]
+            for key in sorted({*queue.arguments, *has} - _HARMLESS_ARGUMENTS):
+                _same(f"Queue {queue.name}", key, has.get(key), queue.arguments.get(key))
+            _same(f"Queue {queue.name}", "durable", there["durable"], True)
+
+
+def _same(what: str, key: str, has: object, must: object) -> None:
+    if has != must:
+        instead = (
+            f"set INGEST_DELIVERY_LIMIT to {has}, or"
+            if key == "x-delivery-limit" and has is not None
+            else "once nothing waits in it,"
+        )
+        raise TopologyError(
+            f"{what} has {key} {_shown(has)} where it must be {_shown(must)}, which can't be"
+            f" changed while it exists: {instead} delete it and {_MEND}."
+        )
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)[:100]
+
+
+async def _apply_policy(management: Management, found: _Found, policy: Policy) -> Change:
+    what = f"policy {policy.name}"
+    there = next((p for p in found.policies if p["name"] == policy.name), None)
+    same_place = there is not None and (there["pattern"], there["apply-to"]) == (
+        policy.pattern,
+        "queues",
+    )
+    if there is not None and same_place and there["definition"] == policy.definition:
+        return Change("unchanged", what)
+    await management.set_policy(
+        policy.name,
+        pattern=policy.pattern,
+        apply_to="queues",  # 3.10 does not know quorum_queues
+        priority=there["priority"] if there is not None else 0,
+        definition=dict(policy.definition),
+    )
+    if there is None:
+        return Change("created", what)
+    before = there["definition"]
+    differences = [
+        f"{key} {_shown(before.get(key))} -> {_shown(policy.definition.get(key))}"
+        for key in sorted({*before, *policy.definition})
+        if before.get(key) != policy.definition.get(key)
+    ]
+    return Change("changed", what, ", ".join(differences) or "pattern")
+
+
+def _check_policy(policy: Policy, found: _Found) -> None:
+    """Of all policies that match a queue the one with the highest priority wins, alone."""
+    matching = [
+        p
+        for p in found.policies
+        if p["apply-to"] in _APPLIES_TO_QUORUM and _matches(p["pattern"], policy.queue)
+    ]
+    if not any(p["name"] == policy.name for p in matching):
+        raise TopologyError(f"Policy {policy.name} is missing: {_MEND}.")
+    highest = max(p["priority"] for p in matching)
+    # Where two have the same priority the broker's choice is not defined: all must do.
+    for winner in (p for p in matching if p["priority"] == highest):
+        definition = winner["definition"]
+        mend = (
+            _MEND
+            if winner["name"] == policy.name
+            else f"remove that policy, or give {policy.name} a higher priority"
+        )
+        for key, must in policy.definition.items():
+            if definition.get(key) != must:
+                raise TopologyError(
+                    f"Policy {winner['name']} rules queue {policy.queue} and gives it"
+                    f" {key} {_shown(definition.get(key))} where it must be {_shown(must)}: {mend}."
+                )
+        for key in _DEADLY_KEYS:
+            if key in definition:
+                raise TopologyError(
+                    f"Policy {winner['name']} rules queue {policy.queue} and gives it {key}, which"
+                    f" takes waiting batches away: {mend}."
+                )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error:
+        return True  # The broker's dialect may know more: better to look at it than to miss it.
+
+
+async def _create(
+    objects: Iterable[tuple[str, bool, Callable[[], Awaitable[None]]]],
+) -> list[Change]:
+    """Creates, all at once, the objects (what, whether it exists, how to create it) missing."""
+    objects = tuple(objects)
+    await asyncio.gather(*(create() for _, exists, create in objects if not exists))
+    return [Change("unchanged" if exists else "created", what) for what, exists, _ in objects]
+
+
+def _describe(binding: Binding) -> str:
+    key = f" by {binding.routing_key}" if binding.routing_key else ""
+    return f"binding of {binding.queue} to {binding.exchange}{key}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
