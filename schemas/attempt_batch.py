@@ -51,7 +51,16 @@ def _spelled_as_uuid(value: object) -> object:
 WireUuid = Annotated[
     UUID,
     BeforeValidator(_spelled_as_uuid),
-    WithJsonSchema({"type": "string", "format": "uuid", "pattern": f"^{_UUID}$"}),
+    # The lengths say it again, for readers whose `$` lets a newline pass.
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "uuid",
+            "pattern": f"^{_UUID}$",
+            "minLength": 36,
+            "maxLength": 36,
+        }
+    ),
 ]
 """A UUID as JSON has it: 32 hexadecimal digits of any case, and four hyphens."""
 

@@ -1,0 +1,353 @@
+"""The published documents: JSON Schema of each message, and AsyncAPI of how they travel.
+
+Pure: makes values from the models and the names in `amqp.py`, and writes nothing. Whoever has
+these documents can write a viewer in any language.
+"""
+
+import json
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from schemas import amqp
+from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
+from schemas.followups import ExplanationRequested, ReviewRequested
+from schemas.ingest_result import IngestResult
+from schemas.words import RejectReason, SkipReason
+
+Json = dict[str, Any]
+
+ASYNCAPI: Final = "asyncapi.json"
+ATTEMPT_BATCH: Final = "attempt_batch.v1.json"
+INGEST_RESULT: Final = "ingest_result.v1.json"
+EXPLANATION: Final = "explanation_requested.v1.json"
+REVIEW: Final = "review_requested.v1.json"
+
+_AMQP_BINDING: Final = "0.3.0"
+_TRACEPARENT: Final = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+
+
+def documents() -> dict[str, str]:
+    """Every published document: its file name and its whole text, the same on each call."""
+    return {
+        # A batch as it may be sent, the others as they are sent.
+        ATTEMPT_BATCH: _text(json_schema(AttemptBatch, "validation")),
+        INGEST_RESULT: _text(json_schema(IngestResult, "serialization")),
+        EXPLANATION: _text(json_schema(ExplanationRequested, "serialization")),
+        REVIEW: _text(json_schema(ReviewRequested, "serialization")),
+        ASYNCAPI: _text(asyncapi()),
+    }
+
+
+def json_schema(model: type[BaseModel], mode: Literal["validation", "serialization"]) -> Json:
+    """The JSON Schema (2020-12) of a message, to be read or (serialization) as it is written."""
+    schema = model.model_json_schema(mode=mode, schema_generator=_Plain)
+    return {"$schema": GenerateJsonSchema.schema_dialect, **schema}
+
+
+def asyncapi() -> Json:
+    """The AsyncAPI 3.0 document, from where the ingest worker stands: it receives batches."""
+    return {
+        "asyncapi": "3.0.0",
+        "id": "urn:study-ingest",
+        "info": {
+            "title": "study-ingest",
+            "version": "1.0.0",
+            "description": (
+                "Viewers publish attempt batches and are told what became of them; services take"
+                " follow-up jobs. Everything is delivered at least once: a batch has its effect"
+                " once for each client_session_uuid, a result may come again, and a follow-up job"
+                " is told from its repetition by message_id. Unknown fields are to be ignored."
+            ),
+        },
+        "defaultContentType": amqp.CONTENT_TYPE,
+        "channels": {
+            "attempts": _sent_to(
+                amqp.INGEST_EXCHANGE,
+                amqp.attempts_key("VIEWER").replace("VIEWER", "{viewer}"),
+                "attemptBatch",
+                f"Where viewers publish. The queue {amqp.ATTEMPTS_QUEUE} is bound to it with"
+                f" {amqp.ATTEMPTS_BINDING}; viewers neither declare nor read it.",
+            ),
+            "attemptsQueue": _queue(
+                amqp.ATTEMPTS_QUEUE, "attemptBatch", "Where any number of workers consume."
+            ),
+            "results": _sent_to(
+                amqp.RESULTS_EXCHANGE,
+                amqp.result_key("VIEWER").replace("VIEWER", "{viewer}"),
+                "ingestResult",
+                "Where workers publish results, each for one viewer.",
+            ),
+            "resultsQueue": _queue(
+                amqp.results_queue("VIEWER").replace("VIEWER", "{viewer}"),
+                "ingestResult",
+                "One durable queue for each viewer, without arguments, declared by the viewer or"
+                f" its operator and bound to {amqp.RESULTS_EXCHANGE} with the routing key"
+                " result.{viewer} before the first batch is published: a result that has no queue"
+                " is dropped, and told again when the batch is published again.",
+            ),
+            "explanationRequested": _sent_to(
+                amqp.FOLLOWUPS_EXCHANGE,
+                amqp.EXPLANATION_REQUESTED,
+                "explanationRequested",
+                "Once for each (user, question). Kept in the durable queue"
+                f" {amqp.followups_queue(amqp.EXPLANATION_REQUESTED)}.",
+            ),
+            "reviewRequested": _sent_to(
+                amqp.FOLLOWUPS_EXCHANGE,
+                amqp.REVIEW_REQUESTED,
+                "reviewRequested",
+                "Once for each quiz session that calls for it. Kept in the durable queue"
+                f" {amqp.followups_queue(amqp.REVIEW_REQUESTED)}.",
+            ),
+        },
+        "operations": {
+            "ingest": {
+                "action": "receive",
+                "channel": _ref("channels/attemptsQueue"),
+                "summary": "Ingest each batch exactly once, however often it arrives.",
+                "description": "Acknowledged after the commit of its effect, or when a copy that"
+                " can't be ingested lies in the dead-letter queue.",
+                "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
+            },
+            "acceptBatch": {
+                "action": "receive",
+                "channel": _ref("channels/attempts"),
+                "summary": "What a viewer does to publish.",
+                "description": _PUBLISHING,
+                "bindings": {"amqp": _publish(user_id="{viewer}")},
+            },
+            "tellResult": {
+                "action": "send",
+                "channel": _ref("channels/results"),
+                "summary": "Tell the viewer what became of its batch.",
+                "bindings": {"amqp": _publish()},
+            },
+            "deliverResult": {
+                "action": "send",
+                "channel": _ref("channels/resultsQueue"),
+                "summary": "What a viewer does to learn results: consume its queue.",
+                "description": "Acknowledge a result when it is stored, also when it is unknown"
+                " or can't be read. The first result stands, but an ingest beats a rejection.",
+                "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
+            },
+            "requestExplanation": {
+                "action": "send",
+                "channel": _ref("channels/explanationRequested"),
+                "summary": "Ask for an explanation of a question gone wrong.",
+                "bindings": {"amqp": _publish()},
+            },
+            "requestReview": {
+                "action": "send",
+                "channel": _ref("channels/reviewRequested"),
+                "summary": "Ask for a review of questions that are relapsed, stuck or leeches.",
+                "bindings": {"amqp": _publish()},
+            },
+        },
+        "components": {
+            "messages": {
+                "attemptBatch": _message(
+                    amqp.ATTEMPT_BATCH_TYPE,
+                    ATTEMPT_BATCH,
+                    "One local session of a viewer",
+                    f"At most {MAX_ATTEMPTS} attempts and {MAX_BODY_BYTES} bytes, unless the"
+                    " operator says otherwise. A later minor version is"
+                    f" {amqp.ATTEMPT_BATCH_TYPE}.1 and so on; another major version is rejected.",
+                    message_id="New for each publish, also of the same batch: what makes a batch"
+                    " the same is its client_session_uuid.",
+                    more={
+                        "user_id": {
+                            "type": "string",
+                            "description": "The viewer's broker login, which is its name. The"
+                            " broker refuses any other; a worker may be set to require it.",
+                        }
+                    },
+                ),
+                "ingestResult": _message(
+                    amqp.INGEST_RESULT_TYPE,
+                    INGEST_RESULT,
+                    "What became of an attempt batch",
+                    "Skipped attempts have one of the reasons "
+                    + ", ".join(SkipReason)
+                    + "; a rejected batch one of "
+                    + ", ".join(RejectReason)
+                    + ". Take a word that is not among them for one of a newer worker.",
+                    message_id="The same when the same result is sent again.",
+                ),
+                "explanationRequested": _message(
+                    amqp.EXPLANATION_REQUESTED_TYPE,
+                    EXPLANATION,
+                    "An explanation is asked for",
+                    "A job for a service of its own.",
+                    message_id="The same when the same job is sent again.",
+                ),
+                "reviewRequested": _message(
+                    amqp.REVIEW_REQUESTED_TYPE,
+                    REVIEW,
+                    "A review is asked for",
+                    "A job for a service of its own.",
+                    message_id="The same when the same job is sent again.",
+                ),
+            },
+            "parameters": {
+                "viewer": {
+                    "description": "The viewer's name, which should be its broker login: matches"
+                    f" {amqp.VIEWER_PATTERN}. It belongs to one outbox alone, since results are"
+                    " routed by it.",
+                    "examples": ["phone-3f2a"],
+                }
+            },
+        },
+    }
+
+
+_PUBLISHING: Final = (
+    "Publish with publisher confirms, persistent and mandatory, one batch after another in the"
+    " order in which they were recorded. Only basic.ack without a preceding basic.return means"
+    " that the broker is answerable for the batch. basic.return: no queue is bound, and"
+    " basic.nack: the queue is full; keep the batch and try again, each time a little later. No"
+    " answer, or a lost connection: the outcome is unknown; publish the batch again, on a new"
+    " channel. A batch that has no result some time after its confirm (15 minutes, then twice as"
+    " long each time) is published again as well: its first result is then told again."
+)
+
+
+class _Plain(GenerateJsonSchema):
+    """Without the titles that pydantic makes from the names of fields."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def _sent_to(exchange: str, routing_key: str, message: str, description: str) -> Json:
+    return _with_viewer(
+        {
+            "address": routing_key,
+            "description": description,
+            "messages": {message: _ref(f"components/messages/{message}")},
+            "bindings": {
+                "amqp": {
+                    "is": "routingKey",
+                    "exchange": {
+                        "name": exchange,
+                        "type": "topic",
+                        "durable": True,
+                        "autoDelete": False,
+                    },
+                    "bindingVersion": _AMQP_BINDING,
+                }
+            },
+        }
+    )
+
+
+def _queue(name: str, message: str, description: str) -> Json:
+    return _with_viewer(
+        {
+            "address": name,
+            "description": description,
+            "messages": {message: _ref(f"components/messages/{message}")},
+            "bindings": {
+                "amqp": {
+                    "is": "queue",
+                    "queue": {
+                        "name": name,
+                        "durable": True,
+                        "exclusive": False,
+                        "autoDelete": False,
+                    },
+                    "bindingVersion": _AMQP_BINDING,
+                }
+            },
+        }
+    )
+
+
+def _with_viewer(channel: Json) -> Json:
+    if "{viewer}" in channel["address"]:
+        channel["parameters"] = {"viewer": _ref("components/parameters/viewer")}
+    return channel
+
+
+def _publish(user_id: str | None = None) -> Json:
+    binding: Json = {
+        "deliveryMode": 2,
+        "mandatory": True,
+        "timestamp": True,
+        "bindingVersion": _AMQP_BINDING,
+    }
+    return binding if user_id is None else {"userId": user_id, **binding}
+
+
+def _message(
+    message_type: str,
+    schema_file: str,
+    title: str,
+    description: str,
+    *,
+    message_id: str,
+    more: Json | None = None,
+) -> Json:
+    return {
+        "name": message_type,
+        "title": title,
+        "description": description,
+        "contentType": amqp.CONTENT_TYPE,
+        "payload": {
+            "schemaFormat": "application/schema+json;version=draft-2020-12",
+            "schema": {"$ref": f"./{schema_file}"},
+        },
+        "headers": _headers(about_session=schema_file in (ATTEMPT_BATCH, INGEST_RESULT)),
+        "bindings": {
+            "amqp": {
+                "contentEncoding": "utf-8",
+                "messageType": message_type,
+                "bindingVersion": _AMQP_BINDING,
+            }
+        },
+        # AsyncAPI has no place for these properties of an AMQP message.
+        "x-amqp-properties": {
+            "type": "object",
+            "required": ["content_type", "delivery_mode", "message_id", "timestamp", "type"],
+            "properties": {
+                "content_type": {"const": amqp.CONTENT_TYPE},
+                "delivery_mode": {"const": 2, "description": "Persistent."},
+                "message_id": {"type": "string", "description": message_id},
+                "timestamp": {
+                    "type": "integer",
+                    "description": "When it was published, in seconds since 1970.",
+                },
+                "type": {"const": message_type},
+                **(more or {}),
+            },
+        },
+    }
+
+
+def _headers(*, about_session: bool) -> Json:
+    trace = {
+        amqp.TRACEPARENT_HEADER: {
+            "type": "string",
+            "pattern": _TRACEPARENT,
+            "description": "W3C trace context, handed on from the batch to what it causes.",
+        }
+    }
+    if not about_session:
+        return {"type": "object", "properties": trace}
+    session = {
+        amqp.CLIENT_SESSION_UUID_HEADER: {
+            "type": "string",
+            "format": "uuid",
+            "description": "The session that it is about, readable without the body.",
+        }
+    }
+    return {"type": "object", "required": list(session), "properties": session | trace}
+
+
+def _ref(path: str) -> Json:
+    return {"$ref": f"#/{path}"}
+
+
+def _text(document: Json) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

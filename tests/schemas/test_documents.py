@@ -1,0 +1,154 @@
+"""The published documents: current, the same each time, and true of the models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from schemas import amqp
+from schemas.__main__ import PUBLISHED, main
+from schemas.documents import (
+    ATTEMPT_BATCH,
+    EXPLANATION,
+    INGEST_RESULT,
+    REVIEW,
+    asyncapi,
+    documents,
+)
+from schemas.followups import ExplanationRequested, ReviewRequested
+from schemas.ingest_result import IngestResult
+
+Json = dict[str, Any]
+
+
+def test_the_published_documents_are_current() -> None:
+    assert main(["check"]) == 0, "run: python -m schemas write"
+
+
+def test_the_documents_are_the_same_each_time() -> None:
+    assert documents() == documents()
+
+
+@pytest.mark.parametrize("name", sorted(documents()))
+def test_each_document_is_json_and_names_no_host(name: str) -> None:
+    text = documents()[name]
+    assert json.loads(text)
+    assert "://" not in text.replace("https://json-schema.org/draft/2020-12/schema", "")
+
+
+@pytest.mark.parametrize("name", [ATTEMPT_BATCH, INGEST_RESULT, EXPLANATION, REVIEW])
+def test_each_schema_is_a_schema(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads(documents()[name]))
+
+
+def test_check_names_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"], tmp_path) == 1
+    assert main(["write"], tmp_path) == 0
+    assert main(["check"], tmp_path) == 0
+    (tmp_path / ATTEMPT_BATCH).write_text("{}")
+    assert main(["check"], tmp_path) == 1
+    assert ATTEMPT_BATCH in capsys.readouterr().err
+    main(["write"], tmp_path)
+    (tmp_path / "attempt_batch.v0.json").write_text("{}")
+    assert main(["check"], tmp_path) == 1
+    assert "attempt_batch.v0.json" in capsys.readouterr().err
+    main(["write"], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(documents())
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(IngestResult, INGEST_RESULT), (ExplanationRequested, EXPLANATION), (ReviewRequested, REVIEW)],
+)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_sent_fits_its_schema(
+    model: type[BaseModel], name: str, data: st.DataObject
+) -> None:
+    sent = data.draw(st.builds(model))
+    document = json.loads(sent.model_dump_json())
+    jsonschema.Draft202012Validator(json.loads(documents()[name])).validate(document)
+    assert model.model_validate_json(sent.model_dump_json()) == sent
+
+
+def test_asyncapi_refers_only_to_what_is_there() -> None:
+    document = asyncapi()
+    references = list(_references(document))
+    assert len(references) > 10
+    for reference in references:
+        if reference.startswith("./"):
+            assert (PUBLISHED / reference).is_file()
+        else:
+            found: Any = document
+            for step in reference.removeprefix("#/").split("/"):
+                found = found[step]
+
+
+def test_asyncapi_uses_every_channel_and_message() -> None:
+    document = asyncapi()
+    used = {operation["channel"]["$ref"] for operation in document["operations"].values()}
+    assert used == {f"#/channels/{name}" for name in document["channels"]}
+    sent = {name for channel in document["channels"].values() for name in channel["messages"]}
+    assert sent == set(document["components"]["messages"])
+
+
+def test_asyncapi_tells_the_names_that_the_code_uses() -> None:
+    document = asyncapi()
+
+    def address(channel: str) -> str:
+        return str(document["channels"][channel]["address"]).replace("{viewer}", "ada")
+
+    def exchange(channel: str) -> str:
+        return str(document["channels"][channel]["bindings"]["amqp"]["exchange"]["name"])
+
+    assert (exchange("attempts"), address("attempts")) == (
+        amqp.INGEST_EXCHANGE,
+        amqp.attempts_key("ada"),
+    )
+    assert (exchange("results"), address("results")) == (
+        amqp.RESULTS_EXCHANGE,
+        amqp.result_key("ada"),
+    )
+    assert address("attemptsQueue") == amqp.ATTEMPTS_QUEUE
+    assert address("resultsQueue") == amqp.results_queue("ada")
+    assert address("explanationRequested") == amqp.EXPLANATION_REQUESTED
+    assert address("reviewRequested") == amqp.REVIEW_REQUESTED
+
+
+def test_asyncapi_tells_each_messages_properties() -> None:
+    types = {
+        "attemptBatch": amqp.ATTEMPT_BATCH_TYPE,
+        "ingestResult": amqp.INGEST_RESULT_TYPE,
+        "explanationRequested": amqp.EXPLANATION_REQUESTED_TYPE,
+        "reviewRequested": amqp.REVIEW_REQUESTED_TYPE,
+    }
+    messages = asyncapi()["components"]["messages"]
+    assert set(messages) == set(types)
+    for name, message in messages.items():
+        properties = message["x-amqp-properties"]
+        assert set(properties["required"]) >= {"message_id", "timestamp"}
+        assert properties["properties"]["type"] == {"const": types[name]}
+        assert properties["properties"]["delivery_mode"]["const"] == 2
+        assert properties["properties"]["content_type"]["const"] == message["contentType"]
+        assert message["bindings"]["amqp"]["messageType"] == types[name]
+        assert amqp.TRACEPARENT_HEADER in message["headers"]["properties"]
+    for about_session in ("attemptBatch", "ingestResult"):
+        assert messages[about_session]["headers"]["required"] == [amqp.CLIENT_SESSION_UUID_HEADER]
+
+
+def _references(value: Any) -> Any:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "$ref":
+                yield inner
+            else:
+                yield from _references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _references(inner)
