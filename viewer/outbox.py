@@ -16,10 +16,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
+from pydantic_core import PydanticSerializationError
+
 from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
-from schemas.words import Status
+from schemas.words import RejectReason, Status
 from viewer.errors import BatchRefused, NoTransaction, UuidReused
 from viewer.tables import upgrade
 from viewer.trace import is_traceparent, new_traceparent
@@ -118,11 +120,7 @@ class Outbox:
             )
         if not (connection.in_transaction or _opens_transactions(connection)):
             raise NoTransaction
-        body = batch.model_dump_json().encode()
-        try:
-            decode(body)  # the worker's own reader is the judge
-        except Rejection as rejection:
-            raise BatchRefused(rejection) from None
+        body = _body(batch)
         digest = batch.digest()
         cursor = connection.cursor()
         cursor.row_factory = None  # whatever the viewer has set on its connection
@@ -268,6 +266,18 @@ class Outbox:
     def _change(self, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
         with self._one_at_a_time:
             return self._connection.execute(statement, values).rowcount
+
+
+def _body(batch: AttemptBatch) -> bytes:
+    try:
+        body = batch.model_dump_json().encode()
+        decode(body)  # the worker's own reader is the judge
+    except PydanticSerializationError:
+        sentence = "The batch holds half a surrogate pair, which is not Unicode."
+        raise BatchRefused(Rejection(RejectReason.MALFORMED, sentence)) from None
+    except Rejection as rejection:
+        raise BatchRefused(rejection) from None
+    return body
 
 
 def _entry(row: Sequence[Any]) -> Entry:

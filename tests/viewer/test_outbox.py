@@ -130,6 +130,7 @@ def test_the_viewers_row_factory_does_not_matter(outbox: Outbox) -> None:
         ([Attempt(question_pub_id="q")] * (MAX_ATTEMPTS + 1), "1001 attempts"),
         ([Attempt(question_pub_id="q", answered_at="x" * 1_050_000)], "bytes"),
         ([Attempt.model_construct(question_pub_id="")], "at least 1 character"),
+        ([Attempt(question_pub_id="q", answered_at="\ud800")], "surrogate"),
     ],
 )
 def test_what_no_worker_would_take_is_refused_at_once(
