@@ -1,0 +1,50 @@
+"""Disposable folders for private servers, and their removal when their owner is gone.
+
+Knows no server, only that whatever runs for such a folder names it and keeps its ids in
+`*.pid` files there.
+"""
+
+import itertools
+import os
+import shutil
+from pathlib import Path
+
+from devtools.places import in_home
+from devtools.processes import kill_tree, our_process, started_at
+from devtools.state import read_json, write_json
+
+_count = itertools.count(1)
+
+
+def me() -> dict[str, int]:
+    """Who we are, in a way that a later process with the same id isn't."""
+    return {"pid": os.getpid(), "started": started_at(os.getpid()) or 0}
+
+
+def lives(who: object) -> bool:
+    """Whether the process that once called itself `me()` is still there."""
+    if not isinstance(who, dict) or not isinstance(who.get("pid"), int):
+        return False
+    return started_at(who["pid"]) == who.get("started")
+
+
+def new_folder(name: str) -> Path:
+    """A folder for one private server. Remove it with `remove`; `sweep` does when we can't."""
+    folder = in_home("instances", f"{name}-{os.getpid()}-{next(_count)}")
+    write_json(folder / "owner.json", me())
+    return folder
+
+
+def remove(folder: Path) -> None:
+    """kill -9 what still runs for the folder, and delete it."""
+    for pid_file in folder.rglob("*.pid"):
+        if pid := our_process(pid_file, folder):
+            kill_tree(pid)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Remove the folders whose owners have died without doing so."""
+    for owner in in_home("instances").glob("*/owner.json"):
+        if not lives(read_json(owner)):
+            remove(owner.parent)

@@ -1,0 +1,93 @@
+"""Where things are: the checkout, and the private folder that servers and their state live in.
+
+Knows no server. Every path that another file of devtools writes to begins here.
+"""
+
+import hashlib
+import os
+import pwd
+import stat
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from devtools.errors import DevError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+LONGEST_PATH = 90  # Unix sockets and Erlang's command lines have limits; deeper is asking for them
+
+
+@cache
+def home() -> Path:
+    """The private state folder: `.dev`, or a temporary one where servers can't live in that.
+
+    Raises DevError where no folder will do.
+    """
+    name = f"study-ingest-{os.getuid()}-{hashlib.sha256(bytes(CHECKOUT)).hexdigest()[:12]}"
+    candidates = [CHECKOUT / ".dev", Path("/var/tmp") / name, Path(tempfile.gettempdir()) / name]
+    obstacles = [obstacle(folder) for folder in candidates]
+    for folder, why_not in zip(candidates, obstacles, strict=True):
+        if why_not is None:
+            return private_folder(folder)
+    raise DevError(
+        f"no folder for the servers' data: {'; '.join(filter(None, obstacles))}: "
+        "move the checkout to a short path without spaces."
+    )
+
+
+def obstacle(folder: Path) -> str | None:
+    """Why servers can't live in this folder (which need not exist), or None where they can."""
+    if any(mark.isspace() for mark in str(folder)):
+        return f"{folder} has a space in it, which RabbitMQ's scripts can't take"
+    if len(str(folder)) > LONGEST_PATH:
+        return f"{folder} is longer than {LONGEST_PATH} characters"
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        return f"{existing} can't be written to"
+    if os.getuid() == 0:  # PostgreSQL refuses to be root, so another user must be able to pass
+        for parent in (existing, *existing.parents):
+            if not parent.stat().st_mode & stat.S_IXOTH:
+                return f"{parent} lets only root pass, and PostgreSQL can't run as root"
+    return None
+
+
+def private_folder(folder: Path) -> Path:
+    """Make the folder (others may pass through it at most); refuse one that isn't ours.
+
+    Raises DevError where somebody else made it, which a temporary folder allows.
+    """
+    folder.mkdir(mode=0o711, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise DevError(f"{folder} belongs to somebody else: remove it and run ./dev again.")
+    return folder
+
+
+def in_home(*parts: str) -> Path:
+    """A folder inside the state folder, made where it is missing."""
+    folder = home().joinpath(*parts)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return folder
+
+
+def log_file(name: str) -> Path:
+    """The file that one step's full output goes to."""
+    return in_home("log") / f"{name}.log"
+
+
+@cache
+def unprivileged() -> pwd.struct_passwd | None:
+    """Whom root runs PostgreSQL as; None where we aren't root and need nobody else.
+
+    Raises DevError where the machine has neither of the users that would do.
+    """
+    if os.getuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise DevError(
+        "PostgreSQL can't run as root, and there is no user 'nobody': run ./dev as a user."
+    )

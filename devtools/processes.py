@@ -1,0 +1,241 @@
+"""Processes: run a step with its output in a log, leave a server running, find and end it again.
+
+Knows no particular server. A process is only ever signalled by its id, after it has been
+seen to be one that was started for the folder that the caller names.
+"""
+
+import errno
+import os
+import pwd
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+
+from devtools.errors import BrokenOff, DevError
+from devtools.places import log_file
+
+_steps: set[subprocess.Popen[bytes]] = set()
+_interrupted = threading.Event()
+
+
+def run_step(
+    name: str,
+    argv: Sequence[str | Path],
+    mend: str,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    user: pwd.struct_passwd | None = None,
+    given: str = "",
+) -> str:
+    """Run a command to its end, its output appended to the step's log; return its stdout.
+
+    Raises DevError, ending in `mend`, where the command is missing or fails.
+    """
+    log = log_file(name)
+    start = time.monotonic()
+    try:
+        child = subprocess.Popen(
+            [str(part) for part in argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=cwd,
+            umask=0o022,  # root's may be stricter; PostgreSQL's user has to read what we install
+            user=user and user.pw_uid,
+            group=user and user.pw_gid,
+            extra_groups=[] if user else None,
+        )
+    except FileNotFoundError:
+        raise DevError(f"{argv[0]} isn't there: {mend}") from None
+    _steps.add(child)
+    try:
+        output = child.communicate(given.encode())[0].decode(errors="replace")
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    finally:
+        _steps.discard(child)
+    with log.open("a") as sink:
+        seconds = time.monotonic() - start
+        sink.write(f"$ {' '.join(map(str, argv))}\n{output}[{child.returncode}, {seconds:.1f} s]\n")
+    if _interrupted.is_set():
+        raise BrokenOff(f"{name} was broken off.")
+    if child.returncode:
+        raise DevError(failure(name, output, mend, log))
+    return output
+
+
+def failure(name: str, output: str, mend: str, log: Path) -> str:
+    """The sentence for a step that failed: its last words, what to do, and where the rest is."""
+    if "No space left on device" in output or os.strerror(errno.EDQUOT) in output:
+        return (
+            f"{name} failed for want of disk space: free 500 MB and run ./dev again (log: {log})."
+        )
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if line.lower().startswith(("error", "e:", "fatal"))]
+    last = (telling or lines or ["it said nothing"])[-1]
+    return f"{name} failed ({last[:200]}): {mend} (log: {log})."
+
+
+def _interrupt_steps() -> None:
+    _interrupted.set()
+    for child in tuple(_steps):
+        child.terminate()
+
+
+def at_once(jobs: Sequence[Callable[[], object]]) -> None:
+    """Do all jobs side by side. Where one fails, or we are interrupted, the others break off."""
+    with ThreadPoolExecutor(max(1, len(jobs))) as pool:
+        futures = [pool.submit(job) for job in jobs]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            if not all(future.done() for future in futures):
+                _interrupt_steps()
+            wait(futures)
+            _interrupted.clear()
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, BrokenOff)):
+        raise error
+
+
+def wait_until(ready: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
+    """Poll until `ready()`; False when the time has run out.
+
+    Raises BrokenOff where something that runs beside it has failed.
+    """
+    end = time.monotonic() + seconds
+    while not ready():
+        if _interrupted.is_set():
+            raise BrokenOff("waiting was broken off.")
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def leave_running(
+    argv: Sequence[str | Path],
+    pid_file: Path,
+    log: Path,
+    *,
+    env: Mapping[str, str],
+    user: pwd.struct_passwd | None = None,
+) -> None:
+    """Start a server in a session of its own, its id in `pid_file`.
+
+    A shell stands between, so that the id is on disk even if we are killed right now, and
+    so that the server is nobody's child: it outlives us, and leaves no zombie with us.
+    """
+    pid_file.unlink(missing_ok=True)
+    subprocess.run(
+        ["/bin/sh", "-c", 'log=$1 pid=$2; shift 2; "$@" >>"$log" 2>&1 & echo $! >"$pid"', "sh"]
+        + [str(part) for part in (log, pid_file, *argv)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=env,
+        cwd="/",
+        start_new_session=True,
+        umask=0o022,
+        check=True,
+        user=user and user.pw_uid,
+        group=user and user.pw_gid,
+        extra_groups=[] if user else None,
+    )
+
+
+def started_at(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since boot; None where there is none."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def our_process(pid_file: Path, folder: Path) -> int | None:
+    """The id in the file, if that process lives and was started for `folder`.
+
+    Ids are given out again, after a restart of the machine for sure: only a process whose
+    command line or environment names the folder is the one that we mean.
+    """
+    try:
+        pid = int(pid_file.read_text().split()[0])
+        for _ in range(20):
+            process = Path(f"/proc/{pid}")
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if told or not _stat(pid):
+                break
+            time.sleep(0.005)  # in the middle of an exec a process has neither
+    except (OSError, ValueError, IndexError):
+        return None
+    return pid if bytes(folder) in told and _stat(pid) else None
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all its descendants, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [pid]
+    for parent in found:  # grows while it is walked
+        found.extend(children.get(parent, []))
+    return found
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Signal one process; one that has gone already is fine."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def freeze(pid: int) -> list[int]:
+    """SIGSTOP a process and its descendants, so that none can answer or notice; return them."""
+    frozen: list[int] = []
+    while fresh := [each for each in tree(pid) if each not in frozen]:
+        for each in fresh:  # the parent first: a stopped parent has no more children
+            send(each, signal.SIGSTOP)
+        frozen += fresh
+    return frozen
+
+
+def thaw(pid: int) -> None:
+    """SIGCONT a process and its descendants, the children first."""
+    for each in reversed(tree(pid)):
+        send(each, signal.SIGCONT)
+
+
+def kill_tree(pid: int) -> None:
+    """kill -9 a process and its descendants at one moment, and wait until they are gone."""
+    doomed = freeze(pid)
+    for each in doomed:
+        send(each, signal.SIGKILL)
+    end_by = time.monotonic() + 10
+    while any(_stat(each) for each in doomed) and time.monotonic() < end_by:
+        time.sleep(0.005)
+
+
+def gone(pid: int, seconds: float) -> bool:
+    """Wait for a process to end; False where it is still there after that time."""
+    end_by = time.monotonic() + seconds
+    while _stat(pid):
+        if time.monotonic() > end_by:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _stat(pid: int) -> list[str] | None:
+    """/proc's fields from the state on ([0] state, [1] parent, [19] start); None if dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields

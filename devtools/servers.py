@@ -1,0 +1,273 @@
+"""Which PostgreSQL and RabbitMQ to use and why, and who still uses those that we started.
+
+Knows how servers are made, and nothing of what they are used for. A server that nobody was
+told to keep ends with its last user; a user that died without a word doesn't count.
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from devtools import compose, debian, environment, instances, rabbitmq
+from devtools.errors import DevError
+from devtools.places import home, in_home
+from devtools.postgres import Postgres
+from devtools.probe import broker_trouble, database_trouble
+from devtools.processes import at_once
+from devtools.rabbitmq import RabbitMQ
+from devtools.state import locked, read_json, write_json
+
+WAITING = "another ./dev is starting or stopping the servers: waiting for it"
+PATIENCE = 3.0  # s; RabbitMQ 3.10 idles for 5 s at its end, when its queues are closed already
+
+
+class Server(Protocol):
+    """What the ledger needs of a server; PostgreSQL and RabbitMQ, run either way."""
+
+    @property
+    def url(self) -> str: ...
+    def ready(self) -> bool: ...
+    def start(self) -> object: ...
+    def stop(self, seconds: float) -> None: ...
+
+
+class Service(NamedTuple):
+    """One of the two, as a person knows it."""
+
+    title: str
+    variable: str
+    trouble: Callable[[str], str | None]
+    embedded_obstacle: Callable[[], str | None]
+
+
+class Choice(NamedTuple):
+    """Where a service comes from: "given", "embedded" or "docker"; and the reason, for people."""
+
+    source: str
+    why: str
+
+
+def _no_linux() -> str | None:
+    system, machine = platform.system(), platform.machine()
+    if system != "Linux" or machine not in ("x86_64", "aarch64"):
+        return f"./dev can't run servers of its own on {system} {machine}"
+    return None
+
+
+def _no_postgres() -> str | None:
+    glibc = platform.libc_ver()[0] == "glibc"
+    return _no_linux() or (None if glibc else "PostgreSQL's wheel needs glibc")
+
+
+def _no_rabbitmq() -> str | None:
+    suite = rabbitmq.default_suite()
+    if _no_linux() or rabbitmq.installed(suite) or debian.own_suite():
+        return _no_linux()
+    return "RabbitMQ isn't installed, and this is no Debian to unpack it from"
+
+
+SERVICES = {
+    "postgres": Service("PostgreSQL", "INGEST_DATABASE_URL", database_trouble, _no_postgres),
+    "rabbitmq": Service("RabbitMQ", "INGEST_AMQP_URL", broker_trouble, _no_rabbitmq),
+}
+
+
+def choose(
+    service: Service, environ: Mapping[str, str], no_docker: Callable[[], str | None]
+) -> Choice:
+    """Where this service comes from: a URL that is set, else our own server, else Docker.
+
+    Raises DevError where none of them is to be had, or DEV_BACKEND asks for one that isn't.
+    """
+    if environ.get(service.variable):
+        return Choice("given", f"{service.variable} is set")
+    backend = environ.get("DEV_BACKEND") or "auto"
+    if backend not in ("auto", "embedded", "docker"):
+        raise DevError(f"DEV_BACKEND is {backend!r}: give auto, embedded or docker.")
+    reasons = [f"{service.variable} is not set"]
+    if backend == "docker":
+        reasons = ["DEV_BACKEND is docker"]
+    else:
+        if (obstacle := service.embedded_obstacle()) is None:
+            return Choice("embedded", reasons[0])
+        reasons.append(obstacle)
+    if backend != "embedded":
+        if (obstacle := no_docker()) is None:
+            return Choice("docker", " and ".join(reasons))
+        reasons.append(obstacle)
+    raise DevError(
+        f"no {service.title}: {', '.join(reasons)}: "
+        f"set {service.variable} to one of yours, or start Docker."
+    )
+
+
+def choices() -> dict[str, Choice]:
+    """The choice for each service, said in one line on stderr, with the reasons.
+
+    Raises DevError where one isn't to be had, or doesn't answer at the URL that is set.
+    """
+    made = {
+        name: choose(service, os.environ, compose.obstacle) for name, service in SERVICES.items()
+    }
+    said: dict[str, list[str]] = {}
+    for name, choice in made.items():
+        what = f"{SERVICES[name].title}: {choice.source}"
+        said.setdefault(choice.why, []).append(what)
+    line = "; ".join(f"{', '.join(what)} (because {why})" for why, what in said.items())
+    print(f"dev: {line}", file=sys.stderr)
+    for name, choice in made.items():
+        service = SERVICES[name]
+        if choice.source == "given":
+            url = os.environ[service.variable]
+            if trouble := service.trouble(url):
+                raise DevError(
+                    f"no {service.title} answers at {service.variable} ({trouble}): "
+                    "start it, correct the URL, or unset the variable."
+                )
+    return made
+
+
+def _key(name: str, choice: Choice) -> str:
+    """What the ledger and the folder of a server of ours are called: brokers by their suite."""
+    if choice.source == "docker":
+        return f"docker-{name}"
+    return name if name == "postgres" else f"{name}-{rabbitmq.default_suite()}"
+
+
+def _server(key: str) -> Postgres | RabbitMQ | compose.ComposePostgres | compose.ComposeRabbitMQ:
+    folder = in_home("pair") / key
+    if key == "postgres":
+        return Postgres(folder)
+    if key == "docker-postgres":
+        return compose.ComposePostgres(folder)
+    if key == "docker-rabbitmq":
+        return compose.ComposeRabbitMQ(folder)
+    return RabbitMQ(folder, suite=key.removeprefix("rabbitmq-"))
+
+
+class Ledger:
+    """Which servers of ours are kept or in use, on disk. Only to be changed under `lock`."""
+
+    def __init__(self) -> None:
+        self.path = home() / "state.json"
+
+    def lock(self) -> Any:
+        """Hold this while the ledger is changed, and while servers start and stop."""
+        return locked(home() / "lock", WAITING)
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """By key: `kept`, and the `users` that live."""
+        known = {path.name: {} for path in in_home("pair").iterdir()} | read_json(self.path)
+        return {
+            key: {
+                "kept": bool(entry.get("kept")),
+                "users": [user for user in entry.get("users", []) if instances.lives(user)],
+            }
+            for key, entry in known.items()
+        }
+
+    def write(self, entries: dict[str, dict[str, Any]]) -> None:
+        write_json(self.path, entries)
+
+    def enter(self, keys: list[str], *, keep: bool) -> None:
+        """Note that we use these servers, or that they are to be kept without us."""
+        entries = self.read()
+        for key in keys:
+            entry = entries.setdefault(key, {"kept": False, "users": []})
+            entry["kept"] = entry["kept"] or keep
+            if not keep:
+                entry["users"].append(instances.me())
+        self.write(entries)
+
+    def leave(self) -> None:
+        """Note that we use nothing any more."""
+        entries = self.read()
+        for entry in entries.values():
+            entry["users"] = [user for user in entry["users"] if user != instances.me()]
+        self.write(entries)
+
+    def settle(self) -> None:
+        """Stop what nobody uses and nobody keeps, and remove private servers left behind."""
+        idle = [
+            key for key, entry in self.read().items() if not entry["kept"] | bool(entry["users"])
+        ]
+        at_once([partial(_server(key).stop, PATIENCE) for key in idle])
+        instances.sweep()
+
+
+@contextmanager
+def servers(*, keep: bool = False) -> Iterator[dict[str, str]]:
+    """The INGEST_* variables of two servers that answer, while the block runs.
+
+    Those that run already are used; others are started, side by side with the installation
+    of the dependencies, and stopped at the end unless `keep`, or somebody else uses them.
+    Raises DevError.
+    """
+    made = choices()
+    keys = {name: _key(name, each) for name, each in made.items() if each.source != "given"}
+    ours = {name: _server(key) for name, key in keys.items()}
+    ledger = Ledger()
+    try:
+        with ledger.lock():
+            ledger.enter(list(keys.values()), keep=False)
+            ledger.settle()
+            waiting = [server for server in ours.values() if not server.ready()]
+            at_once([environment.ensure, *(server.start for server in waiting)])
+            if keep:
+                ledger.enter(list(keys.values()), keep=True)
+        variables = {
+            service.variable: ours[name].url if name in ours else os.environ[service.variable]
+            for name, service in SERVICES.items()
+        }
+        broker = ours.get("rabbitmq")
+        if isinstance(broker, RabbitMQ | compose.ComposeRabbitMQ):
+            variables["INGEST_MANAGEMENT_URL"] = broker.management_url
+        elif given := os.environ.get("INGEST_MANAGEMENT_URL"):
+            variables["INGEST_MANAGEMENT_URL"] = given
+        yield variables
+    finally:
+        if keys:
+            with ledger.lock():
+                ledger.leave()
+                ledger.settle()
+
+
+def stop(*, now: bool) -> list[str]:
+    """End what `up` left running; what others use ends with them, unless `now`.
+
+    Returns a line for each server, for people.
+    """
+    ledger = Ledger()
+    with ledger.lock():
+        before = ledger.read()
+        running = {key for key in before if _server(key).ready()}
+        after = {
+            key: {"kept": False, "users": [] if now else entry["users"]}
+            for key, entry in before.items()
+        }
+        ledger.write(after)
+        ledger.settle()
+    lines = []
+    for key in sorted(running):
+        users = ", ".join(str(user["pid"]) for user in after[key]["users"])
+        lines.append(
+            f"{key}: in use by process {users}: it ends with that" if users else f"{key}: stopped"
+        )
+    return lines
+
+
+def report() -> list[str]:
+    """A line for each server of ours, for people."""
+    lines = []
+    for key, entry in sorted(Ledger().read().items()):
+        server = _server(key)
+        state = "running" if server.ready() else "stopped"
+        why = ["left by ./dev up"] if entry["kept"] else []
+        why += [f"in use by process {user['pid']}" for user in entry["users"]]
+        where = f" {server.url}" if state == "running" else ""
+        lines.append(f"{key}: {state}{where}{' (' + ', '.join(why) + ')' if why else ''}")
+    return lines

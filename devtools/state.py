@@ -1,0 +1,104 @@
+"""What outlives one call of ./dev: locks, small JSON files, ports.
+
+Knows neither servers nor commands. A lock is the kernel's (flock): it goes with the process
+that holds it, however that ends, so none can be left behind.
+"""
+
+import fcntl
+import json
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from devtools.errors import DevError
+
+PORTS = range(20_000, 32_000)  # below what the kernel hands to outgoing connections
+
+
+@contextmanager
+def locked(path: Path, held_by_other: str = "") -> Iterator[None]:
+    """Hold the lock of this name, waiting for it; says `held_by_other` when it has to wait."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if held_by_other:
+                print(f"dev: {held_by_other}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; empty where there is none, or none that can be read."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace the file in one step, so that no reader and no crash sees half of it."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(content, indent=2) + "\n")
+    fresh.replace(path)
+
+
+def ports(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """A port on the loopback for each name: those stored in the file while they are still free.
+
+    Raises DevError where no port is to be had.
+    """
+    stored = read_json(path)
+    known = [stored[name] for name in names if isinstance(stored.get(name), int)]
+    if len(known) < len(names) or not all_free(known):
+        known = free_ports(len(names))
+        write_json(path, dict(zip(names, known, strict=True)))
+    return dict(zip(names, known, strict=True))
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ports that nobody listens on at 127.0.0.1.
+
+    Raises DevError where no port is to be had.
+    """
+    with ExitStack() as held:
+        found: list[int] = []
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                break
+            with suppress(OSError):
+                held.enter_context(_listener(port))
+                found.append(port)
+        if len(found) < count:
+            raise DevError(
+                f"no free port from {PORTS[0]} to {PORTS[-1]}: end some of what listens."
+            )
+        return found
+
+
+def all_free(wanted: Sequence[int]) -> bool:
+    """Whether nobody listens on any of these ports at 127.0.0.1."""
+    for port in wanted:
+        try:
+            _listener(port).close()
+        except OSError:
+            return False
+    return True
+
+
+def _listener(port: int) -> socket.socket:
+    listener = socket.socket()
+    try:
+        # as servers do, or a connection that has just ended would count as a taken port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
