@@ -6,7 +6,6 @@ of its keys and forgets nothing: what it had published leaves again, with the sa
 """
 
 import asyncio
-import random
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -14,8 +13,9 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
+from worker.backoff import Backoff
 from worker.broker.publisher import Publisher, Unroutable
-from worker.errors import BrokerAway, DatabaseAway, TransientFault, Unconfirmed
+from worker.errors import DatabaseAway, TransientFault, Unconfirmed
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.engine import transaction
@@ -45,20 +45,22 @@ class Relay:
 
     async def run(self) -> None:
         """Relays as rows come; waits, ever longer, for a database or broker that is away."""
-        failures = 0
+        backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
+        paused = False
         while not self._stopping:
             self._wake.clear()
             try:
                 relayed = await self.relay()
-            except (DatabaseAway, BrokerAway, TransientFault, Unconfirmed) as error:
-                failures += 1
-                if failures == 1:
-                    _log.warning("relay.paused", reason=str(error))
-                await self._wait(self._delay(failures))
+            except (DatabaseAway, TransientFault, Unconfirmed) as error:
+                if not paused:
+                    _log.warning("relay.paused", problem=str(error))
+                paused = True
+                await self._wait(backoff.next())
                 continue
-            if failures:
-                _log.info("relay.resumed", failures=failures)
-                failures = 0
+            if paused:
+                paused = False
+                backoff.reset()
+                _log.info("relay.resumed")
             if not relayed:
                 await self._wait(self._settings.relay_poll_interval)
 
@@ -114,9 +116,3 @@ class Relay:
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
-
-    def _delay(self, failures: int) -> float:
-        longest = min(
-            self._settings.pause_delay_max, self._settings.pause_delay_min * 2 ** min(failures, 16)
-        )
-        return random.uniform(longest / 2, longest)  # noqa: S311  # jitter, not a secret

@@ -143,9 +143,6 @@ class Settings(BaseSettings):
     relay_poll_interval: Seconds = Field(
         default=0.5, description="Longest wait of a relay that was not told of new rows."
     )
-    outbox_retention: Seconds = Field(
-        default=7 * 86_400.0, description="Published outbox rows are kept this long."
-    )
 
     mastered_stability_days: float = Field(
         default=21.0, gt=0, description="Stability from which a question can count as mastered."

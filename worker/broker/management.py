@@ -153,6 +153,18 @@ class Management:
             },
         )
 
+    async def create_vhost(self, name: str) -> None:
+        """Creates a vhost where this login may do everything; for tests and demonstrations."""
+        vhost = quote(name, safe="")
+        await self._send("PUT", f"vhosts/{vhost}", {})
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        await self._send("PUT", f"permissions/{vhost}/{quote(self.user, safe='')}", everything)
+
+    async def delete_vhost(self, name: str) -> None:
+        """Deletes a vhost with everything in it; one that is not there is no error."""
+        if any(vhost["name"] == name for vhost in await self.vhosts()):
+            await self._send("DELETE", f"vhosts/{quote(name, safe='')}")
+
     async def _get(self, path: str) -> Any:
         return (await self._send("GET", path)).json()
 

@@ -1,0 +1,77 @@
+"""The account: every result told and every message parked, counted as it passes by.
+
+Listens with queues of its own, so it takes nothing from viewers or operators. Knows nothing of
+what was meant to happen.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from schemas import amqp
+from schemas.ingest_result import IngestResult
+from schemas.words import Status
+
+
+class Account:
+    """What became of the deliveries so far."""
+
+    def __init__(self) -> None:
+        self.results: Counter[Status] = Counter()
+        self.parked: Counter[str] = Counter()
+        self._seen: set[str] = set()
+        self.on_change: Callable[[], None] = lambda: None
+        self._changed = asyncio.Event()
+
+    @property
+    def settled(self) -> int:
+        """Deliveries that were ingested, found to be duplicates, or parked."""
+        told = self.results[Status.INGESTED] + self.results[Status.ALREADY_INGESTED]
+        return told + self.parked.total()
+
+    async def until(self, condition: Callable[[], bool], patience: float) -> bool:
+        """Waits until `condition`; False when nothing was settled for `patience` seconds."""
+        while not condition():
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), patience)
+            except TimeoutError:
+                return condition()
+        return True
+
+    async def add_result(self, message: AbstractIncomingMessage) -> None:
+        """Counts one result; the same message again counts once."""
+        if message.message_id not in self._seen:
+            self._seen.add(message.message_id or "")
+            self.results[IngestResult.model_validate_json(message.body).status] += 1
+            self._announce()
+
+    async def add_parked(self, message: AbstractIncomingMessage) -> None:
+        """Counts one parked message by its reason."""
+        self.parked[str(message.headers.get(amqp.REASON_HEADER, "delivery_limit"))] += 1
+        self._announce()
+
+    def _announce(self) -> None:
+        self.on_change()
+        self._changed.set()
+
+
+@asynccontextmanager
+async def keep(amqp_url: str) -> AsyncIterator[tuple[Account, aio_pika.abc.AbstractChannel]]:
+    """An account that is kept while the block runs, and a channel with confirms to publish on."""
+    account = Account()
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        for exchange, key, count in (
+            (amqp.RESULTS_EXCHANGE, "result.#", account.add_result),
+            (amqp.DEAD_EXCHANGE, "", account.add_parked),
+        ):
+            queue = await channel.declare_queue(f"demo.{uuid4().hex}", exclusive=True)
+            await queue.bind(exchange, key)
+            await queue.consume(count, no_ack=True)
+        yield account, await connection.channel(publisher_confirms=True)

@@ -1,0 +1,220 @@
+"""What the demo does, in order: prepare, start workers, let viewers work, draw the account."""
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import text
+
+from demo import bank, processes, review_log, sessions, stage
+from demo.account import Account, keep
+from demo.phone import Phone
+from demo.report import Report
+from schemas import amqp
+from schemas.attempt_batch import AttemptBatch
+from schemas.words import Status
+from worker import repair
+from worker.broker import topology
+from worker.broker.management import Management
+from worker.cli.shared import engine_of, thresholds_of
+from worker.ingest import Ingest
+from worker.resolve import Incoming
+from worker.settings import Settings
+from worker.store import schema
+from worker.store.engine import transaction
+
+_WORKERS: Final = 2
+_USERS: Final = 12
+_SEED: Final = 2026
+_PATIENCE: Final = 60.0
+"""Seconds without any delivery settled after which the demo gives up waiting."""
+
+
+async def simulated(settings: Settings, batches: int, logs: Path, console: Console) -> Report:
+    """Simulated learners with realistic trouble: `batches` sessions and what goes wrong."""
+    rng = random.Random(_SEED)
+    questions = bank.made_up(_USERS, rng)
+    devices = sessions.devices(questions, batches, rng)
+    broken = sessions.broken(devices[0].batches[0], "broken-viewer", rng)
+    sent = sum(len(device.batches) + len(device.twice) for device in devices) + len(broken)
+
+    async with _prepared(settings, questions) as (settings, account, channel):
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(
+                processes.workers(_WORKERS, settings, stage.environment_of(settings), logs)
+            )
+            phones = [
+                await stack.enter_async_context(_viewer(settings, device.viewer))
+                for device in devices
+            ]
+            began = time.monotonic()
+            with _progress(console, account, sent):
+                for late in (False, True):
+                    await asyncio.gather(
+                        *(
+                            phone.play(device.batches, device.twice)
+                            for phone, device in zip(phones, devices, strict=True)
+                            if device.late is late
+                        )
+                    )
+                for message in broken:
+                    await _publish_raw(channel, message)
+                await account.until(lambda: account.settled >= sent, _PATIENCE)
+            seconds = time.monotonic() - began
+            lost = sum(phone.lost() for phone in phones)
+            lost += max(0, len(broken) + 1 - account.parked.total())
+        return await _report(settings, account, sent, lost, seconds)
+
+
+async def from_review_log(settings: Settings, path: Path, logs: Path, console: Console) -> Report:
+    """A real review log from two devices; the same log in order must come to the same."""
+    reviews = review_log.read(path)
+    questions = review_log.questions(reviews)
+    batches = review_log.batches(reviews)
+    arrivals = review_log.arrivals(batches)
+
+    async with _prepared(settings, questions) as (settings, account, _):
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(
+                processes.workers(_WORKERS, settings, stage.environment_of(settings), logs)
+            )
+            phones = [
+                await stack.enter_async_context(_viewer(settings, name))
+                for name in ("first-device", "second-device")
+            ]
+            began = time.monotonic()
+            with _progress(console, account, len(arrivals)):
+                for arrival in arrivals:
+                    phones[arrival.device].record(arrival.batch)
+                await asyncio.gather(*(phone.settled() for phone in phones))
+                await account.until(lambda: account.settled >= len(arrivals), _PATIENCE)
+            seconds = time.monotonic() - began
+            lost = sum(phone.lost() for phone in phones)
+        report = await _report(settings, account, len(arrivals), lost, seconds)
+        in_order = await _in_order(settings, questions, batches)
+        return report.compared_with_order(
+            reviews=len(reviews), differing=len(await _progress_rows(settings) ^ in_order)
+        )
+
+
+@asynccontextmanager
+async def _prepared(
+    settings: Settings, questions: list[bank.Question]
+) -> AsyncIterator[tuple[Settings, Account, AbstractChannel]]:
+    settings = await stage.with_database(settings, "study_demo")
+    settings = await stage.with_vhost(settings)
+    async with engine_of(settings, connections=2, name="demo") as engine:
+        await schema.migrate(engine)
+        await bank.publish(engine, questions)
+    async with Management(settings) as management:
+        await topology.apply(management, settings)
+    async with keep(settings.amqp_url.get_secret_value()) as (account, channel):
+        yield settings, account, channel
+
+
+@asynccontextmanager
+async def _viewer(settings: Settings, name: str) -> AsyncIterator[Phone]:
+    with tempfile.TemporaryDirectory(prefix="study-demo-") as folder:
+        phone = Phone(Path(folder), settings.amqp_url.get_secret_value(), name)
+        async with phone.relay:
+            yield phone
+        phone.outbox.close()
+
+
+async def _publish_raw(channel: AbstractChannel, message: sessions.Broken) -> None:
+    uuid = message.client_session_uuid
+    exchange = await channel.get_exchange(amqp.INGEST_EXCHANGE)
+    await exchange.publish(
+        aio_pika.Message(
+            message.body,
+            message_id=uuid4().hex,
+            type=amqp.ATTEMPT_BATCH_TYPE,
+            headers={} if uuid is None else {amqp.CLIENT_SESSION_UUID_HEADER: str(uuid)},
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        ),
+        amqp.attempts_key(message.viewer),
+    )
+
+
+@contextmanager
+def _progress(console: Console, account: Account, total: int) -> Iterator[None]:
+    """A live line of what was settled; nothing where nobody watches."""
+    columns = (
+        TextColumn("settled"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[kinds]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("settled", total=total, kinds="")
+
+        def show() -> None:
+            kinds = (
+                f"{account.results[Status.INGESTED]} ingested,"
+                f" {account.results[Status.ALREADY_INGESTED]} duplicates,"
+                f" {account.parked.total()} parked"
+            )
+            bar.update(task, completed=account.settled, kinds=kinds)
+
+        account.on_change = show
+        yield
+
+
+async def _report(
+    settings: Settings, account: Account, sent: int, lost: int, seconds: float
+) -> Report:
+    async with engine_of(settings, connections=2, name="demo") as engine:
+        async with transaction(engine) as connection:
+            ingested = await connection.scalar(text("SELECT count(*) FROM ingest_inbox"))
+            attempts = await connection.scalar(text("SELECT count(*) FROM study_question_attempts"))
+        differences = [
+            difference
+            for user_id in await repair.users(engine)
+            for difference in await repair.verify(engine, user_id, thresholds_of(settings))
+        ]
+    return Report(
+        sent=sent,
+        ingested=ingested or 0,
+        duplicates=account.results[Status.ALREADY_INGESTED],
+        rejected=dict(sorted(account.parked.items())),
+        # An ingested batch that the database does not have, or has and nobody was told of.
+        lost=lost + abs((ingested or 0) - account.results[Status.INGESTED]),
+        differences=len(differences),
+        seconds=seconds,
+        attempts=attempts or 0,
+        database_url=settings.database_url.get_secret_value(),
+    )
+
+
+async def _in_order(
+    settings: Settings, questions: list[bank.Question], batches: Sequence[AttemptBatch]
+) -> set[tuple[object, ...]]:
+    """The progress rows of the same batches ingested one by one, in order, by one worker."""
+    settings = await stage.with_database(settings, "study_demo_in_order")
+    async with engine_of(settings, connections=2, name="demo") as engine:
+        await schema.migrate(engine)
+        await bank.publish(engine, questions)
+        ingest = Ingest(engine, thresholds_of(settings))
+        for batch in batches:
+            await ingest([Incoming("in-order", batch, batch.client_session_uuid)])
+    return await _progress_rows(settings)
+
+
+async def _progress_rows(settings: Settings) -> set[tuple[object, ...]]:
+    async with (
+        engine_of(settings, connections=1, name="demo") as engine,
+        transaction(engine) as connection,
+    ):
+        rows = await connection.execute(text("SELECT * FROM study_question_progress"))
+        return {tuple(row) for row in rows}

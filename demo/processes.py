@@ -1,0 +1,75 @@
+"""The demo's worker processes: started as an operator would, and ended by SIGTERM."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import aio_pika
+
+from schemas import amqp
+from worker.errors import IngestError
+from worker.settings import Settings
+
+_START_SECONDS: Final = 20.0
+_STOP_SECONDS: Final = 30.0
+
+
+@asynccontextmanager
+async def workers(
+    count: int, settings: Settings, environment: Mapping[str, str], logs: Path
+) -> AsyncIterator[None]:
+    """Runs `count` workers while the block runs; each logs to a file in the folder `logs`.
+
+    Raises `IngestError` when one ends early, or does not drain and exit 0 on SIGTERM.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    program = Path(sys.executable).parent / "study-ingest"
+    processes = []
+    try:
+        for number in range(1, count + 1):
+            with (logs / f"worker-{number}.log").open("wb") as log:
+                processes.append(
+                    await asyncio.create_subprocess_exec(
+                        str(program),
+                        "worker",
+                        env={**os.environ, **environment, "INGEST_LOG_FORMAT": "json"},
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
+        await _consuming(count, settings, processes, logs)
+        yield
+    finally:
+        codes = await asyncio.gather(*(_end(process) for process in processes))
+    if any(codes):
+        raise IngestError(f"Workers ended with {codes}: see the logs in {logs}.")
+
+
+async def _consuming(
+    count: int, settings: Settings, processes: list[asyncio.subprocess.Process], logs: Path
+) -> None:
+    async with await aio_pika.connect(settings.amqp_url.get_secret_value()) as connection:
+        channel = await connection.channel()
+        for _ in range(int(_START_SECONDS / 0.1)):
+            if any(process.returncode is not None for process in processes):
+                raise IngestError(f"A worker did not start: see the logs in {logs}.")
+            queue = await channel.declare_queue(amqp.ATTEMPTS_QUEUE, passive=True)
+            if (queue.declaration_result.consumer_count or 0) >= count:
+                return
+            await asyncio.sleep(0.1)  # the broker offers no event to wait for
+    raise IngestError(f"The workers did not begin to consume: see the logs in {logs}.")
+
+
+async def _end(process: asyncio.subprocess.Process) -> int:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0

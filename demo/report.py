@@ -1,0 +1,77 @@
+"""The demo's account as a table for people and as one JSON object for machines."""
+
+import json
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counts of deliveries; `seconds` from the first batch recorded to the last one settled."""
+
+    sent: int
+    ingested: int
+    duplicates: int
+    rejected: dict[str, int]
+    lost: int
+    differences: int
+    seconds: float
+    attempts: int
+    database_url: str
+    reviews: int | None = None
+    differing: int = 0
+    """Progress rows that differ from those of the same log ingested in order."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is lost and everything stored is what it should be."""
+        return self.lost == 0 and self.differences == 0 and self.differing == 0
+
+    @property
+    def verify(self) -> str | int:
+        """ "ok", or the number of differences."""
+        return self.differences or "ok"
+
+    def compared_with_order(self, *, reviews: int, differing: int) -> "Report":
+        """The same, with what the comparison with the log in order found."""
+        return replace(self, reviews=reviews, differing=differing)
+
+    def as_json(self) -> str:
+        """One line."""
+        found: dict[str, object] = {
+            "sent": self.sent,
+            "ingested": self.ingested,
+            "duplicates": self.duplicates,
+            "rejected": self.rejected,
+            "lost": self.lost,
+            "verify": self.verify,
+            "seconds": round(self.seconds, 3),
+        }
+        if self.reviews is not None:
+            found |= {"reviews": self.reviews, "differing_from_order": self.differing}
+        return json.dumps(found)
+
+    def show(self, console: Console) -> None:
+        """The table."""
+        table = Table(title="What became of every delivery", min_width=60)
+        table.add_column("")
+        table.add_column("count", justify="right")
+        table.add_row("sent", f"{self.sent:,}")
+        table.add_row("ingested", f"{self.ingested:,}")
+        table.add_row("duplicates", f"{self.duplicates:,}")
+        for reason, count in self.rejected.items():
+            table.add_row(f"rejected: {reason}", f"{count:,}")
+        table.add_row("lost", f"{self.lost:,}", style="green" if self.lost == 0 else "bold red")
+        table.add_section()
+        table.add_row("attempts stored", f"{self.attempts:,}")
+        table.add_row("deliveries settled a second", f"{self.sent / self.seconds:,.0f}")
+        table.add_row("seconds", f"{self.seconds:.1f}")
+        table.add_row("verify", "ok" if self.differences == 0 else f"{self.differences} differ")
+        if self.reviews is not None:
+            table.add_section()
+            table.add_row("reviews in the log", f"{self.reviews:,}")
+            table.add_row("progress rows unlike those of the log in order", f"{self.differing:,}")
+        console.print(table)
+        console.print(f"To look at it: psql {self.database_url}", soft_wrap=True)

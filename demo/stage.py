@@ -1,0 +1,61 @@
+"""The demo's own databases and vhost on the servers of the environment, made anew each time.
+
+Knows SQL and HTTP only as far as making and dropping goes.
+"""
+
+from typing import Final
+from urllib.parse import urlsplit
+
+import asyncpg
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
+
+from worker.broker.management import Management
+from worker.errors import DatabaseAway
+from worker.settings import Settings
+
+_VHOST: Final = "study-demo"
+
+
+async def with_database(settings: Settings, name: str) -> Settings:
+    """Makes the database `name` anew, empty; returns settings that point at it.
+
+    Raises `DatabaseAway` when the server can't be reached or refuses.
+    """
+    server = make_url(settings.database_url.get_secret_value())
+    try:
+        connection = await asyncpg.connect(server.render_as_string(hide_password=False))
+        try:
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            await connection.execute(f"CREATE DATABASE {name}")
+        finally:
+            await connection.close()
+    except (OSError, asyncpg.PostgresError) as error:
+        raise DatabaseAway(
+            f"The database {name!r} can't be made on {server.host}:{server.port}: {error}."
+        ) from None
+    url = server.set(database=name).render_as_string(hide_password=False)
+    return settings.model_copy(update={"database_url": SecretStr(url)})
+
+
+async def with_vhost(settings: Settings) -> Settings:
+    """Makes the demo's vhost anew; returns settings that point at it.
+
+    Raises `BrokerAway` or `TopologyError` when the broker can't be reached or refuses.
+    """
+    async with Management(settings) as management:
+        await management.delete_vhost(_VHOST)
+        await management.create_vhost(_VHOST)
+    url = urlsplit(settings.amqp_url.get_secret_value())._replace(path=f"/{_VHOST}").geturl()
+    return settings.model_copy(update={"amqp_url": SecretStr(url)})
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The settings as a worker process reads them."""
+    variables = {
+        "INGEST_DATABASE_URL": settings.database_url.get_secret_value(),
+        "INGEST_AMQP_URL": settings.amqp_url.get_secret_value(),
+    }
+    if settings.management_url is not None:
+        variables["INGEST_MANAGEMENT_URL"] = settings.management_url.get_secret_value()
+    return variables

@@ -1,0 +1,35 @@
+"""The application: its commands, and how an error ends it.
+
+Exit codes: 0 done; 1 found something wrong (`verify`); 2 usage or settings; 3 schema;
+4 broker not set up safely; 5 database away; 6 broker away; 130 interrupted.
+"""
+
+import sys
+
+import typer
+
+from worker.cli import repair, run, setup
+from worker.errors import IngestError
+
+app = typer.Typer(
+    name="study-ingest",
+    help="Ingests learners' study sessions from RabbitMQ into PostgreSQL, exactly once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+setup.add_to(app)
+run.add_to(app)
+repair.add_to(app)
+
+
+def main() -> None:
+    """The entry point: a known error is one sentence on standard error and its exit code."""
+    try:
+        app()
+    except IngestError as error:
+        typer.echo(f"study-ingest: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,87 @@
+"""Commands that recompute progress from the attempts: `verify` and `rebuild`."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker import repair
+from worker.cli.shared import engine_of, run, thresholds_of
+from worker.settings import load_settings
+
+_USER = Annotated[int | None, typer.Option("--user", help="Only this user. Default: all.")]
+_JSON = Annotated[bool, typer.Option("--json", help="One JSON object instead of sentences.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(verify)
+    app.command()(rebuild)
+
+
+def verify(user: _USER = None, as_json: _JSON = False) -> None:
+    """Recomputes every progress row from the attempts and lists each difference.
+
+    Changes nothing, and may run while workers ingest. Exits with 1 if anything differs.
+
+    Example: study-ingest verify --user 42
+    """
+    settings = load_settings()
+    thresholds = thresholds_of(settings)
+    found: list[str] = []
+
+    async def one(engine: AsyncEngine, user_id: int) -> None:
+        for difference in await repair.verify(engine, user_id, thresholds):
+            found.append(difference.describe())
+            if not as_json:
+                typer.echo(found[-1])
+
+    users = run(_for_each_user("Verifying", user, one))
+    if as_json:
+        typer.echo(json.dumps({"users": users, "differences": found}))
+    elif not found:
+        typer.echo(f"The progress of {users} users is what their attempts come to.")
+    else:
+        typer.echo(f"{len(found)} differences; `study-ingest rebuild` puts them right.", err=True)
+    if found:
+        raise typer.Exit(1)
+
+
+def rebuild(user: _USER = None, as_json: _JSON = False) -> None:
+    """Puts progress right where it is not what the attempts come to.
+
+    One transaction for each user; may run while workers ingest, and again after being stopped.
+
+    Example: study-ingest rebuild
+    """
+    settings = load_settings()
+    thresholds = thresholds_of(settings)
+    changed = 0
+
+    async def one(engine: AsyncEngine, user_id: int) -> None:
+        nonlocal changed
+        changed += await repair.rebuild(engine, user_id, thresholds)
+
+    users = run(_for_each_user("Rebuilding", user, one))
+    if as_json:
+        typer.echo(json.dumps({"users": users, "changed": changed}))
+    else:
+        typer.echo(f"Looked at {users} users and changed {changed} progress rows.")
+
+
+async def _for_each_user(
+    title: str, user: int | None, one: Callable[[AsyncEngine, int], Awaitable[None]]
+) -> int:
+    settings = load_settings()
+    async with engine_of(settings, connections=1, name=f"study-ingest {title.lower()}") as engine:
+        users = [user] if user is not None else await repair.users(engine)
+        # The bar goes to standard error, and is not drawn where nobody watches.
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            for user_id in bar.track(users, description=title):
+                await one(engine, user_id)
+    return len(users)

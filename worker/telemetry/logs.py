@@ -1,0 +1,49 @@
+"""Structured logs: one JSON object a line when piped, readable columns on a terminal.
+
+Events have stable names (`delivery.settled`, `consumer.paused`); never a message's body.
+"""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import Processor
+
+from worker.settings import Settings
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure(settings: Settings) -> None:
+    """Sends all events, also those of libraries, to standard error."""
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not sys.stderr.isatty()
+    )
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info
+        if as_json
+        else structlog.processors.StackInfoRenderer(),
+    ]
+    renderer: Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    # The clients' own chatter on reconnects: what matters of it, the worker says itself.
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in ("aio_pika", "aiormq", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
