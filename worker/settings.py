@@ -132,6 +132,11 @@ class Settings(BaseSettings):
     pause_delay_max: Seconds = Field(
         default=10.0, description="Longest wait between looks at a database that is away."
     )
+    hold_timeout: Seconds = Field(
+        default=300.0,
+        description="While paused, messages in hand are given back after this long: well under "
+        "the broker's 30 minutes for an ack.",
+    )
     consumer_check_interval: Seconds = Field(
         default=5.0, description="How often the broker is asked whether it lists our consumer."
     )

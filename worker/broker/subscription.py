@@ -1,0 +1,256 @@
+"""Consuming from one queue over one connection, for as long as that connection lasts.
+
+A subscription is never restored: once `lost` it stays so, its deliveries are stale (the broker
+hands them to somebody again), and the consumer opens another. It stands on the client's plain
+channel, because the one above that builds a message object for each delivery which can refuse a
+viewer's property, and waits for the socket on every ack. Knows aio-pika; may not know what a
+delivery means.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import uuid4
+
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp.commands import Basic
+
+from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
+from worker.broker.management import Management
+from worker.errors import BrokerAway, TopologyError
+from worker.settings import Settings
+
+_LISTED_WITHIN: Final = 15.0
+"""Seconds after which a consumer that the management API never listed counts as missing: the
+API learns of new ones every 5 seconds."""
+
+
+class Delivery:
+    """One message handed to this worker, to be acked or given back exactly once."""
+
+    __slots__ = (
+        "_subscription",
+        "_tag",
+        "body",
+        "exchange",
+        "properties",
+        "redelivered",
+        "routing_key",
+    )
+
+    def __init__(self, message: DeliveredMessage, subscription: "Subscription") -> None:
+        self._subscription = subscription
+        self._tag = message.delivery_tag or 0
+        self.body: bytes = message.body
+        self.exchange: str = message.exchange or ""
+        self.routing_key: str = message.routing_key or ""
+        self.redelivered: bool = bool(message.redelivered)
+        self.properties: Basic.Properties = message.header.properties
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The publisher's headers: any key, any value."""
+        return self.properties.headers or {}
+
+    @property
+    def delivery_count(self) -> int:
+        """How often the broker took the message back before; 0 on the first delivery."""
+        # A first delivery has no count of the broker's: then a header of this name is forged.
+        count = self.headers.get("x-delivery-count") if self.redelivered else None
+        return count if isinstance(count, int) else 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it can still be settled; if not, the broker hands it out again."""
+        return not self._subscription.is_lost
+
+    async def ack(self) -> bool:
+        """Tells the broker that the message is dealt with; False when it is stale."""
+        return await self._subscription.settle(Basic.Ack(self._tag))
+
+    async def give_back(self) -> bool:
+        """Puts the message back, unstarted, for whoever comes next; False when it is stale."""
+        return await self._subscription.settle(Basic.Nack(self._tag, requeue=True))
+
+
+class Subscription:
+    """One connection with one channel that consumes `queue` while it is told to."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        queue: str,
+        connection: AbstractConnection,
+        channel: AbstractChannel,
+        on_delivery: Callable[[Delivery], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.queue = queue
+        self.tag: str | None = None
+        self.lost: str | None = None
+        self._settings = settings
+        self._connection = connection
+        self._channel = channel
+        self._inspection: AbstractChannel | None = None
+        self._on_delivery = on_delivery
+        self._on_lost = on_lost
+        self._consuming_since = 0.0
+        self._was_listed = False
+        channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
+        channel.closing.add_done_callback(self._closed)
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        queue: str,
+        on_delivery: Callable[[Delivery], None],
+        on_lost: Callable[[], None],
+    ) -> "Subscription":
+        """Connects, without consuming yet.
+
+        `on_delivery` is called for each delivery and must not wait or raise; `on_lost` once,
+        when the subscription has come to its end. Raises `BrokerAway`.
+        """
+        connection = await connect(settings, "consumer")
+        try:
+            with client_errors():
+                transport = connection.transport
+                if transport is None:
+                    raise ConnectionError("the connection was closed")
+                async with asyncio.timeout(settings.connect_timeout):
+                    channel = await transport.connection.channel(publisher_confirms=False)
+                    await channel.basic_qos(prefetch_count=settings.prefetch)
+        except CLIENT_ERRORS as error:
+            await close(connection, settings.connect_timeout)
+            raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
+        return cls(settings, queue, connection, channel, on_delivery, on_lost)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost is not None or self._channel.is_closed
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the broker may send deliveries."""
+        return self.tag is not None and not self.is_lost
+
+    async def consume(self) -> None:
+        """Begins to receive deliveries. Raises `BrokerAway`, and then the subscription is lost."""
+        tag = f"study-ingest.{socket.gethostname()[:100]}.{uuid4().hex[:12]}"
+        try:
+            with client_errors():
+                await self._channel.basic_consume(
+                    self.queue,
+                    self._delivered,
+                    consumer_tag=tag,
+                    timeout=self._settings.connect_timeout,
+                )
+        except CLIENT_ERRORS as error:
+            self.lose(describe(error))
+            raise BrokerAway(f"Nobody can consume {self.queue}: {describe(error)}.") from None
+        self.tag = tag
+        self._was_listed = False
+        self._consuming_since = asyncio.get_running_loop().time()
+
+    async def cancel(self) -> None:
+        """Ends the deliveries: when this returns, all that will come have come.
+
+        What is in hand can still be settled. Never raises; a broker that doesn't answer loses
+        the subscription.
+        """
+        tag, self.tag = self.tag, None
+        if tag is None or self.is_lost:
+            return
+        try:
+            with client_errors():
+                await self._channel.basic_cancel(tag, timeout=self._settings.connect_timeout)
+        except CLIENT_ERRORS as error:
+            self.lose(describe(error))
+
+    async def settle(self, frame: Basic.Ack | Basic.Nack) -> bool:
+        """Sends an ack or nack; False when the channel is gone, and the message stale with it."""
+        if self.is_lost:
+            return False
+        try:
+            with client_errors():
+                # The client's queue to its writer is short: a dead socket blocks whoever acks.
+                async with asyncio.timeout(self._settings.publish_timeout):
+                    if isinstance(frame, Basic.Ack):
+                        await self._channel.basic_ack(frame.delivery_tag or 0, wait=False)
+                    else:
+                        await self._channel.basic_nack(
+                            frame.delivery_tag or 0, requeue=True, wait=False
+                        )
+        except CLIENT_ERRORS as error:
+            self.lose(describe(error))
+            return False
+        return True
+
+    async def check(self, management: Management | None) -> None:
+        """Asks the broker whether it knows our consumer, and is lost when it doesn't.
+
+        A client may believe that it consumes when the broker has long let it go. The queue's
+        count of consumers is exact but does not say whose they are; the management API, where
+        there is one, does.
+        """
+        tag = self.tag
+        if tag is None or self.is_lost:
+            return
+        try:
+            with client_errors():
+                count = await self._count_consumers()
+        except CLIENT_ERRORS as error:
+            self.lose(describe(error))
+            return
+        if count == 0:
+            self._missing(tag)
+        elif management is not None:
+            try:
+                tags = await management.consumer_tags(self.queue)
+            except (BrokerAway, TopologyError):
+                return
+            if tag in tags:
+                self._was_listed = True
+                return
+            age = asyncio.get_running_loop().time() - self._consuming_since
+            if self._was_listed or age > _LISTED_WITHIN:
+                self._missing(tag)
+
+    def lose(self, reason: str) -> None:
+        """Ends the subscription: everything in hand is stale from now on."""
+        if self.lost is None:
+            self.lost = reason
+            self.tag = None
+            self._on_lost()
+
+    async def close(self) -> None:
+        """Closes the connection; the broker takes back what was not settled. Never raises."""
+        await close(self._connection, self._settings.connect_timeout)
+        self.lose("the connection was closed")
+
+    async def _count_consumers(self) -> int:
+        # On a channel of its own: a queue that is gone closes the channel that asks for it.
+        if self._inspection is None or self._inspection.is_closed:
+            async with asyncio.timeout(self._settings.connect_timeout):
+                self._inspection = await self._channel.connection.channel(publisher_confirms=False)
+        declared = await self._inspection.queue_declare(
+            self.queue, passive=True, timeout=self._settings.connect_timeout
+        )
+        return declared.consumer_count or 0
+
+    def _missing(self, tag: str) -> None:
+        if self.tag == tag:
+            self.lose("the broker does not list our consumer")
+
+    async def _delivered(self, message: DeliveredMessage) -> None:
+        self._on_delivery(Delivery(message, self))
+
+    def _cancelled_by_broker(self, frame: Basic.Cancel) -> None:
+        self.lose("the broker cancelled the consumer")
+
+    def _closed(self, closing: asyncio.Future[Any]) -> None:
+        error = None if closing.cancelled() else closing.exception()
+        self.lose(describe(error) if error is not None else "the channel was closed")

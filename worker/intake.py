@@ -1,0 +1,165 @@
+"""The step *intake*: what a delivery says, who sent it, and whether that can be believed.
+
+Turns a `Delivery` into the `Incoming` that the transaction takes. Whatever a publisher wrote, it
+comes out as a batch or a rejection, never as an exception. Knows headers and decoding; may not
+know how deliveries come or what becomes of them.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final, NoReturn
+from uuid import UUID
+
+import structlog
+
+from schemas import amqp
+from schemas.attempt_batch import AttemptBatch, decode
+from schemas.errors import Rejection
+from schemas.words import RejectReason
+from worker.broker.dead_letters import Envelope
+from worker.broker.subscription import Delivery
+from worker.broker.tolerance import UNREADABLE_HEADERS
+from worker.resolve import Incoming
+from worker.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+_PLAIN_ENCODINGS: Final = ("", "utf-8", "identity")
+_COPYING_HEADERS: Final = ("CC", "BCC")
+"""Routing keys in headers: the broker's topic permissions don't see them before 4.0."""
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A delivery in hand, read."""
+
+    delivery: Delivery
+    envelope: Envelope
+    incoming: Incoming
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether it was tried for the last time."""
+        content = self.incoming.content
+        return isinstance(content, Rejection) and content.reason is RejectReason.RETRIES_EXHAUSTED
+
+    def exhausted(self, tries: int) -> "Taken":
+        """The same delivery as one that will not be tried again."""
+        rejection = Rejection(
+            RejectReason.RETRIES_EXHAUSTED,
+            f"The batch failed {tries} times in ways that might have passed: it is kept, and an"
+            " operator can replay it.",
+        )
+        return replace(self, incoming=replace(self.incoming, content=rejection))
+
+
+def read(delivery: Delivery, settings: Settings) -> Taken:
+    """Reads one delivery; never raises."""
+    returned = delivery.exchange == amqp.RETURN_EXCHANGE
+    envelope = _returned_envelope(delivery) if returned else _envelope(delivery, settings)
+    headers = delivery.headers
+    content: AttemptBatch | Rejection
+    try:
+        if not returned:
+            _refuse_forgeries(delivery)
+        if envelope.viewer is None:
+            _refuse(
+                RejectReason.UNIDENTIFIED_PUBLISHER,
+                "The publisher could not be told: publish to study.ingest under the routing key"
+                " of the viewer whose login is used.",
+            )
+        content = _decode(delivery, envelope.routing_key, settings)
+        uuid: UUID | None = content.client_session_uuid
+    except Rejection as rejection:
+        content = rejection
+        uuid = _uuid(headers.get(amqp.CLIENT_SESSION_UUID_HEADER))
+    traceparent = headers.get(amqp.TRACEPARENT_HEADER)
+    return Taken(
+        delivery,
+        envelope,
+        Incoming(
+            viewer=envelope.viewer,
+            content=content,
+            client_session_uuid=uuid,
+            traceparent=traceparent
+            if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent)
+            else None,
+        ),
+    )
+
+
+def _envelope(delivery: Delivery, settings: Settings) -> Envelope:
+    """By what the broker vouches for: the validated login, else the routing key."""
+    viewer = amqp.viewer_of_key(delivery.routing_key)
+    login = delivery.properties.user_id
+    if login:
+        viewer = viewer if viewer == login else None
+    elif settings.require_user_id:
+        viewer = None
+    return Envelope(viewer, delivery.routing_key, retries=0)
+
+
+def _returned_envelope(delivery: Delivery) -> Envelope:
+    """By our own headers: no viewer may write to the exchange that this delivery came by."""
+    viewer = delivery.headers.get(amqp.VIEWER_HEADER)
+    routing_key = delivery.headers.get(amqp.ROUTING_KEY_HEADER)
+    retries = delivery.headers.get(amqp.RETRIES_HEADER)
+    return Envelope(
+        viewer if isinstance(viewer, str) and amqp.is_viewer(viewer) else None,
+        routing_key if isinstance(routing_key, str) else delivery.routing_key,
+        retries if isinstance(retries, int) and retries >= 0 else 0,
+    )
+
+
+def _refuse_forgeries(delivery: Delivery) -> None:
+    if UNREADABLE_HEADERS in delivery.headers:
+        _refuse(RejectReason.MALFORMED, "The message's headers can't be read.")
+    if any(name in delivery.headers for name in _COPYING_HEADERS):
+        _refuse(
+            RejectReason.MALFORMED,
+            "The message has a CC or BCC header: publish each batch once, under one key.",
+        )
+
+
+def _decode(delivery: Delivery, routing_key: str, settings: Settings) -> AttemptBatch:
+    message_type = delivery.properties.message_type
+    if message_type:
+        supported = amqp.is_supported_batch_type(message_type)
+    else:
+        supported = amqp.viewer_of_key(routing_key) is not None
+    if not supported:
+        _refuse(
+            RejectReason.UNSUPPORTED_VERSION,
+            f"The message's type is not {amqp.ATTEMPT_BATCH_TYPE}: publish that version, or"
+            " upgrade the worker.",
+        )
+    if (delivery.properties.content_encoding or "").lower() not in _PLAIN_ENCODINGS:
+        _refuse(
+            RejectReason.MALFORMED,
+            "The body is compressed or otherwise encoded: publish plain UTF-8 JSON.",
+        )
+    try:
+        return decode(
+            delivery.body,
+            max_body_bytes=settings.max_body_bytes,
+            max_attempts=settings.max_attempts,
+        )
+    except Rejection:
+        raise
+    except Exception as error:  # noqa: BLE001  # a body must never stop a worker
+        _log.exception("delivery.undecodable", error=type(error).__name__)
+        _refuse(RejectReason.MALFORMED, "The body can't be read.")
+
+
+def _refuse(reason: RejectReason, detail: str) -> NoReturn:
+    raise Rejection(reason, detail)
+
+
+def _uuid(value: object) -> UUID | None:
+    if isinstance(value, str) and len(value) == 36:
+        try:
+            return UUID(value)
+        except ValueError:
+            return None
+    return None

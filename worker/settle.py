@@ -1,0 +1,88 @@
+"""The step *settle*: each delivery by its disposition, once that is durable.
+
+No path acks a message whose effect, or whose copy, the broker or the database does not have.
+Knows acks and copies; may not know how the disposition came about, or what to do when the broker
+does not confirm (it raises).
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import structlog
+
+from worker.broker import dead_letters
+from worker.broker.publisher import Publisher
+from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.intake import Taken
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Failed in a way that may pass: to be tried again after `delay` seconds."""
+
+    delay: float
+
+
+class Settler:
+    """Settles deliveries, and counts and logs what became of them.
+
+    `counts` has a number for each of `ingested`, `duplicate`, `rejected`, `deferred`,
+    `given_back` and `stale` (the broker had already taken it back: it comes again, as a
+    duplicate where it was committed). `last_progress` is the time (`time.monotonic`) of the
+    last one that was neither given back nor stale.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self.counts: Counter[str] = Counter()
+        self.last_progress = time.monotonic()
+
+    async def settle(
+        self, taken: Taken, disposition: Disposition | Deferred, group_size: int
+    ) -> None:
+        """Makes the disposition durable where it isn't yet, then acks.
+
+        Raises `Unconfirmed` when a copy was not confirmed: the delivery is then still in hand.
+        """
+        reason: str | None = None
+        match disposition:
+            case Rejected():
+                reason = disposition.reason
+                await dead_letters.park(
+                    self._publisher,
+                    taken.delivery,
+                    taken.envelope,
+                    disposition.reason,
+                    disposition.detail,
+                )
+            case Deferred():
+                await dead_letters.defer(
+                    self._publisher, taken.delivery, taken.envelope, disposition.delay
+                )
+            case Ingested() | Duplicate():
+                pass
+        word = type(disposition).__name__.lower()
+        if not await taken.delivery.ack():
+            self.stale(taken)
+            return
+        self.last_progress = time.monotonic()
+        self.counts[word] += 1
+        _log.info(
+            "delivery.settled",
+            client_session_uuid=str(taken.incoming.client_session_uuid),
+            viewer=taken.incoming.viewer,
+            disposition=word,
+            reason=reason,
+            retries=taken.envelope.retries,
+            redelivered=taken.delivery.redelivered,
+            delivery_count=taken.delivery.delivery_count,
+            group_size=group_size,
+        )
+
+    def stale(self, taken: Taken) -> None:
+        """Notes a delivery that the broker has taken back."""
+        self.counts["stale"] += 1
+        _log.debug("delivery.stale", client_session_uuid=str(taken.incoming.client_session_uuid))
