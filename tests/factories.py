@@ -1,0 +1,347 @@
+"""Questions, publications, batches and histories, made in one line; and what the tables hold.
+
+Everything that a database is given here is what the study application would have written, and
+everything that is read is rows: tests assert effects.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas.attempt_batch import Attempt, AttemptBatch
+from schemas.errors import Rejection
+from schemas.ingest_result import IngestResult
+from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
+from worker.resolve import Incoming
+
+MONDAY: Final = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+"""Long past, so that nothing told relative to it is clamped."""
+
+VIEWER: Final = "phone"
+RIGHT: Final = 1
+"""The correct choice of every question, unless a test asks for another."""
+WRONG: Final = 2
+
+LOG_TABLES: Final = (
+    "study_question_attempts",
+    "study_quiz_sessions",
+    "study_question_progress",
+    "ingest_inbox",
+    "outbox",
+)
+"""What ingest writes."""
+
+REVIEW_LOG: Final = Path(__file__).parents[2] / "shared" / "data" / "review-log.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published question, as a viewer and as the database know it."""
+
+    pub_id: str
+    question_id: int
+    topic_id: int
+    user_id: int
+
+
+def at(days: float = 0, *, hours: float = 0, minutes: float = 0) -> datetime:
+    """A time relative to `MONDAY`."""
+    return MONDAY + timedelta(days=days, hours=hours, minutes=minutes)
+
+
+# ----------------------------------------------------------------- the study application's rows
+
+
+async def execute(engine: AsyncEngine, sql: str, **values: object) -> None:
+    """Runs and commits one statement."""
+    async with engine.begin() as connection:
+        await connection.execute(text(sql), values)
+
+
+async def rows(engine: AsyncEngine, sql: str, **values: object) -> list[dict[str, Any]]:
+    """What one query finds."""
+    async with engine.connect() as connection:
+        found = await connection.execute(text(sql), values)
+        return [dict(row) for row in found.mappings()]
+
+
+async def publish(
+    engine: AsyncEngine,
+    count: int = 1,
+    *,
+    user_id: int = 1,
+    topic_id: int | None = None,
+    correct_choice: int = RIGHT,
+) -> list[Published]:
+    """Publishes `count` new questions of one user, in a topic of their own unless told."""
+    async with engine.begin() as connection:
+        if topic_id is None:
+            topic_id = await connection.scalar(
+                text("INSERT INTO study_topics (user_id) VALUES (:user_id) RETURNING id"),
+                {"user_id": user_id},
+            )
+        found = await connection.execute(
+            text(
+                "WITH question AS (INSERT INTO study_questions"
+                " (user_id, study_topic_id, correct_choice) SELECT :user_id, :topic_id, :choice"
+                " FROM generate_series(1, :count) RETURNING id)"
+                " INSERT INTO published (pub_id, kind, source_id)"
+                " SELECT 'q' || id || '-' || left(md5(random()::text), 8), 'question', id"
+                " FROM question ORDER BY id RETURNING pub_id, source_id"
+            ),
+            {"user_id": user_id, "topic_id": topic_id, "choice": correct_choice, "count": count},
+        )
+        assert topic_id is not None
+        return [Published(pub_id, source_id, topic_id, user_id) for pub_id, source_id in found]
+
+
+async def withdraw(engine: AsyncEngine, question: Published) -> None:
+    """Takes the publication back."""
+    await execute(
+        engine, "UPDATE published SET deleted = true WHERE pub_id = :id", id=question.pub_id
+    )
+
+
+async def delete_question(engine: AsyncEngine, question: Published) -> None:
+    """Deletes the question behind the publication."""
+    await execute(
+        engine,
+        "UPDATE study_questions SET deleted_at = now() WHERE id = :id",
+        id=question.question_id,
+    )
+
+
+async def grant(engine: AsyncEngine, viewer: str, user_id: int) -> None:
+    """Lets `viewer` write for `user_id`, and from now on for nobody else without a grant."""
+    await execute(
+        engine,
+        "INSERT INTO viewer_grants (viewer, user_id) VALUES (:viewer, :user_id)",
+        viewer=viewer,
+        user_id=user_id,
+    )
+
+
+# ------------------------------------------------------------------------ what a viewer sends
+
+
+def answer(
+    question: Published | str,
+    choice: int | None = RIGHT,
+    answered_at: datetime | str | None = MONDAY,
+    *,
+    unsure: bool = False,
+) -> Attempt:
+    """One attempt; by default a right one."""
+    return Attempt(
+        question_pub_id=question if isinstance(question, str) else question.pub_id,
+        selected_choice=choice,
+        is_unsure=unsure,
+        answered_at=answered_at.isoformat() if isinstance(answered_at, datetime) else answered_at,
+    )
+
+
+def right(question: Published | str, answered_at: datetime | str | None = MONDAY) -> Attempt:
+    """The correct choice, and sure of it."""
+    return answer(question, RIGHT, answered_at)
+
+
+def wrong(question: Published | str, answered_at: datetime | str | None = MONDAY) -> Attempt:
+    """Another choice."""
+    return answer(question, WRONG, answered_at)
+
+
+def unsure(
+    question: Published | str,
+    answered_at: datetime | str | None = MONDAY,
+    choice: int | None = RIGHT,
+) -> Attempt:
+    """Not sure, whatever was selected."""
+    return answer(question, choice, answered_at, unsure=True)
+
+
+def no_answer(question: Published | str, answered_at: datetime | str | None = MONDAY) -> Attempt:
+    """Neither a selection nor 'not sure'."""
+    return answer(question, None, answered_at)
+
+
+def batch(*attempts: Attempt, uuid: UUID | None = None) -> AttemptBatch:
+    """One local session."""
+    return AttemptBatch(client_session_uuid=uuid or uuid4(), attempts=attempts)
+
+
+def incoming(
+    content: AttemptBatch | Rejection,
+    viewer: str | None = VIEWER,
+    *,
+    uuid: UUID | None = None,
+    traceparent: str | None = None,
+) -> Incoming:
+    """A delivery of `content`; `uuid` is what a rejected one seems to be about."""
+    if isinstance(content, AttemptBatch):
+        uuid = content.client_session_uuid
+    return Incoming(viewer, content, uuid, traceparent)
+
+
+def sent(*attempts: Attempt, uuid: UUID | None = None, viewer: str | None = VIEWER) -> Incoming:
+    """A delivery of one batch of `attempts`."""
+    return incoming(batch(*attempts, uuid=uuid), viewer)
+
+
+# --------------------------------------------------------------------------- pure histories
+
+
+def scored(
+    choice: int | None = RIGHT,
+    answered_at: datetime = MONDAY,
+    *,
+    unsure: bool = False,
+    session: UUID | int = 1,
+    position: int = 0,
+    sent_at: datetime | None = None,
+    received_at: datetime | None = None,
+) -> ScoredAttempt:
+    """One attempt as the core folds it; `received_at` clamps `answered_at` as ingest would."""
+    effective = effective_time(answered_at, received_at or answered_at)
+    outcome = outcome_of(choice, RIGHT, unsure)
+    assert outcome is not None
+    return ScoredAttempt(
+        answered_at=effective,
+        ordered_at=sent_at or answered_at,
+        client_session_uuid=session if isinstance(session, UUID) else UUID(int=session),
+        position=position,
+        outcome=outcome,
+        is_correct=was_right(choice, RIGHT),
+    )
+
+
+def history(letters: str, *, days: Sequence[float] | None = None) -> list[ScoredAttempt]:
+    """A history in letters: `c` correct, `w` wrong, `h` unsure but right, `u` unsure and not.
+
+    One attempt a day, or on the `days` given; each in a session of its own.
+    """
+    choices = {"c": (RIGHT, False), "w": (WRONG, False), "h": (RIGHT, True), "u": (None, True)}
+    return [
+        scored(choices[letter][0], at(day), unsure=choices[letter][1], session=number + 1)
+        for number, (letter, day) in enumerate(
+            zip(letters, days if days is not None else range(len(letters)), strict=True)
+        )
+    ]
+
+
+# ------------------------------------------------------------------------ what the tables hold
+
+
+async def count(engine: AsyncEngine, table: str) -> int:
+    """The number of rows in `table`."""
+    (row,) = await rows(engine, f"SELECT count(*) AS n FROM {table}")
+    return int(row["n"])
+
+
+async def forget(engine: AsyncEngine) -> None:
+    """Empties what ingest writes; questions and publications stay."""
+    async with engine.begin() as connection:
+        for table in LOG_TABLES:
+            await connection.execute(text(f"DELETE FROM {table}"))
+
+
+async def progress(engine: AsyncEngine) -> dict[tuple[int, int], dict[str, Any]]:
+    """Every progress row, all columns, by (user, question)."""
+    found = await rows(engine, "SELECT * FROM study_question_progress")
+    return {(row["user_id"], row["study_question_id"]): row for row in found}
+
+
+async def outbox(engine: AsyncEngine) -> list[dict[str, Any]]:
+    """What waits in the outbox, in the order in which it will leave."""
+    return await rows(engine, "SELECT * FROM outbox ORDER BY id")
+
+
+async def told(engine: AsyncEngine, viewer: str = VIEWER) -> list[IngestResult]:
+    """The results that wait for `viewer`, in order."""
+    found = await rows(
+        engine,
+        "SELECT body FROM outbox WHERE exchange = 'study.results'"
+        " AND routing_key = 'result.' || :viewer ORDER BY id",
+        viewer=viewer,
+    )
+    return [IngestResult.model_validate_json(row["body"]) for row in found]
+
+
+async def contents(engine: AsyncEngine) -> dict[str, list[dict[str, Any]]]:
+    """All that ingest writes, without what differs from run to run: serial ids and clocks."""
+    return {
+        "sessions": await rows(
+            engine,
+            "SELECT id, user_id, study_topic_id, question_ids, subject_distribution, status,"
+            " cursor, source, client_session_uuid, correct_count, wrong_count, unsure_count,"
+            " finished_at FROM study_quiz_sessions ORDER BY id",
+        ),
+        "attempts": await rows(
+            engine,
+            "SELECT user_id, study_question_id, study_topic_id, quiz_session_id, position,"
+            " selected_choice, correct_choice, is_correct, outcome, answered_at, answered_at_sent"
+            " FROM study_question_attempts ORDER BY quiz_session_id, position",
+        ),
+        "progress": await rows(
+            engine, "SELECT * FROM study_question_progress ORDER BY user_id, study_question_id"
+        ),
+        "inbox": await rows(
+            engine,
+            "SELECT client_session_uuid, content_digest, user_id, summary - 'received_at' AS told"
+            " FROM ingest_inbox ORDER BY client_session_uuid",
+        ),
+        "outbox": await rows(
+            engine,
+            "SELECT exchange, routing_key, type, headers,"
+            " CAST(body AS jsonb) - 'received_at' AS body FROM outbox ORDER BY id",
+        ),
+    }
+
+
+# --------------------------------------------------------------------------- the real log
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One line of the real review log."""
+
+    card: int
+    rating: int
+    at: datetime
+
+
+def review_log() -> list[list[Review]]:
+    """The real review log as sessions: reviews less than 30 minutes apart belong together."""
+    if not REVIEW_LOG.exists():
+        pytest.skip(f"the real review log is not at {REVIEW_LOG.parent.name}/{REVIEW_LOG.name}")
+    with REVIEW_LOG.open(newline="") as file:
+        reviews = sorted(
+            (
+                Review(
+                    int(line["card_id"]),
+                    int(line["review_rating"]),
+                    datetime.fromisoformat(line["review_time"]),
+                )
+                for line in csv.DictReader(file)
+            ),
+            key=lambda review: review.at,
+        )
+    sessions: list[list[Review]] = []
+    for review in reviews:
+        if not sessions or review.at - sessions[-1][-1].at >= timedelta(minutes=30):
+            sessions.append([])
+        sessions[-1].append(review)
+    return sessions
+
+
+def reviewed(reviews: Iterable[Review], questions: dict[int, Published]) -> list[Attempt]:
+    """Reviews as attempts: 1 again, 2 hard, 3 good and 4 easy are wrong, unsure, right, right."""
+    by_rating = {1: wrong, 2: unsure, 3: right, 4: right}
+    return [by_rating[review.rating](questions[review.card], review.at) for review in reviews]

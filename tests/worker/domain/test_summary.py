@@ -1,0 +1,74 @@
+"""The six counts that a viewer is told of a session."""
+
+import pytest
+from hypothesis import given, settings
+
+from schemas.words import Outcome
+from tests.factories import history
+from tests.worker.domain.strategies import Session, sessions
+from worker.domain.history import Change, History
+from worker.domain.summary import Summary, summarize
+
+
+def _change(before: str, session: str) -> Change:
+    letters = history(before + session)
+    uuid = letters[-1].client_session_uuid
+    kept = History(None, letters[: len(before)])
+    return kept.add(
+        [
+            each._replace(client_session_uuid=uuid, position=position)
+            for position, each in enumerate(letters[len(before) :])
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "session", "newly_correct", "recovered", "relapsed"),
+    [
+        ("", "c", 1, 0, 0),
+        ("", "w", 0, 0, 0),
+        ("", "u", 0, 0, 0),
+        ("", "wc", 1, 0, 0),
+        ("", "cw", 0, 0, 0),
+        ("w", "c", 1, 0, 0),
+        ("h", "c", 1, 0, 0),
+        ("c", "c", 0, 0, 0),
+        ("c", "w", 0, 0, 1),
+        ("c", "u", 0, 0, 1),
+        ("c", "wc", 0, 0, 0),
+        ("c", "cw", 0, 0, 1),
+        ("cw", "c", 0, 1, 0),
+        ("cw", "w", 0, 0, 0),
+        ("cw", "cw", 0, 0, 0),
+        ("cu", "wwc", 0, 1, 0),
+    ],
+)
+def test_what_a_session_changes_is_told_from_before_to_after(
+    before: str, session: str, newly_correct: int, recovered: int, relapsed: int
+) -> None:
+    summary = summarize([], [_change(before, session)])
+    assert summary == Summary(0, 0, 0, newly_correct, recovered, relapsed)
+
+
+def test_attempts_are_counted_by_outcome_and_questions_by_change() -> None:
+    outcomes = [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG, Outcome.UNSURE]
+    changes = [_change("", "c"), _change("cw", "c"), _change("c", "w"), _change("c", "u")]
+    assert summarize(outcomes, changes) == Summary(2, 1, 1, 1, 1, 2)
+
+
+@given(sessions(interleaving=False))
+@settings(max_examples=200, deadline=None)
+def test_known_after_less_known_before_is_newly_correct_and_recovered_less_relapsed(
+    found: list[Session],
+) -> None:
+    """Holds while sessions do not interleave, also when they arrive late."""
+    kept = History(None)
+    for session in found[::2] + found[1::2]:
+        change = kept.add(session)
+        summary = summarize([each.outcome for each in session], [change])
+        known_before = change.before is not None and change.before.last_outcome is Outcome.CORRECT
+        known_after = change.after is Outcome.CORRECT
+        assert known_after - known_before == (
+            summary.newly_correct + summary.recovered - summary.relapsed
+        )
+        assert sum(summary[:3]) == len(session)
