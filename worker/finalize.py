@@ -21,7 +21,7 @@ from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was
 from worker.domain.summary import Summary, summarize
 from worker.errors import TransientFault
 from worker.resolve import Answered, Plan
-from worker.store.attempts import AttemptRow, SessionRow
+from worker.store.attempts import AttemptRow, SessionRow, storable
 from worker.store.outbox import Message
 from worker.store.progress import Standing, Stored
 
@@ -164,7 +164,7 @@ def _score(
         question.topic_id,
     ):
         raise TransientFault(f"Question {question.question_id} moved while it was being scored.")
-    sent_at = attempt.sent_at()
+    sent_at = storable(attempt.sent_at())
     answered_at = effective_time(sent_at, received_at)
     outcome = outcome_of(attempt.selected_choice, standing.correct_choice, attempt.is_unsure)
     assert outcome is not None, "attempts without an answer are skipped when planned"

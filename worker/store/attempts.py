@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -47,6 +47,16 @@ class AttemptRow(NamedTuple):
     outcome: Outcome
     answered_at: datetime
     answered_at_sent: datetime | None
+
+
+# The driver writes exactly these two as infinities, and reads infinities back without a zone.
+_EARLIEST: Final = datetime.min.replace(tzinfo=UTC) + timedelta.resolution
+_LATEST: Final = datetime.max.replace(tzinfo=UTC) - timedelta.resolution
+
+
+def storable(at: datetime | None) -> datetime | None:
+    """`at` as it will be read back: the first and the last instant there are move inwards."""
+    return None if at is None else min(max(at, _EARLIEST), _LATEST)
 
 
 _INSERT: Final = text(
