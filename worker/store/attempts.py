@@ -102,8 +102,9 @@ _USERS: Final = text(
 )
 
 _LOG: Final = text(
-    f"SELECT attempt.study_question_id, attempt.study_topic_id, {_SCORED}"
+    f"SELECT attempt.study_question_id, question.study_topic_id, {_SCORED}"
     " FROM study_question_attempts AS attempt"
+    " JOIN study_questions AS question ON question.id = attempt.study_question_id"
     " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
     " WHERE attempt.user_id = :user_id"
     " ORDER BY attempt.study_question_id, attempt.answered_at"
@@ -147,7 +148,7 @@ async def users(connection: AsyncConnection) -> list[int]:
 async def log(
     connection: AsyncConnection, user_id: int
 ) -> AsyncIterator[tuple[int, int, list[ScoredAttempt]]]:
-    """Streams (question_id, topic_id, attempts in no particular order) of one user, by question."""
+    """Streams (question_id, its topic now, attempts in no particular order) of one user."""
     question_id: int | None = None
     topic_id = 0
     attempts: list[ScoredAttempt] = []
