@@ -50,7 +50,8 @@ class Finalized:
     attempts: list[AttemptRow] = field(default_factory=list)
     progress: dict[int, Stored] = field(default_factory=dict)
     told: dict[UUID, IngestResult] = field(default_factory=dict)
-    messages: list[Message] = field(default_factory=list)
+    messages: dict[UUID, list[Message]] = field(default_factory=dict)
+    """What each batch causes, in the order in which it leaves."""
 
 
 def score(plan: Plan, received_at: datetime, standing: Mapping[int, Standing]) -> ScoredBatch:
@@ -95,6 +96,7 @@ def finalize(
     questions: dict[int, _Question] = {}
     done = Finalized()
     for batch in batches:
+        outgoing: list[Message] = []
         summaries = []
         for topic_id, scored in _by(batch.attempts, lambda each: each.row.topic_id).items():
             touched = []
@@ -112,7 +114,7 @@ def finalize(
             session_id = scored[0].row.session_id
             done.sessions.append(_session(batch, scored, summary))
             done.attempts.extend(row for _, row in scored)
-            done.messages.extend(_followups(batch, topic_id, session_id, touched, thresholds))
+            outgoing += _followups(batch, topic_id, session_id, touched, thresholds)
             summaries.append(
                 SessionSummary(topic_id=topic_id, quiz_session_id=session_id, **summary._asdict())
             )
@@ -124,7 +126,10 @@ def finalize(
             sessions=tuple(summaries),
         )
         done.told[result.client_session_uuid] = result
-        done.messages.extend(messages.result(batch.plan.incoming, result))
+        done.messages[result.client_session_uuid] = [
+            *outgoing,
+            *messages.result(batch.plan.incoming, result),
+        ]
     for question_id, question in questions.items():
         progress = question.history.progress
         assert progress is not None

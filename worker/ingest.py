@@ -42,27 +42,28 @@ class Ingest:
         the group failed in a way that may pass, and whatever else a fault of ours raises; then
         nothing of the transaction that failed is stored.
         """
-        dispositions: dict[int, Disposition] = {}
+        dispositions: list[Disposition] = []
         for once in _rounds(group):
             async with transaction(self._engine) as connection:
-                done = await _transact(connection, [group[n] for n in once], self._thresholds)
-            dispositions.update(zip(once, done, strict=True))
-        return [dispositions[n] for n in range(len(group))]
+                done = await _transact(connection, once, self._thresholds)
+            dispositions += done
+        return dispositions
 
 
-def _rounds(group: Sequence[Incoming]) -> Iterable[list[int]]:
-    """Splits the group so that a uuid comes once in each part: usually into one part."""
-    rounds: list[list[int]] = []
-    seen: dict[UUID, int] = {}
-    for place, incoming in enumerate(group):
-        number = 0
+def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
+    """Cuts the group where a uuid comes again, so that each is decided after the one before it."""
+    once: list[Incoming] = []
+    seen: set[UUID] = set()
+    for incoming in group:
         if isinstance(incoming.content, AttemptBatch):
-            number = seen.get(incoming.content.client_session_uuid, 0)
-            seen[incoming.content.client_session_uuid] = number + 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(place)
-    return rounds
+            uuid = incoming.content.client_session_uuid
+            if uuid in seen:
+                yield once
+                once, seen = [], set()
+            seen.add(uuid)
+        once.append(incoming)
+    if once:
+        yield once
 
 
 async def _transact(
@@ -82,12 +83,10 @@ async def _transact(
     done = await _finalize(
         connection, [plans[uuid] for uuid in plans if uuid in received], received, thresholds
     )
-    verdicts = [
-        _verdict(incoming, incoming.content, known, rejections, done.told) for incoming in group
-    ]
-    answers = [message for _, told in verdicts for message in told]
-    if done.told or answers:
-        await outbox.record(connection, done.told, [*done.messages, *answers])
+    verdicts = [_verdict(incoming, incoming.content, known, rejections, done) for incoming in group]
+    outgoing = [message for _, told in verdicts for message in told]
+    if done.told or outgoing:
+        await outbox.record(connection, done.told, outgoing)
     return [disposition for disposition, _ in verdicts]
 
 
@@ -155,16 +154,16 @@ def _verdict(
     content: AttemptBatch | Rejection,
     known: Mapping[UUID, Known],
     rejections: Mapping[UUID, Rejection],
-    told: Mapping[UUID, IngestResult],
+    done: Finalized,
 ) -> tuple[Disposition, list[Message]]:
-    """What became of one delivery, and what its viewer is still to be told."""
+    """What became of one delivery, and the messages that it causes."""
     if isinstance(content, Rejection):
         return _rejected(incoming, incoming.client_session_uuid, content)
     uuid = content.client_session_uuid
     if uuid in rejections:
         return _rejected(incoming, uuid, rejections[uuid])
-    if uuid in told:
-        return Ingested(told[uuid].received_at), []
+    if uuid in done.told:
+        return Ingested(done.told[uuid].received_at), done.messages[uuid]
     if known[uuid].content_digest != content.digest():
         return _rejected(incoming, uuid, _REUSED)
     again = known[uuid].told.model_copy(update={"status": Status.ALREADY_INGESTED})
