@@ -22,7 +22,7 @@ from schemas.ingest_result import IngestResult
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.resolve import Incoming
 
-MONDAY: Final = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+MONDAY: Final = datetime(2024, 3, 4, 9, 0, tzinfo=UTC)
 """Long past, so that nothing told relative to it is clamped."""
 
 VIEWER: Final = "phone"
