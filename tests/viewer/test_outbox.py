@@ -2,9 +2,8 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,6 +12,7 @@ import pytest
 from schemas.attempt_batch import MAX_ATTEMPTS, Attempt, AttemptBatch
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
+from tests.viewer.support import make_batch, make_result, record
 from viewer import (
     BatchRefused,
     NoTransaction,
@@ -29,36 +29,13 @@ HOUR = 3_600.0
 DAY = 24 * HOUR
 
 
-@pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    with Outbox(tmp_path / "viewer.db") as outbox:
-        yield outbox
-
-
-def batch(uuid: UUID | None = None, choice: int = 1) -> AttemptBatch:
-    attempt = Attempt(question_pub_id="q-1", selected_choice=choice)
-    return AttemptBatch(client_session_uuid=uuid or uuid4(), attempts=(attempt,))
-
-
-def result(uuid: UUID, status: Status = Status.INGESTED, detail: str | None = None) -> IngestResult:
-    reason = RejectReason.NOTHING_RESOLVED if status is Status.REJECTED else None
-    return IngestResult(
-        client_session_uuid=uuid,
-        status=status,
-        received_at=datetime.now(UTC),
-        reason=reason,
-        detail=detail,
-    )
-
-
-def record(outbox: Outbox, *batches: AttemptBatch) -> None:
-    with closing(sqlite3.connect(outbox.path)) as connection, connection:
-        for each in batches:
-            outbox.record(connection, each)
+def rejected(uuid: UUID, detail: str) -> IngestResult:
+    reason = RejectReason.NOTHING_RESOLVED
+    return make_result(uuid, Status.REJECTED, reason=reason, detail=detail)
 
 
 def test_a_batch_is_visible_after_the_viewers_commit_and_not_before(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     with closing(sqlite3.connect(outbox.path)) as connection:
         assert outbox.record(connection, made)
         assert outbox.pending() == []
@@ -73,14 +50,14 @@ def test_a_rollback_forgets_the_batch_with_the_session(outbox: Outbox) -> None:
     with closing(sqlite3.connect(outbox.path)) as connection:
         connection.execute("CREATE TABLE sessions (uuid TEXT)")
         connection.execute("INSERT INTO sessions VALUES ('one')")
-        outbox.record(connection, batch())
+        outbox.record(connection, make_batch())
         connection.rollback()
         assert connection.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
     assert outbox.pending() == []
 
 
 def test_recording_the_same_again_changes_nothing(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     record(outbox, made)
     before = outbox.get(made.client_session_uuid)
     with closing(sqlite3.connect(outbox.path)) as connection:
@@ -90,10 +67,10 @@ def test_recording_the_same_again_changes_nothing(outbox: Outbox) -> None:
 
 
 def test_the_same_uuid_for_other_content_is_refused_and_keeps_the_first(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     record(outbox, made)
     with pytest.raises(UuidReused, match=str(made.client_session_uuid)):
-        record(outbox, batch(made.client_session_uuid, choice=2))
+        record(outbox, make_batch(made.client_session_uuid, choice=2))
     assert [entry.batch for entry in outbox.pending()] == [made]
 
 
@@ -108,16 +85,16 @@ def test_another_spelling_of_the_same_time_is_the_same_content(outbox: Outbox) -
 def test_autocommit_needs_an_open_transaction(outbox: Outbox) -> None:
     with closing(sqlite3.connect(outbox.path, isolation_level=None)) as connection:
         with pytest.raises(NoTransaction, match="BEGIN"):
-            outbox.record(connection, batch())
+            outbox.record(connection, make_batch())
         connection.execute("BEGIN")
-        outbox.record(connection, batch())
+        outbox.record(connection, make_batch())
         assert outbox.pending() == []
         connection.execute("COMMIT")
     assert len(outbox.pending()) == 1
 
 
 def test_the_viewers_row_factory_does_not_matter(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     with closing(sqlite3.connect(outbox.path)) as connection:
         connection.row_factory = lambda cursor, row: {"only": row[0]}
         assert outbox.record(connection, made)
@@ -145,15 +122,15 @@ def test_what_no_worker_would_take_is_refused_at_once(
 def test_a_trace_is_kept_or_begun(outbox: Outbox) -> None:
     given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with closing(sqlite3.connect(outbox.path)) as connection:
-        outbox.record(connection, batch(), traceparent=given)
-        outbox.record(connection, batch())
+        outbox.record(connection, make_batch(), traceparent=given)
+        outbox.record(connection, make_batch())
         for wrong in (
             "",
             given.upper(),
             given.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32),
         ):
             with pytest.raises(ValueError, match="leave it out"):
-                outbox.record(connection, batch(), traceparent=wrong)
+                outbox.record(connection, make_batch(), traceparent=wrong)
         connection.commit()
     kept, begun = outbox.pending()
     assert kept.traceparent == given
@@ -162,7 +139,7 @@ def test_a_trace_is_kept_or_begun(outbox: Outbox) -> None:
 
 
 def test_a_batch_goes_from_pending_to_confirmed_to_settled(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     uuid = made.client_session_uuid
     record(outbox, made)
     outbox.note_problem(uuid, "offline")
@@ -172,7 +149,7 @@ def test_a_batch_goes_from_pending_to_confirmed_to_settled(outbox: Outbox) -> No
     assert (entry.state, entry.problem) == (State.CONFIRMED, None)
     assert entry.confirmed_at is not None
     assert outbox.pending() == []
-    assert outbox.settle(result(uuid))
+    assert outbox.settle(make_result(uuid))
     (entry,) = outbox.settled()
     assert (entry.state, entry.rejected) == (State.SETTLED, False)
     assert entry.settled_at is not None
@@ -180,9 +157,9 @@ def test_a_batch_goes_from_pending_to_confirmed_to_settled(outbox: Outbox) -> No
 
 
 def test_a_rejection_is_kept_for_the_person(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     record(outbox, made)
-    outbox.settle(result(made.client_session_uuid, Status.REJECTED, "None of it is published."))
+    outbox.settle(rejected(made.client_session_uuid, "None of it is published."))
     (entry,) = outbox.settled()
     assert entry.rejected
     assert entry.result is not None
@@ -191,9 +168,9 @@ def test_a_rejection_is_kept_for_the_person(outbox: Outbox) -> None:
 
 
 def test_a_result_that_overtakes_the_confirm_stands(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     record(outbox, made)
-    outbox.settle(result(made.client_session_uuid))
+    outbox.settle(make_result(made.client_session_uuid))
     before = outbox.get(made.client_session_uuid)
     outbox.confirm(made.client_session_uuid)
     outbox.note_problem(made.client_session_uuid, "too late")
@@ -201,11 +178,11 @@ def test_a_result_that_overtakes_the_confirm_stands(outbox: Outbox) -> None:
 
 
 def test_an_unknown_result_is_told_from_a_known_one(outbox: Outbox) -> None:
-    assert outbox.settle(result(uuid4())) is False
+    assert outbox.settle(make_result(uuid4())) is False
 
 
 def test_the_oldest_pending_batch_is_due_and_no_other(outbox: Outbox) -> None:
-    made = [batch() for _ in range(3)]
+    made = [make_batch() for _ in range(3)]
     record(outbox, *made)
     due = []
     while (entry := outbox.next_due(HOUR, DAY)) is not None:
@@ -217,7 +194,7 @@ def test_the_oldest_pending_batch_is_due_and_no_other(outbox: Outbox) -> None:
 
 
 def test_a_batch_without_result_is_due_again_after_longer_and_longer(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     uuid = made.client_session_uuid
     record(outbox, made)
     for confirms, wait in [(1, HOUR), (2, 2 * HOUR), (3, 4 * HOUR), (4, 5 * HOUR), (5, 5 * HOUR)]:
@@ -226,12 +203,12 @@ def test_a_batch_without_result_is_due_again_after_longer_and_longer(outbox: Out
         assert outbox.next_due(HOUR, 5 * HOUR) is None, confirms
         _confirmed(outbox, uuid, seconds_ago=wait + 10)
         assert outbox.next_due(HOUR, 5 * HOUR) is not None, confirms
-    outbox.settle(result(uuid))
+    outbox.settle(make_result(uuid))
     assert outbox.next_due(HOUR, 5 * HOUR) is None
 
 
 def test_a_clock_that_was_set_back_does_not_hold_a_batch_for_ever(outbox: Outbox) -> None:
-    made = batch()
+    made = make_batch()
     record(outbox, made)
     outbox.confirm(made.client_session_uuid)
     _confirmed(outbox, made.client_session_uuid, seconds_ago=-365 * DAY)
@@ -239,7 +216,7 @@ def test_a_clock_that_was_set_back_does_not_hold_a_batch_for_ever(outbox: Outbox
 
 
 def test_new_batches_go_before_repeated_ones(outbox: Outbox) -> None:
-    old, new = batch(), batch()
+    old, new = make_batch(), make_batch()
     record(outbox, old)
     outbox.confirm(old.client_session_uuid)
     _confirmed(outbox, old.client_session_uuid, seconds_ago=DAY)
@@ -250,9 +227,9 @@ def test_new_batches_go_before_repeated_ones(outbox: Outbox) -> None:
 
 
 def test_pruning_forgets_only_what_was_settled_long_ago(outbox: Outbox) -> None:
-    kept, gone = batch(), batch()
+    kept, gone = make_batch(), make_batch()
     record(outbox, kept, gone)
-    outbox.settle(result(gone.client_session_uuid))
+    outbox.settle(make_result(gone.client_session_uuid))
     assert outbox.prune(timedelta(hours=1)) == 0
     assert outbox.prune(timedelta()) == 1
     assert outbox.get(gone.client_session_uuid) is None
@@ -260,22 +237,22 @@ def test_pruning_forgets_only_what_was_settled_long_ago(outbox: Outbox) -> None:
 
 
 def test_after_pruning_a_new_batch_still_comes_last(outbox: Outbox) -> None:
-    first, last, newer = batch(), batch(), batch()
+    first, last, newer = make_batch(), make_batch(), make_batch()
     record(outbox, first, last)
-    outbox.settle(result(last.client_session_uuid))
+    outbox.settle(make_result(last.client_session_uuid))
     outbox.prune(timedelta())
     record(outbox, newer)
     assert [entry.batch for entry in outbox.pending()] == [first, newer]
 
 
 def test_only_old_batches_are_listed_as_unsettled(outbox: Outbox) -> None:
-    record(outbox, batch())
+    record(outbox, make_batch())
     assert len(outbox.unsettled()) == 1
     assert outbox.unsettled(older_than=timedelta(minutes=1)) == []
 
 
 def test_opening_again_keeps_everything(outbox: Outbox) -> None:
-    record(outbox, batch())
+    record(outbox, make_batch())
     with Outbox(outbox.path) as again:
         assert again.pending() == outbox.pending()
 
@@ -293,7 +270,7 @@ def test_the_viewers_database_keeps_its_journal_mode(tmp_path: Path) -> None:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute(f"PRAGMA journal_mode = {mode}")
         with Outbox(path) as outbox:
-            record(outbox, batch())
+            record(outbox, make_batch())
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == (mode,)
 

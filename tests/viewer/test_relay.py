@@ -1,0 +1,462 @@
+"""The relay against a real broker: what is published how, what happens when it can't be."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+import pytest
+
+from schemas.amqp import (
+    ATTEMPT_BATCH_TYPE,
+    ATTEMPTS_BINDING,
+    ATTEMPTS_QUEUE,
+    INGEST_EXCHANGE,
+    RESULTS_EXCHANGE,
+    result_key,
+    results_queue,
+)
+from schemas.documents import asyncapi
+from schemas.words import RejectReason, Status
+from tests.viewer.proxy import ACK, PUBLISH, proxied
+from tests.viewer.support import QUICK, VIEWER, Broker, make_batch, make_result, record
+from viewer import Outbox, Relay, RelayRunning, RelayStopped, State
+
+pytestmark = pytest.mark.broker
+
+T = TypeVar("T")
+
+
+def relay_of(outbox: Outbox, url: str, viewer: str = VIEWER, **settings: object) -> Relay:
+    return Relay(outbox, url, viewer, replace(QUICK, **settings))  # type: ignore[arg-type]
+
+
+async def soon(relay: Relay, condition: Callable[[], T | None]) -> T:
+    return await asyncio.wait_for(relay.until(condition), 10)
+
+
+async def settled(relay: Relay, uuid: UUID) -> None:
+    await asyncio.wait_for(relay.until_settled(uuid), 10)
+
+
+def in_state(outbox: Outbox, uuid: UUID, state: State) -> Callable[[], bool]:
+    def condition() -> bool:
+        entry = outbox.get(uuid)
+        return entry is not None and entry.state is state
+
+    return condition
+
+
+# ---- the way of a batch ----------------------------------------------------------------------
+
+
+async def test_batches_are_published_in_order_and_settled_by_their_results(
+    outbox: Outbox, broker: Broker
+) -> None:
+    await broker.consume()
+    uuids = record(outbox, *(make_batch() for _ in range(5)))
+    async with relay_of(outbox, broker.url) as relay:
+        assert [await broker.next_uuid() for _ in uuids] == uuids
+        assert outbox.settled() == []
+        for uuid in uuids:
+            await broker.answer(make_result(uuid))
+            await settled(relay, uuid)
+        assert relay.status.connected
+        assert relay.status.problem is None
+    assert outbox.unsettled() == []
+    assert await broker.count(results_queue(VIEWER)) == 0
+
+
+async def test_a_message_is_as_the_published_document_says(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    batch = make_batch()
+    record(outbox, batch)
+    async with relay_of(outbox, broker.url):
+        message = await broker.next()
+    assert message.routing_key == f"attempts.v1.{VIEWER}"
+    assert message.exchange == INGEST_EXCHANGE
+    properties = asyncapi()["components"]["messages"]["attemptBatch"]["x-amqp-properties"]
+    assert message.type == properties["properties"]["type"]["const"] == ATTEMPT_BATCH_TYPE
+    assert message.content_type == properties["properties"]["content_type"]["const"]
+    assert message.delivery_mode == properties["properties"]["delivery_mode"]["const"]
+    assert message.message_id
+    assert message.timestamp is not None
+    assert abs(message.timestamp - datetime.now(UTC)) < timedelta(minutes=1)
+    (entry,) = outbox.unsettled()
+    assert message.headers == {
+        "client-session-uuid": str(batch.client_session_uuid),
+        "traceparent": entry.traceparent,
+    }
+    assert json.loads(message.body) == json.loads(entry.body)
+
+
+async def test_wake_spares_the_wait_for_the_next_look(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    async with relay_of(outbox, broker.url, poll_interval=3_600.0) as relay:
+        await soon(relay, lambda: relay.status.connected)
+        (uuid,) = record(outbox, make_batch())
+        await asyncio.to_thread(relay.wake)
+        assert await broker.next_uuid() == uuid
+
+
+async def test_a_rejection_is_there_to_be_shown(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url) as relay:
+        await broker.next()
+        detail = "None of the questions is published any more."
+        await broker.answer(
+            make_result(uuid, Status.REJECTED, reason=RejectReason.NOTHING_RESOLVED, detail=detail)
+        )
+        entry = await relay.until_settled(uuid)
+    assert entry.rejected
+    assert entry.result is not None
+    assert (entry.result.reason, entry.result.detail) == (RejectReason.NOTHING_RESOLVED, detail)
+
+
+async def test_a_parked_batch_that_an_operator_replays_counts_after_all(
+    outbox: Outbox, broker: Broker
+) -> None:
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url) as relay:
+        await broker_has(relay, broker)
+        for status in (Status.REJECTED, Status.INGESTED, Status.REJECTED):
+            await broker.answer(make_result(uuid, status))
+        await soon(relay, lambda: (e := outbox.get(uuid)) and e.result and not e.rejected)
+        await drained(relay, broker)
+        entry = outbox.get(uuid)
+    assert entry is not None
+    assert not entry.rejected
+
+
+async def test_a_result_that_comes_twice_changes_nothing(outbox: Outbox, broker: Broker) -> None:
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url) as relay:
+        await broker_has(relay, broker)
+        await broker.answer(make_result(uuid))
+        first = await relay.until_settled(uuid)
+        await broker.answer(make_result(uuid, Status.ALREADY_INGESTED))
+        await drained(relay, broker)
+        assert outbox.get(uuid) == first
+    assert await broker.count(results_queue(VIEWER)) == 0
+
+
+async def test_results_that_are_of_no_use_are_counted_and_taken_away(
+    outbox: Outbox, broker: Broker
+) -> None:
+    async with relay_of(outbox, broker.url) as relay:
+        await broker_has(relay, broker)
+        good = make_result(uuid4())
+        await broker.answer(good)
+        await broker.answer(b"{")
+        await broker.answer(b"\xff" * 100)
+        await broker.answer(good, kind="study.ingest_result.v2")
+        await broker.answer(good, kind="")
+        await soon(relay, lambda: relay.status.unreadable_results == 4)
+        assert relay.status.unknown_results == 1
+    assert await broker.count(results_queue(VIEWER)) == 0
+
+
+async def test_results_wait_while_the_viewer_is_away(outbox: Outbox, broker: Broker) -> None:
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url) as relay:
+        await soon(relay, in_state(outbox, uuid, State.CONFIRMED))
+    await broker.answer(make_result(uuid))
+    async with relay_of(outbox, broker.url) as relay:
+        await settled(relay, uuid)
+
+
+async def test_a_batch_without_a_result_is_published_again(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url, result_timeout=0.05) as relay:
+        first, second = await broker.next(), await broker.next()
+        assert first.body == second.body
+        assert first.headers == second.headers
+        assert first.message_id != second.message_id
+        await broker.answer(make_result(uuid))
+        await settled(relay, uuid)
+
+
+# ---- who it is -------------------------------------------------------------------------------
+
+
+async def test_a_viewer_with_few_rights_and_its_own_login(outbox: Outbox, broker: Broker) -> None:
+    viewer = broker.vhost  # also a fine name
+    queue = await broker.channel.declare_queue(results_queue(viewer), durable=True)
+    await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
+    await broker.management.put(f"users/{viewer}", json={"password": viewer, "tags": ""})
+    rights = {
+        "configure": "^$",
+        "write": "^study[.]ingest$",
+        "read": f"^study[.]results[.]{viewer}$",
+    }
+    await broker.management.put(f"permissions/{broker.vhost}/{viewer}", json=rights)
+    try:
+        await broker.consume()
+        (uuid,) = record(outbox, make_batch())
+        url = broker.login(viewer)
+        async with relay_of(outbox, url, viewer, declare_results_queue=False) as relay:
+            message = await broker.next()
+            assert message.user_id == viewer
+            await broker.answer(make_result(uuid), viewer)
+            await settled(relay, uuid)
+    finally:
+        await broker.management.delete(f"users/{viewer}")
+
+
+async def test_another_login_does_not_claim_to_be_the_viewer(
+    outbox: Outbox, broker: Broker
+) -> None:
+    await broker.consume()
+    record(outbox, make_batch())
+    async with relay_of(outbox, broker.url):
+        assert (await broker.next()).user_id is None
+
+
+async def test_a_results_queue_that_an_operator_has_to_make_is_waited_for(
+    outbox: Outbox, broker: Broker
+) -> None:
+    await broker.consume()
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url, declare_results_queue=False) as relay:
+        problem = await soon(relay, lambda: relay.status.problem)
+        assert results_queue(VIEWER) in problem
+        assert not relay.status.connected
+        assert broker.arrived.empty()
+        queue = await broker.channel.declare_queue(results_queue(VIEWER), durable=True)
+        await queue.bind(RESULTS_EXCHANGE, result_key(VIEWER))
+        assert await broker.next_uuid() == uuid
+
+
+def test_a_viewers_name_is_checked_at_once(outbox: Outbox) -> None:
+    with pytest.raises(ValueError, match="choose another"):
+        Relay(outbox, "amqp://localhost", "no.dots")
+
+
+# ---- when it can't be ------------------------------------------------------------------------
+
+
+async def test_offline_at_the_start(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    async with proxied(broker.url) as proxy:
+        port, url = proxy.port, proxy.url(broker.url)
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, url) as relay:
+        await soon(relay, lambda: relay.status.problem)
+        assert not relay.status.connected
+        assert [entry.client_session_uuid for entry in outbox.pending()] == [uuid]
+        async with proxied(broker.url, port):
+            assert await broker.next_uuid() == uuid
+            await soon(relay, in_state(outbox, uuid, State.CONFIRMED))
+            assert relay.status.problem is None
+
+
+async def test_a_wrong_password_is_shown_and_not_repeated(outbox: Outbox, broker: Broker) -> None:
+    async with relay_of(outbox, broker.login("nobody-s3cret")) as relay:
+        problem = await soon(relay, lambda: relay.status.problem)
+    assert "refused" in problem.lower()
+    assert "s3cret" not in problem
+
+
+async def test_a_connection_that_the_broker_closes(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    before = asyncio.all_tasks()
+    async with relay_of(outbox, broker.url) as relay:
+        await soon(relay, lambda: relay.status.connected)
+        await broker.close_viewers()
+        await soon(relay, lambda: relay.status.problem)
+        (uuid,) = record(outbox, make_batch())
+        assert await broker.next_uuid() == uuid
+        await broker.answer(make_result(uuid))
+        await settled(relay, uuid)
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_results_queue_that_is_deleted_comes_back(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    async with relay_of(outbox, broker.url) as relay:
+        await soon(relay, lambda: relay.status.connected)
+        await broker.channel.queue_delete(results_queue(VIEWER))
+        await soon(relay, lambda: relay.status.problem)
+        await soon(relay, lambda: relay.status.connected)
+        (uuid,) = record(outbox, make_batch())
+        await broker.next()
+        await broker.answer(make_result(uuid))
+        await settled(relay, uuid)
+
+
+async def test_a_full_queue_keeps_batches_here(outbox: Outbox, broker: Broker) -> None:
+    await broker.channel.queue_delete(ATTEMPTS_QUEUE)
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    queue = await broker.channel.declare_queue(ATTEMPTS_QUEUE, durable=True, arguments=full)
+    await queue.bind(INGEST_EXCHANGE, ATTEMPTS_BINDING)
+    uuids = record(outbox, *(make_batch() for _ in range(3)))
+    async with relay_of(outbox, broker.url) as relay:
+        problem = await soon(relay, lambda: outbox.pending()[-1:] and outbox.pending()[0].problem)
+        assert "queue is full" in problem
+        assert relay.status.connected
+        assert len(outbox.pending()) >= 1
+        broker.attempts = queue
+        await broker.consume()
+        assert [await broker.next_uuid() for _ in uuids] == uuids
+        await soon(relay, lambda: outbox.pending() == [])
+        assert relay.status.problem is None
+    assert [entry.problem for entry in outbox.unsettled()] == [None] * 3
+
+
+async def test_a_batch_that_nobody_would_get_stays_here(outbox: Outbox, broker: Broker) -> None:
+    await broker.attempts.unbind(INGEST_EXCHANGE, ATTEMPTS_BINDING)
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url) as relay:
+        problem = await soon(relay, lambda: outbox.pending()[0].problem)
+        assert "attempts.v1.ada" in problem
+        assert relay.status.problem == problem
+        await broker.attempts.bind(INGEST_EXCHANGE, ATTEMPTS_BINDING)
+        await soon(relay, in_state(outbox, uuid, State.CONFIRMED))
+    assert await broker.count(ATTEMPTS_QUEUE) == 1
+
+
+async def test_a_missing_exchange_is_shown_and_waited_for(outbox: Outbox, broker: Broker) -> None:
+    await broker.channel.exchange_delete(INGEST_EXCHANGE)
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url) as relay:
+        problem = await soon(relay, lambda: relay.status.problem)
+        assert INGEST_EXCHANGE in problem
+        exchange = await broker.channel.declare_exchange(INGEST_EXCHANGE, "topic", durable=True)
+        await broker.attempts.bind(exchange, ATTEMPTS_BINDING)
+        await soon(relay, in_state(outbox, uuid, State.CONFIRMED))
+
+
+async def test_a_confirm_that_never_comes_means_unknown_and_again(
+    outbox: Outbox, broker: Broker
+) -> None:
+    await broker.consume()
+    uuids = record(outbox, make_batch(), make_batch())
+    async with proxied(broker.url) as proxy:
+        proxy.hold("to viewer", ACK)
+        url = proxy.url(broker.url)
+        async with relay_of(outbox, url, publish_timeout=0.2, close_timeout=0.1) as relay:
+            first = await broker.next()
+            again = await broker.next()
+            assert first.body == again.body
+            assert first.message_id != again.message_id
+            assert len(outbox.pending()) == 2
+            assert "did not answer" in await soon(relay, lambda: relay.status.problem)
+            proxy.release()
+            await soon(relay, lambda: outbox.pending() == [])
+    assert [entry.client_session_uuid for entry in outbox.unsettled()] == uuids
+
+
+async def test_the_order_holds_under_a_bad_network(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    uuids = record(outbox, *(make_batch() for _ in range(60)))
+    arrived: list[UUID] = []
+    async with proxied(broker.url) as proxy, relay_of(outbox, proxy.url(broker.url)) as relay:
+        while len(set(arrived)) < len(uuids):
+            arrived.append(await broker.next_uuid())
+            if len(arrived) % 7 == 0:
+                proxy.reset()
+        await soon(relay, lambda: outbox.pending() == [])
+    assert list(dict.fromkeys(arrived)) == uuids  # by first arrival
+    for place, uuid in enumerate(arrived):
+        # A repetition is of the batch that was in flight, never of one that was confirmed.
+        if uuid in arrived[:place]:
+            assert uuid == arrived[place - 1]
+
+
+async def test_the_viewers_own_transaction_is_waited_for(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    (uuid,) = record(outbox, make_batch())
+    with closing(sqlite3.connect(outbox.path, isolation_level=None)) as viewer:
+        viewer.execute("BEGIN IMMEDIATE")
+        async with proxied(broker.url) as proxy, relay_of(outbox, proxy.url(broker.url)) as relay:
+            await broker.next()
+            await proxy.seen("to viewer", ACK)
+            await broker.answer(make_result(uuid))
+            assert outbox.pending() != []
+            viewer.execute("COMMIT")
+            await settled(relay, uuid)
+            assert relay.status.problem is None
+
+
+# ---- its life --------------------------------------------------------------------------------
+
+
+async def test_it_leaves_no_task_behind(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    async with proxied(broker.url) as proxy:
+        before = asyncio.all_tasks()
+        record(outbox, make_batch())
+        async with relay_of(outbox, proxy.url(broker.url)) as relay:
+            await broker.next()
+            proxy.reset()
+            await soon(relay, lambda: relay.status.problem)
+            await soon(relay, lambda: relay.status.connected)
+        assert asyncio.all_tasks() <= before
+
+
+async def test_it_stops_at_once_while_it_waits(outbox: Outbox, broker: Broker) -> None:
+    record(outbox, make_batch())
+    async with proxied(broker.url) as proxy:
+        proxy.hold("to broker", PUBLISH)
+        async with asyncio.timeout(5):
+            async with relay_of(outbox, proxy.url(broker.url), close_timeout=0.1):
+                await proxy.seen("to broker", PUBLISH)
+            async with relay_of(outbox, "amqp://127.0.0.1:1", retry_delay_min=3_600.0) as relay:
+                await soon(relay, lambda: relay.status.problem)
+    assert len(outbox.pending()) == 1
+
+
+async def test_it_runs_until_told_to_stop(outbox: Outbox, broker: Broker) -> None:
+    await broker.consume()
+    stop = asyncio.Event()
+    running = asyncio.create_task(relay_of(outbox, broker.url).run(stop))
+    (uuid,) = record(outbox, make_batch())
+    assert await broker.next_uuid() == uuid
+    stop.set()
+    await asyncio.wait_for(running, 5)
+    cancelled = asyncio.create_task(relay_of(outbox, broker.url).run())
+    record(outbox, make_batch())
+    await broker.next()
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
+async def test_one_outbox_has_one_relay(outbox: Outbox, broker: Broker) -> None:
+    async with relay_of(outbox, broker.url):
+        with pytest.raises(RelayRunning):
+            await relay_of(outbox, broker.url).start()
+    async with relay_of(outbox, broker.url):
+        pass
+
+
+async def test_nobody_waits_for_a_relay_that_is_not_running(outbox: Outbox, broker: Broker) -> None:
+    relay = relay_of(outbox, broker.url)
+    relay.wake()
+    with pytest.raises(RelayStopped):
+        await relay.until_settled(uuid4())
+    async with relay:
+        waiting = asyncio.create_task(relay.until_settled(uuid4()))
+        await asyncio.sleep(0)
+    with pytest.raises(RelayStopped):
+        await asyncio.wait_for(waiting, 5)
+    await relay.stop()
+
+
+async def broker_has(relay: Relay, broker: Broker) -> None:
+    """Waits until results can be routed to the viewer."""
+    await soon(relay, lambda: relay.status.connected)
+
+
+async def drained(relay: Relay, broker: Broker) -> None:
+    """Waits until the relay has taken all results that were sent so far: the last is a marker."""
+    before = relay.status.unreadable_results
+    await broker.answer(b"marker")
+    await soon(relay, lambda: relay.status.unreadable_results > before)
