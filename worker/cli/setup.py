@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from worker.broker import topology
+from worker.broker.management import Management
 from worker.cli.shared import engine_of, run
 from worker.settings import load_settings
 from worker.store import schema
@@ -12,6 +14,7 @@ from worker.store import schema
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(migrate)
+    app.command("topology")(apply_topology)
 
 
 def migrate(
@@ -38,3 +41,22 @@ def migrate(
         typer.echo(f"The schema is at version {after or 'none'}; nothing to do.")
     else:
         typer.echo(f"The schema went from version {before or 'none'} to {after or 'none'}.")
+
+
+def apply_topology() -> None:
+    """Creates the broker's exchanges, queues and policies, and says what it changed.
+
+    Safe to run again; deletes nothing. Needs a login that may do so, and the management API.
+
+    Example: study-ingest topology
+    """
+    settings = load_settings()
+
+    async def work() -> list[topology.Change]:
+        async with Management(settings) as management:
+            changes = await topology.apply(management, settings)
+            await topology.check(management, settings)
+            return changes
+
+    for change in run(work()):
+        typer.echo(str(change))
