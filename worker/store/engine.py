@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
+from asyncpg import PostgresError
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -95,6 +96,7 @@ def _translated_failures() -> Iterator[None]:
         ) from error
     except DBAPIError as error:
         _raise_translated(error)
+        _hide_row(error)
         raise
     except (OSError, TimeoutError) as error:
         raise DatabaseAway(f"The database can't be reached: {_first_line(error)}.") from error
@@ -106,6 +108,13 @@ def _raise_translated(error: DBAPIError) -> None:
         raise TransientFault(f"The transaction failed with SQLSTATE {state}.") from error
     if error.connection_invalidated or state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
         raise DatabaseAway(f"The database is away: {_first_line(error.orig)}.") from error
+
+
+def _hide_row(error: DBAPIError) -> None:
+    # "Failing row contains (...)": tracebacks end up in logs too, and show the driver's error.
+    cause = error.orig.__cause__ if error.orig else None
+    if isinstance(cause, PostgresError):
+        cause.detail = None
 
 
 def _first_line(error: BaseException | None) -> str:
