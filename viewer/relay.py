@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 import aio_pika
-from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
@@ -193,11 +193,17 @@ class Relay:
                 exchange = await ingest_exchange(connection)
             self.status.connected = True
             self._show(None)
-            await _first_of(
-                self._publish_all(store, exchange), self._settle_all(store, results), results.lost()
-            )
+            try:
+                await _first_of(
+                    self._publish_all(store, exchange),
+                    self._settle_all(store, results),
+                    results.lost(),
+                )
+            except asyncio.CancelledError:
+                await self._goodbye(results.close())
+                raise
         finally:
-            await self._close(connection)
+            await self._goodbye(connection.close())
 
     async def _publish_all(self, store: Outbox, exchange: AbstractExchange) -> None:
         """Publishes one batch at a time, so that none is sent before the last was confirmed."""
@@ -244,10 +250,10 @@ class Relay:
             )
         self._announce()
 
-    async def _close(self, connection: AbstractConnection) -> None:
+    async def _goodbye(self, closing: Coroutine[Any, Any, None]) -> None:
         with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
             async with asyncio.timeout(self._settings.close_timeout):
-                await connection.close()
+                await closing
 
     def _next_delay(self) -> float:
         settings = self._settings

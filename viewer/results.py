@@ -7,7 +7,7 @@ import asyncio
 import re
 from typing import Any
 
-from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from pydantic import ValidationError
 
 from schemas.amqp import RESULTS_EXCHANGE, result_key, results_queue
@@ -23,7 +23,8 @@ class ResultsLost(ConnectionError):
 class Results:
     """The results waiting for one viewer; made by `open_results`."""
 
-    def __init__(self, prefetch: int) -> None:
+    def __init__(self, channel: AbstractChannel, prefetch: int) -> None:
+        self._channel = channel
         self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(prefetch)
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -34,6 +35,10 @@ class Results:
     async def lost(self) -> None:
         """Waits; raises `ResultsLost` when no more deliveries will come."""
         await asyncio.shield(self._lost)
+
+    async def close(self) -> None:
+        """Ends consuming in good order: the broker's answer comes after it has all acks."""
+        await self._channel.close()
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
         # Nothing more happens here: aio-pika cancels this callback when the channel closes.
@@ -54,8 +59,8 @@ async def open_results(
     With `declare`, makes the durable queue and its binding where they are not there; else only
     looks for the queue. It keeps what arrives while the viewer is away.
     """
-    results = Results(prefetch)
     channel = connection.channel(publisher_confirms=False)
+    results = Results(channel, prefetch)
     await channel.initialize()
     await channel.set_qos(prefetch)
     name = results_queue(viewer)

@@ -20,8 +20,8 @@ class RelaySettings:
     publish_timeout: float = 15.0
     """One confirm. Beyond it the outcome is unknown, and the batch is published again."""
 
-    close_timeout: float = 2.0
-    """Saying goodbye to a broker that may no longer listen."""
+    close_timeout: float = 3.0
+    """Saying goodbye to a broker that may no longer listen; aiormq itself gives up after 2."""
 
     heartbeat: int = 10
     """AMQP heartbeat, unless the URL has one: a dead peer is noticed within 33 seconds."""

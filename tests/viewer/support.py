@@ -13,13 +13,14 @@ import aio_pika
 import httpx
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from schemas.amqp import INGEST_RESULT_TYPE, RESULTS_EXCHANGE, result_key
+from schemas.amqp import INGEST_RESULT_TYPE, RESULTS_EXCHANGE, result_key, results_queue
 from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
-from viewer import Outbox, RelaySettings
+from viewer import Outbox, Relay, RelaySettings
 
 VIEWER = "ada"
+_MARKER = b"not a result"
 
 QUICK = RelaySettings(
     retry_delay_min=0.02, retry_delay_max=0.1, poll_interval=0.02, answer_timeout=5.0
@@ -91,6 +92,14 @@ class Broker:
         declared = await self.channel.declare_queue(queue, passive=True)
         return declared.declaration_result.message_count or 0
 
+    async def results_left(self, viewer: str = VIEWER) -> list[bytes]:
+        """Takes and returns what waits for the viewer, but for the markers of `drained`."""
+        queue = await self.channel.declare_queue(results_queue(viewer), passive=True)
+        left = []
+        while (message := await queue.get(no_ack=True, fail=False)) is not None:
+            left.append(message.body)
+        return [body for body in left if body != _MARKER]
+
     async def viewers_connections(self) -> list[str]:
         """The names of all connections to this vhost but the test's own."""
         listed = (await self.management.get("connections")).raise_for_status().json()
@@ -109,3 +118,14 @@ class Broker:
                 await asyncio.sleep(0.05)
         for name in names:
             await self.management.delete(f"connections/{name}")
+
+
+async def drained(relay: Relay, broker: Broker) -> None:
+    """Waits until the relay has taken all results that were sent before: a marker follows them.
+
+    The marker is told by being unreadable, so no other such result may be on its way.
+    """
+    before = relay.status.unreadable_results
+    await broker.answer(_MARKER)
+    async with asyncio.timeout(10):
+        await relay.until(lambda: relay.status.unreadable_results > before)

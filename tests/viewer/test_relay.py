@@ -24,7 +24,15 @@ from schemas.amqp import (
 from schemas.documents import asyncapi
 from schemas.words import RejectReason, Status
 from tests.viewer.proxy import ACK, PUBLISH, proxied
-from tests.viewer.support import QUICK, VIEWER, Broker, make_batch, make_result, record
+from tests.viewer.support import (
+    QUICK,
+    VIEWER,
+    Broker,
+    drained,
+    make_batch,
+    make_result,
+    record,
+)
 from viewer import Outbox, Relay, RelayRunning, RelayStopped, State
 
 pytestmark = pytest.mark.broker
@@ -66,10 +74,11 @@ async def test_batches_are_published_in_order_and_settled_by_their_results(
         for uuid in uuids:
             await broker.answer(make_result(uuid))
             await settled(relay, uuid)
+        await drained(relay, broker)
         assert relay.status.connected
         assert relay.status.problem is None
     assert outbox.unsettled() == []
-    assert await broker.count(results_queue(VIEWER)) == 0
+    assert await broker.results_left() == []
 
 
 async def test_a_message_is_as_the_published_document_says(outbox: Outbox, broker: Broker) -> None:
@@ -143,7 +152,7 @@ async def test_a_result_that_comes_twice_changes_nothing(outbox: Outbox, broker:
         await broker.answer(make_result(uuid, Status.ALREADY_INGESTED))
         await drained(relay, broker)
         assert outbox.get(uuid) == first
-    assert await broker.count(results_queue(VIEWER)) == 0
+    assert await broker.results_left() == []
 
 
 async def test_results_that_are_of_no_use_are_counted_and_taken_away(
@@ -159,7 +168,7 @@ async def test_results_that_are_of_no_use_are_counted_and_taken_away(
         await broker.answer(good, kind="")
         await soon(relay, lambda: relay.status.unreadable_results == 4)
         assert relay.status.unknown_results == 1
-    assert await broker.count(results_queue(VIEWER)) == 0
+    assert await broker.results_left() == []
 
 
 async def test_results_wait_while_the_viewer_is_away(outbox: Outbox, broker: Broker) -> None:
@@ -404,12 +413,15 @@ async def test_it_leaves_no_task_behind(outbox: Outbox, broker: Broker) -> None:
 async def test_it_stops_at_once_while_it_waits(outbox: Outbox, broker: Broker) -> None:
     record(outbox, make_batch())
     async with proxied(broker.url) as proxy:
+        before = asyncio.all_tasks()
         proxy.hold("to broker", PUBLISH)
         async with asyncio.timeout(5):
             async with relay_of(outbox, proxy.url(broker.url), close_timeout=0.1):
                 await proxy.seen("to broker", PUBLISH)
             async with relay_of(outbox, "amqp://127.0.0.1:1", retry_delay_min=3_600.0) as relay:
                 await soon(relay, lambda: relay.status.problem)
+        proxy.reset()
+        assert asyncio.all_tasks() <= before
     assert len(outbox.pending()) == 1
 
 
@@ -453,10 +465,3 @@ async def test_nobody_waits_for_a_relay_that_is_not_running(outbox: Outbox, brok
 async def broker_has(relay: Relay, broker: Broker) -> None:
     """Waits until results can be routed to the viewer."""
     await soon(relay, lambda: relay.status.connected)
-
-
-async def drained(relay: Relay, broker: Broker) -> None:
-    """Waits until the relay has taken all results that were sent so far: the last is a marker."""
-    before = relay.status.unreadable_results
-    await broker.answer(b"marker")
-    await soon(relay, lambda: relay.status.unreadable_results > before)
