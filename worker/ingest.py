@@ -116,7 +116,10 @@ async def _claim(connection: AsyncConnection, plans: Mapping[UUID, Plan]) -> dic
         return {}
     return await inbox.claim(
         connection,
-        [Claim(uuid, plan.batch.digest(), plan.user_id) for uuid, plan in plans.items()],
+        [
+            Claim(uuid, plan.batch.digest(), plan.user_id, plan.incoming.viewer)
+            for uuid, plan in plans.items()
+        ],
     )
 
 
@@ -164,7 +167,8 @@ def _verdict(
         return _rejected(incoming, uuid, rejections[uuid])
     if uuid in done.told:
         return Ingested(done.told[uuid].received_at), done.messages[uuid]
-    if known[uuid].content_digest != content.digest():
+    # An erased batch left no digest: it is acked like a duplicate, for parking it would keep it.
+    if known[uuid].content_digest not in (None, content.digest()):
         return _rejected(incoming, uuid, _REUSED)
     again = known[uuid].told.model_copy(update={"status": Status.ALREADY_INGESTED})
     return Duplicate(), messages.result(incoming, again)

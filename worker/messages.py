@@ -20,7 +20,12 @@ _NAMESPACE: Final = UUID("5f0c0f7e-8c43-4f0c-9c1d-3a3b7f6f2a51")
 
 def result(incoming: Incoming, told: IngestResult) -> list[Message]:
     """The result for the viewer that sent the batch; none when nobody knows who that was."""
-    if incoming.viewer is None:
+    return result_for(incoming.viewer, incoming.traceparent, told)
+
+
+def result_for(viewer: str | None, traceparent: str | None, told: IngestResult) -> list[Message]:
+    """The result for `viewer`; none when nobody knows who that is."""
+    if viewer is None:
         return []
     uuid = str(told.client_session_uuid)
     once = told.status is Status.INGESTED
@@ -28,9 +33,9 @@ def result(incoming: Incoming, told: IngestResult) -> list[Message]:
         Message(
             uuid5(_NAMESPACE, f"ingested/{uuid}") if once else uuid4(),
             amqp.RESULTS_EXCHANGE,
-            amqp.result_key(incoming.viewer),
+            amqp.result_key(viewer),
             amqp.INGEST_RESULT_TYPE,
-            _headers(incoming.traceparent) | {amqp.CLIENT_SESSION_UUID_HEADER: uuid},
+            _headers(traceparent) | {amqp.CLIENT_SESSION_UUID_HEADER: uuid},
             told.model_dump_json(exclude_none=True),
         )
     ]
@@ -53,13 +58,23 @@ def explanation_requested(
         outcome=outcome,
     )
     return Message(
-        uuid5(_NAMESPACE, f"{amqp.EXPLANATION_REQUESTED}/{user_id}/{question_id}"),
+        explanation_id(user_id, question_id),
         amqp.FOLLOWUPS_EXCHANGE,
         amqp.EXPLANATION_REQUESTED,
         amqp.EXPLANATION_REQUESTED_TYPE,
         _headers(traceparent),
         job.model_dump_json(),
     )
+
+
+def explanation_id(user_id: int, question_id: int) -> UUID:
+    """The one id that a request for this explanation ever has."""
+    return uuid5(_NAMESPACE, f"{amqp.EXPLANATION_REQUESTED}/{user_id}/{question_id}")
+
+
+def review_id(quiz_session_id: UUID) -> UUID:
+    """The one id that a request for a review of this session ever has."""
+    return uuid5(_NAMESPACE, f"{amqp.REVIEW_REQUESTED}/{quiz_session_id}")
 
 
 def review_requested(
@@ -77,7 +92,7 @@ def review_requested(
         questions=tuple(questions),
     )
     return Message(
-        uuid5(_NAMESPACE, f"{amqp.REVIEW_REQUESTED}/{quiz_session_id}"),
+        review_id(quiz_session_id),
         amqp.FOLLOWUPS_EXCHANGE,
         amqp.REVIEW_REQUESTED,
         amqp.REVIEW_REQUESTED_TYPE,

@@ -4,7 +4,7 @@ Reads one user's log at a time, question by question, so memory stays flat. Know
 broker.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -62,21 +62,37 @@ async def rebuild(engine: AsyncEngine, user_id: int, thresholds: Thresholds) -> 
     """Puts one user's progress right, in one transaction; returns the number of rows changed."""
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
-        wrong = [each async for each in _differences(connection, user_id, thresholds)]
-        right = [each.expected for each in wrong if each.expected is not None]
-        for start in range(0, len(right), _WRITE_AT_ONCE):
-            await progress.save(connection, right[start : start + _WRITE_AT_ONCE])
-        gone = [each.question_id for each in wrong if each.expected is None]
-        if gone:
-            await progress.delete(connection, user_id, gone)
-        return len(wrong)
+        return len(await put_right(connection, user_id, thresholds))
+
+
+async def put_right(
+    connection: AsyncConnection,
+    user_id: int,
+    thresholds: Thresholds,
+    question_ids: Collection[int] | None = None,
+) -> list[Difference]:
+    """Writes what the attempts come to, under the user's lock; returns what was not so before.
+
+    Looks only at `question_ids` where those are given.
+    """
+    wrong = [each async for each in _differences(connection, user_id, thresholds, question_ids)]
+    right = [each.expected for each in wrong if each.expected is not None]
+    for start in range(0, len(right), _WRITE_AT_ONCE):
+        await progress.save(connection, right[start : start + _WRITE_AT_ONCE])
+    gone = [each.question_id for each in wrong if each.expected is None]
+    if gone:
+        await progress.delete(connection, user_id, gone)
+    return wrong
 
 
 async def _differences(
-    connection: AsyncConnection, user_id: int, thresholds: Thresholds
+    connection: AsyncConnection,
+    user_id: int,
+    thresholds: Thresholds,
+    question_ids: Collection[int] | None = None,
 ) -> AsyncIterator[Difference]:
-    stored = await progress.of_user(connection, user_id)
-    async for question_id, topic_id, history in attempts.log(connection, user_id):
+    stored = await progress.of_user(connection, user_id, question_ids)
+    async for question_id, topic_id, history in attempts.log(connection, user_id, question_ids):
         before = stored.pop(question_id, None)
         expected = _expected(user_id, question_id, topic_id, sorted(history), before, thresholds)
         if before != expected:

@@ -94,6 +94,7 @@ _HISTORY: Final = text(
     " JOIN study_question_attempts AS attempt ON attempt.user_id = wanted.user_id"
     " AND attempt.study_question_id = wanted.question_id"
     " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
+    " WHERE session.voided_at IS NULL"
 )
 
 _USERS: Final = text(
@@ -106,7 +107,9 @@ _LOG: Final = text(
     " FROM study_question_attempts AS attempt"
     " JOIN study_questions AS question ON question.id = attempt.study_question_id"
     " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
-    " WHERE attempt.user_id = :user_id"
+    " WHERE attempt.user_id = :user_id AND session.voided_at IS NULL"
+    " AND (CAST(:question_ids AS bigint[]) IS NULL"
+    " OR attempt.study_question_id = ANY(CAST(:question_ids AS bigint[])))"
     " ORDER BY attempt.study_question_id, attempt.answered_at"
 )
 
@@ -126,7 +129,10 @@ async def insert(
 async def histories(
     connection: AsyncConnection, wanted: Collection[tuple[int, int]]
 ) -> dict[int, list[ScoredAttempt]]:
-    """All stored attempts, in no order, of each (user_id, question_id); keyed by question."""
+    """All attempts that count, in no order, of each (user_id, question_id); keyed by question.
+
+    Those of voided sessions are on record only.
+    """
     rows = await connection.execute(
         _HISTORY,
         {
@@ -141,19 +147,24 @@ async def histories(
 
 
 async def users(connection: AsyncConnection) -> list[int]:
-    """Everybody who has attempts or progress, in order."""
+    """Everybody who has attempts, voided or not, or progress; in order."""
     return list((await connection.scalars(_USERS)).all())
 
 
 async def log(
-    connection: AsyncConnection, user_id: int
+    connection: AsyncConnection, user_id: int, question_ids: Collection[int] | None = None
 ) -> AsyncIterator[tuple[int, int, list[ScoredAttempt]]]:
-    """Streams (question_id, its topic now, attempts in no particular order) of one user."""
+    """Streams (question_id, its topic now, attempts in no particular order) of one user.
+
+    Only attempts that count, and only of `question_ids` where those are given.
+    """
     question_id: int | None = None
     topic_id = 0
     attempts: list[ScoredAttempt] = []
     async with connection.stream(
-        _LOG, {"user_id": user_id}, execution_options={"yield_per": _STREAMED_AT_ONCE}
+        _LOG,
+        {"user_id": user_id, "question_ids": _list(question_ids)},
+        execution_options={"yield_per": _STREAMED_AT_ONCE},
     ) as rows:
         async for row in rows:
             if row[0] != question_id:
@@ -163,6 +174,10 @@ async def log(
             attempts.append(_scored(row[2:]))
     if question_id is not None:
         yield question_id, topic_id, attempts
+
+
+def _list(ids: Collection[int] | None) -> list[int] | None:
+    return None if ids is None else list(ids)
 
 
 def _scored(row: Sequence[Any]) -> ScoredAttempt:

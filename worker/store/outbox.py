@@ -62,6 +62,8 @@ _WAITING: Final = text(
 
 _DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
 
+_WITHDRAW: Final = text("DELETE FROM outbox WHERE message_id = ANY(CAST(:ids AS uuid[]))")
+
 
 async def record(
     connection: AsyncConnection,
@@ -101,3 +103,8 @@ async def take(connection: AsyncConnection, rows: int) -> list[Waiting]:
 async def delete(connection: AsyncConnection, ids: Collection[int]) -> None:
     """Forgets rows that the broker has confirmed."""
     await connection.execute(_DELETE, {"ids": list(ids)})
+
+
+async def withdraw(connection: AsyncConnection, message_ids: Collection[UUID]) -> None:
+    """Takes back messages that have not left yet; what has left can't be."""
+    await connection.execute(_WITHDRAW, {"ids": list(message_ids)})

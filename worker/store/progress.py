@@ -1,6 +1,6 @@
 """Progress rows: what is stored of the fold of each (user, question)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import text
@@ -80,6 +80,8 @@ _SAVE: Final = text(
 
 _OF_USER: Final = text(
     f"SELECT {SELECTED} FROM study_question_progress AS progress WHERE user_id = :user_id"
+    " AND (CAST(:question_ids AS bigint[]) IS NULL"
+    " OR study_question_id = ANY(CAST(:question_ids AS bigint[])))"
 )
 
 _DELETE: Final = text(
@@ -99,9 +101,12 @@ async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> 
     }
 
 
-async def of_user(connection: AsyncConnection, user_id: int) -> dict[int, Stored]:
-    """All progress rows of one user, by question."""
-    rows = await connection.execute(_OF_USER, {"user_id": user_id})
+async def of_user(
+    connection: AsyncConnection, user_id: int, question_ids: Collection[int] | None = None
+) -> dict[int, Stored]:
+    """One user's progress rows, by question; only of `question_ids` where those are given."""
+    wanted = None if question_ids is None else list(question_ids)
+    rows = await connection.execute(_OF_USER, {"user_id": user_id, "question_ids": wanted})
     return {row[1]: from_row(row) for row in rows}
 
 

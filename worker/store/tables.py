@@ -90,6 +90,7 @@ study_quiz_sessions = Table(
     Column("finalized_at", _TIME, nullable=False),
     Column("created_at", _TIME, nullable=False, server_default=func.now()),
     Column("updated_at", _TIME, nullable=False, server_default=func.now()),
+    Column("voided_at", _TIME),
     UniqueConstraint("client_session_uuid", "study_topic_id"),
     CheckConstraint("status = 'finalized'", name="status"),
     CheckConstraint(
@@ -183,11 +184,20 @@ ingest_inbox = Table(
     "ingest_inbox",
     METADATA,
     Column("client_session_uuid", Uuid, primary_key=True),
-    Column("content_digest", LargeBinary, nullable=False),
-    Column("user_id", BigInteger, nullable=False),
+    Column("content_digest", LargeBinary),
+    Column("user_id", BigInteger),
     Column("received_at", _TIME, nullable=False, server_default=func.now()),
     Column("summary", JSONB),
+    Column("viewer", Text),
+    Column("erased_at", _TIME),
     CheckConstraint("length(content_digest) = 32", name="content_digest"),
+    # Of an erased batch nothing is left but its uuid, so that it can't come back.
+    CheckConstraint(
+        "CASE WHEN erased_at IS NULL THEN content_digest IS NOT NULL AND user_id IS NOT NULL"
+        " ELSE content_digest IS NULL AND user_id IS NULL AND viewer IS NULL AND summary IS NULL"
+        " END",
+        name="erased",
+    ),
     Index(None, "user_id"),
 )
 
@@ -212,4 +222,26 @@ viewer_grants = Table(
     Column("viewer", Text, primary_key=True),
     Column("user_id", BigInteger, primary_key=True),
     Column("granted_at", _TIME, nullable=False, server_default=func.now()),
+)
+
+ingest_pause = Table(
+    "ingest_pause",
+    METADATA,
+    Column("single", Boolean, primary_key=True, server_default=text("true")),
+    Column("paused_at", _TIME, nullable=False, server_default=func.now()),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    CheckConstraint("single", name="single"),
+)
+
+ingest_audit = Table(
+    "ingest_audit",
+    METADATA,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("happened_at", _TIME, nullable=False, server_default=func.now()),
+    Column("actor", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("effect", JSONB, nullable=False),
 )

@@ -1,0 +1,171 @@
+"""`rescore`: a question's outcomes are derived again, after its answer key was wrong.
+
+Stored attempts get the correct choice as it is now; progress is folded again; each session that
+changed gets new counts. Its viewer is told by another ingest result with status
+`already_ingested` and what the session comes to by today's log: a message that viewers know
+already. The inbox keeps that result, so that a redelivery is never told the older one.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from schemas.ingest_result import IngestResult, SessionSummary
+from schemas.words import Outcome, Status
+from worker import messages
+from worker.domain.history import History
+from worker.domain.patterns import Thresholds
+from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
+from worker.domain.summary import summarize
+from worker.errors import IngestError
+from worker.repair import Difference, put_right
+from worker.store import attempts, audit, corrections, outbox, principals
+from worker.store.audit import By
+from worker.store.corrections import Answer, Told
+from worker.store.engine import transaction
+from worker.store.outbox import Message
+
+
+class Effect(NamedTuple):
+    """What a rescore changed, for one principal or summed over all; all zero the second time."""
+
+    attempts: int = 0
+    sessions: int = 0
+    progress: int = 0
+    told: int = 0
+
+
+async def rescore(
+    engine: AsyncEngine,
+    question_id: int,
+    correct_choice: int | None,
+    thresholds: Thresholds,
+    by: By,
+) -> Effect:
+    """Scores all attempts on a question by `correct_choice`, or by the question's own when None.
+
+    Sets the question's correct choice where it differs. One transaction for each principal with
+    attempts on it, its owner's first: usually that is all. Raises `IngestError` when there is no
+    such question.
+    """
+    async with transaction(engine) as connection:
+        user_ids = await corrections.answered_by(connection, question_id)
+    if user_ids is None:
+        raise IngestError(f"There is no question {question_id}.")
+    total = Effect()
+    for user_id in user_ids:
+        async with transaction(engine) as connection:
+            await principals.lock(connection, [user_id])
+            done = await _rescore_one(
+                connection, user_id, question_id, correct_choice, thresholds, by
+            )
+        total = Effect(*(a + b for a, b in zip(total, done, strict=True)))
+    return total
+
+
+async def _rescore_one(
+    connection: AsyncConnection,
+    user_id: int,
+    question_id: int,
+    correct_choice: int | None,
+    thresholds: Thresholds,
+    by: By,
+) -> Effect:
+    was = await corrections.key(connection, question_id)
+    key = was if correct_choice is None else correct_choice
+    if key != was:
+        await corrections.correct(connection, question_id, key)
+    scored = _scored(await corrections.answers(connection, user_id, question_id), key)
+    if not scored and key == was:
+        return Effect()
+    await corrections.rescore(connection, key, scored)
+    changed = await put_right(connection, user_id, thresholds, [question_id])
+    sessions = sorted({answer.quiz_session_id for answer in scored})
+    results = await _results(connection, user_id, await corrections.told(connection, sessions))
+    jobs = _explanations(changed, scored)
+    outgoing = [message for told, viewer in results for message in _again(told, viewer)]
+    await outbox.record(
+        connection, {told.client_session_uuid: told for told, _ in results}, [*jobs, *outgoing]
+    )
+    effect = Effect(len(scored), len(sessions), len(changed), len(outgoing))
+    await audit.record(
+        connection,
+        by,
+        "rescore",
+        f"question {question_id}, user {user_id}",
+        {"correct_choice": key, "question_had": was} | effect._asdict(),
+    )
+    return effect
+
+
+def _scored(answers: Sequence[Answer], key: int) -> list[Answer]:
+    """The answers to which the key makes a difference, with their new outcomes."""
+    scored = []
+    for answer in answers:
+        outcome = outcome_of(answer.selected_choice, key, answer.outcome is Outcome.UNSURE)
+        assert outcome is not None, "attempts without an answer are not stored"
+        if answer.correct_choice != key:
+            is_correct = was_right(answer.selected_choice, key)
+            scored.append(answer._replace(outcome=outcome, is_correct=is_correct))
+    return scored
+
+
+async def _results(
+    connection: AsyncConnection, user_id: int, told: Sequence[Told]
+) -> list[tuple[IngestResult, str | None]]:
+    """Each batch's result as it is now, and the viewer to be told."""
+    questions = {each for batch in told for ids in batch.questions.values() for each in ids}
+    histories = await attempts.histories(connection, {(user_id, each) for each in questions})
+    return [(_as_of_now(batch, histories), batch.viewer) for batch in told]
+
+
+def _as_of_now(told: Told, histories: dict[int, list[ScoredAttempt]]) -> IngestResult:
+    def summary(session: SessionSummary) -> SessionSummary:
+        question_ids = told.questions.get(session.quiz_session_id)
+        if question_ids is None:
+            return session
+        uuid = told.result.client_session_uuid
+        outcomes, changes = [], []
+        for question_id in question_ids:
+            mine, others = _split(histories[question_id], uuid)
+            outcomes += [attempt.outcome for attempt in mine]
+            changes.append(History(None, others).add(mine))
+        return session.model_copy(update=summarize(outcomes, changes)._asdict())
+
+    return told.result.model_copy(
+        update={"sessions": tuple(summary(session) for session in told.result.sessions)}
+    )
+
+
+def _split(
+    history: Sequence[ScoredAttempt], uuid: UUID
+) -> tuple[list[ScoredAttempt], list[ScoredAttempt]]:
+    mine = [attempt for attempt in history if attempt.client_session_uuid == uuid]
+    return mine, [attempt for attempt in history if attempt.client_session_uuid != uuid]
+
+
+def _explanations(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Message]:
+    """The request for a question that turns out to have gone wrong, and was never asked about."""
+    wrong = [answer for answer in scored if answer.outcome is not Outcome.CORRECT]
+    return [
+        messages.explanation_requested(
+            each.user_id,
+            each.question_id,
+            each.expected.topic_id,
+            wrong[-1].quiz_session_id,
+            wrong[-1].outcome,
+            None,
+        )
+        for each in changed
+        if wrong
+        and each.expected is not None
+        and each.expected.explanation_requested
+        and not (each.stored is not None and each.stored.explanation_requested)
+    ]
+
+
+def _again(told: IngestResult, viewer: str | None) -> list[Message]:
+    again = told.model_copy(update={"status": Status.ALREADY_INGESTED})
+    return messages.result_for(viewer, None, again)

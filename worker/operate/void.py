@@ -1,0 +1,60 @@
+"""`void`: a session's attempts leave the fold, and stay on record.
+
+For a session that should never have counted: a child with the phone, a test, a broken viewer.
+The inbox keeps its uuid and digest, so a redelivery stays a duplicate and brings nothing back.
+"""
+
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker import messages
+from worker.domain.patterns import Thresholds
+from worker.errors import IngestError
+from worker.repair import put_right
+from worker.store import audit, corrections, outbox, principals
+from worker.store.audit import By
+from worker.store.engine import transaction
+
+
+class Effect(NamedTuple):
+    """What a void changed; all zero when the session was void already."""
+
+    user_id: int
+    sessions: int
+    attempts: int
+    progress: int
+
+
+async def void(
+    engine: AsyncEngine, client_session_uuid: UUID, thresholds: Thresholds, by: By
+) -> Effect:
+    """Voids all quiz sessions of one batch, in one transaction.
+
+    Raises `IngestError` when no such batch is on record.
+    """
+    async with transaction(engine) as connection:
+        user_id = await corrections.principal(connection, client_session_uuid)
+        if user_id is None:
+            raise IngestError(
+                f"No session {client_session_uuid} is on record: it was never ingested, or its"
+                " user is erased."
+            )
+        await principals.lock(connection, [user_id])
+        voided = await corrections.void(connection, client_session_uuid)
+        changed = await put_right(connection, user_id, thresholds, voided.question_ids)
+        gone = [each.question_id for each in changed if each.expected is None]
+        # Jobs that have not left yet are wanted no more. An explanation is, where the question
+        # was answered in another session: it is requested once for all of them.
+        await outbox.withdraw(
+            connection,
+            [messages.review_id(each) for each in voided.quiz_session_ids]
+            + [messages.explanation_id(user_id, each) for each in gone],
+        )
+        effect = Effect(user_id, len(voided.quiz_session_ids), voided.attempts, len(changed))
+        if effect.sessions:
+            await audit.record(
+                connection, by, "void", f"session {client_session_uuid}", effect._asdict()
+            )
+        return effect

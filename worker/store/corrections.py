@@ -1,0 +1,164 @@
+"""Sessions and attempts put right after the fact: voided, or scored again."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.ingest_result import IngestResult
+from schemas.words import Outcome
+
+
+class Voided(NamedTuple):
+    """Quiz sessions that count no more, and the questions that they had attempts on."""
+
+    quiz_session_ids: list[UUID]
+    question_ids: list[int]
+    attempts: int
+
+
+class Answer(NamedTuple):
+    """A stored attempt, as far as scoring it again goes."""
+
+    id: int
+    quiz_session_id: UUID
+    selected_choice: int | None
+    correct_choice: int
+    is_correct: bool | None
+    outcome: Outcome
+
+
+class Told(NamedTuple):
+    """An ingested batch and what its viewer was told; its sessions with their questions."""
+
+    result: IngestResult
+    viewer: str | None
+    questions: dict[UUID, list[int]]
+
+
+_PRINCIPAL: Final = text(
+    "SELECT user_id FROM study_quiz_sessions WHERE client_session_uuid = :uuid"
+)
+
+_VOID: Final = text(
+    "WITH voided AS (UPDATE study_quiz_sessions SET voided_at = now(), updated_at = now()"
+    " WHERE client_session_uuid = :uuid AND voided_at IS NULL RETURNING id)"
+    " SELECT array_agg(DISTINCT voided.id), array_agg(DISTINCT attempt.study_question_id),"
+    " count(*) FROM voided JOIN study_question_attempts AS attempt"
+    " ON attempt.quiz_session_id = voided.id"
+)
+
+_OWNER: Final = text("SELECT user_id FROM study_questions WHERE id = :question_id")
+
+_ANSWERED_BY: Final = text(
+    "SELECT DISTINCT user_id FROM study_question_attempts WHERE study_question_id = :question_id"
+)
+
+_CORRECT: Final = text(
+    "UPDATE study_questions SET correct_choice = :choice"
+    " WHERE id = :question_id AND correct_choice <> :choice"
+)
+
+_KEY: Final = text("SELECT correct_choice FROM study_questions WHERE id = :question_id")
+
+_ANSWERS: Final = text(
+    "SELECT id, quiz_session_id, selected_choice, correct_choice, is_correct, outcome"
+    " FROM study_question_attempts WHERE user_id = :user_id AND study_question_id = :question_id"
+    " ORDER BY id"
+)
+
+_RESCORE: Final = text(
+    "UPDATE study_question_attempts AS attempt SET correct_choice = :choice,"
+    " is_correct = scored.is_correct, outcome = scored.outcome"
+    " FROM unnest(CAST(:ids AS bigint[]), CAST(:rights AS boolean[]), CAST(:outcomes AS text[]))"
+    " AS scored (id, is_correct, outcome) WHERE attempt.id = scored.id"
+)
+
+_RECOUNT: Final = text(
+    "UPDATE study_quiz_sessions AS session SET correct_count = counted.correct,"
+    " wrong_count = counted.wrong, unsure_count = counted.unsure, updated_at = now()"
+    " FROM (SELECT quiz_session_id, count(*) FILTER (WHERE outcome = 'correct') AS correct,"
+    " count(*) FILTER (WHERE outcome = 'wrong') AS wrong,"
+    " count(*) FILTER (WHERE outcome = 'unsure') AS unsure FROM study_question_attempts"
+    " WHERE quiz_session_id = ANY(CAST(:ids AS uuid[])) GROUP BY quiz_session_id) AS counted"
+    " WHERE session.id = counted.quiz_session_id"
+)
+
+_TOLD: Final = text(
+    "SELECT CAST(inbox.summary AS text), inbox.viewer, session.id,"
+    " ARRAY(SELECT CAST(jsonb_array_elements_text(session.question_ids) AS bigint))"
+    " FROM study_quiz_sessions AS session JOIN ingest_inbox AS inbox USING (client_session_uuid)"
+    " WHERE session.id = ANY(CAST(:ids AS uuid[])) AND session.voided_at IS NULL"
+    " AND inbox.summary IS NOT NULL ORDER BY inbox.received_at, inbox.client_session_uuid"
+)
+
+
+async def principal(connection: AsyncConnection, client_session_uuid: UUID) -> int | None:
+    """Whose session it is; None for one that was never ingested, or is erased."""
+    found = (await connection.scalars(_PRINCIPAL, {"uuid": client_session_uuid})).first()
+    return None if found is None else int(found)
+
+
+async def void(connection: AsyncConnection, client_session_uuid: UUID) -> Voided:
+    """Marks the batch's sessions as void; those that are already are not in the answer."""
+    ids, question_ids, count = (
+        await connection.execute(_VOID, {"uuid": client_session_uuid})
+    ).one()
+    return Voided(ids or [], question_ids or [], count)
+
+
+async def answered_by(connection: AsyncConnection, question_id: int) -> list[int] | None:
+    """The question's owner, and then whoever else has attempts on it (it once was theirs).
+
+    None when there is no such question.
+    """
+    owner = await connection.scalar(_OWNER, {"question_id": question_id})
+    if owner is None:
+        return None
+    others = (await connection.scalars(_ANSWERED_BY, {"question_id": question_id})).all()
+    return [owner, *sorted(set(others) - {owner})]
+
+
+async def correct(connection: AsyncConnection, question_id: int, choice: int) -> None:
+    """Sets the question's correct choice."""
+    await connection.execute(_CORRECT, {"question_id": question_id, "choice": choice})
+
+
+async def key(connection: AsyncConnection, question_id: int) -> int:
+    """The question's correct choice as it stands."""
+    choice = await connection.scalar(_KEY, {"question_id": question_id})
+    assert choice is not None
+    return int(choice)
+
+
+async def answers(connection: AsyncConnection, user_id: int, question_id: int) -> list[Answer]:
+    """All of a user's attempts on a question, those of voided sessions too."""
+    rows = await connection.execute(_ANSWERS, {"user_id": user_id, "question_id": question_id})
+    return [Answer(row[0], row[1], row[2], row[3], row[4], Outcome(row[5])) for row in rows]
+
+
+async def rescore(connection: AsyncConnection, choice: int, scored: Sequence[Answer]) -> None:
+    """Writes the attempts' new outcomes, and counts their sessions anew."""
+    await connection.execute(
+        _RESCORE,
+        {
+            "choice": choice,
+            "ids": [answer.id for answer in scored],
+            "rights": [answer.is_correct for answer in scored],
+            "outcomes": [answer.outcome for answer in scored],
+        },
+    )
+    await connection.execute(_RECOUNT, {"ids": list({answer.quiz_session_id for answer in scored})})
+
+
+async def told(connection: AsyncConnection, quiz_session_ids: Sequence[UUID]) -> list[Told]:
+    """What was told of the batches of these sessions, voided ones left out, in order of receipt."""
+    rows = await connection.execute(_TOLD, {"ids": list(quiz_session_ids)})
+    found: dict[UUID, Told] = {}
+    for summary, viewer, quiz_session_id, question_ids in rows:
+        result = IngestResult.model_validate_json(summary)
+        told = found.setdefault(result.client_session_uuid, Told(result, viewer, {}))
+        told.questions[quiz_session_id] = question_ids
+    return list(found.values())
