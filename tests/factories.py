@@ -4,6 +4,7 @@ Everything that a database is given here is what the study application would hav
 everything that is read is rows: tests assert effects.
 """
 
+import asyncio
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
+from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.resolve import Incoming
 
@@ -303,6 +305,41 @@ async def contents(engine: AsyncEngine) -> dict[str, list[dict[str, Any]]]:
             " CAST(body AS jsonb) - 'received_at' AS body FROM outbox ORDER BY id",
         ),
     }
+
+
+async def log(engine: AsyncEngine) -> dict[tuple[int, int], list[ScoredAttempt]]:
+    """Every stored attempt as the core folds it, in no order, by (user, question)."""
+    found: dict[tuple[int, int], list[ScoredAttempt]] = {}
+    for row in await rows(
+        engine,
+        "SELECT attempt.*, session.client_session_uuid AS uuid FROM study_question_attempts AS"
+        " attempt JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id",
+    ):
+        found.setdefault((row["user_id"], row["study_question_id"]), []).append(
+            ScoredAttempt(
+                answered_at=row["answered_at"],
+                ordered_at=row["answered_at_sent"] or row["answered_at"],
+                client_session_uuid=row["uuid"],
+                position=row["position"],
+                outcome=Outcome(row["outcome"]),
+                is_correct=row["is_correct"],
+            )
+        )
+    return found
+
+
+async def blocked(engine: AsyncEngine, backends: int) -> None:
+    """Waits until that many backends of this database wait for a lock."""
+    for _ in range(500):
+        (row,) = await rows(
+            engine,
+            "SELECT count(*) AS n FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        if row["n"] >= backends:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{backends} backends never waited for a lock")
 
 
 # --------------------------------------------------------------------------- the real log

@@ -1,0 +1,129 @@
+"""A group is an optimization, never a change of meaning: it is its batches, one after another."""
+
+from uuid import UUID
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas.attempt_batch import Attempt
+from schemas.errors import Rejection
+from schemas.words import RejectReason
+from tests import factories as make
+from tests.factories import Published, answer, at, incoming, sent
+from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.patterns import Thresholds
+from worker.ingest import Ingest
+from worker.resolve import Incoming
+
+# Indices into the questions below, so that an example prints as what it is.
+QUESTIONS = st.integers(0, 6)
+ANSWERS = st.tuples(
+    QUESTIONS,
+    st.sampled_from([1, 2, None]),
+    st.booleans(),
+    st.one_of(st.integers(0, 4), st.integers(0, 60)),
+)
+DELIVERIES = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # which uuid
+        st.lists(ANSWERS, min_size=1, max_size=4),
+        st.sampled_from(["phone", "tablet", None]),
+    ),
+    min_size=1,
+    max_size=7,
+)
+"""Few uuids, so that they come again: with the same content or another."""
+
+
+def _attempt(questions: list[Published | str], drawn: tuple[int, int | None, bool, int]) -> Attempt:
+    number, choice, unsure, hour = drawn
+    return answer(questions[number], choice, at(hours=hour), unsure=unsure)
+
+
+def _plain(disposition: Disposition) -> tuple[str, RejectReason | None]:
+    match disposition:
+        case Ingested():
+            return "ingested", None
+        case Duplicate():
+            return "duplicate", None
+        case Rejected(reason=reason):
+            return "rejected", reason
+
+
+async def _both_ways(
+    engine: AsyncEngine, group: list[Incoming]
+) -> tuple[list[Disposition], list[Disposition]]:
+    ingest = Ingest(engine, Thresholds())
+    one_by_one = [each for delivery in group for each in await ingest([delivery])]
+    expected = await make.contents(engine)
+    await make.forget(engine)
+    together = await ingest(group)
+    found = await make.contents(engine)
+    await make.forget(engine)
+    assert found == expected
+    return one_by_one, together
+
+
+@given(st.data())
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_a_group_is_its_batches_one_after_another(
+    engine: AsyncEngine, data: st.DataObject
+) -> None:
+    mine, other_topic = await make.publish(engine, 3, user_id=1), await make.publish(engine)
+    (yours,) = await make.publish(engine, user_id=2)
+    await make.withdraw(engine, mine[2])
+    questions = [*mine, *other_topic, yours, "unknown", mine[0]]
+
+    drawn = data.draw(DELIVERIES)
+    repeats = data.draw(st.lists(st.integers(0, len(drawn) - 1), max_size=3))
+    group = [
+        incoming(
+            make.batch(*(_attempt(questions, each) for each in answers), uuid=UUID(int=number)),
+            viewer,
+        )
+        for number, answers, viewer in [*drawn, *(drawn[n] for n in repeats)]
+    ]
+
+    one_by_one, together = await _both_ways(engine, group)
+
+    assert [_plain(each) for each in together] == [_plain(each) for each in one_by_one]
+
+
+async def test_results_leave_in_the_order_of_delivery(engine: AsyncEngine) -> None:
+    (question,) = await make.publish(engine)
+    known = sent(make.right(question))
+    group = [
+        known,
+        known,
+        sent(make.right("unknown")),
+        sent(make.wrong(question, at(1))),
+        incoming(Rejection(RejectReason.MALFORMED, "No."), uuid=UUID(int=1)),
+        sent(make.right(question, at(2))),
+    ]
+
+    await _both_ways(engine, group)
+    await Ingest(engine, Thresholds())(group)
+
+    assert [each.client_session_uuid for each in await make.told(engine)] == [
+        delivery.client_session_uuid for delivery in group
+    ]
+
+
+async def test_what_comes_after_a_uuids_second_try_is_after_it(engine: AsyncEngine) -> None:
+    """The second batch is told what the first of them, by then ingested, left behind."""
+    (question,) = await make.publish(engine)
+    uuid = UUID(int=7)
+    group = [
+        sent(make.right("unknown"), uuid=uuid),
+        sent(make.right(question, at(0)), uuid=uuid),
+        sent(make.right(question, at(1))),
+    ]
+
+    await _both_ways(engine, group)
+    await Ingest(engine, Thresholds())(group)
+
+    told = await make.told(engine)
+    assert [each.sessions[0].newly_correct for each in told[1:]] == [1, 0]

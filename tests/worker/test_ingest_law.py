@@ -1,0 +1,173 @@
+"""The law, on the real database: whatever the order, duplication and interleaving in which
+batches arrive, over any number of workers, the stored progress is the same.
+"""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests import factories as make
+from tests.factories import Published, answer, at, sent
+from tests.worker.domain import naive
+from tests.worker.domain.strategies import ANSWERS, MINUTES
+from worker.domain.dispositions import Disposition, Duplicate, Ingested
+from worker.domain.patterns import Thresholds
+from worker.ingest import Ingest
+from worker.repair import users, verify
+from worker.resolve import Incoming
+
+USERS = (1, 2, 3)
+
+SESSIONS = st.lists(
+    st.tuples(
+        st.sampled_from(USERS),
+        st.lists(st.tuples(st.integers(0, 2), ANSWERS, MINUTES), min_size=1, max_size=4),
+        st.integers(0, 2**100),
+    ),
+    min_size=1,
+    max_size=8,
+    unique_by=lambda session: session[2],
+)
+
+
+@pytest.fixture
+async def shelves(engine: AsyncEngine) -> dict[int, list[Published]]:
+    """Three questions for each user, in two topics."""
+    return {
+        user_id: [
+            *await make.publish(engine, 2, user_id=user_id),
+            *await make.publish(engine, 1, user_id=user_id),
+        ]
+        for user_id in USERS
+    }
+
+
+def _deliveries(drawn: object, shelves: dict[int, list[Published]]) -> list[Incoming]:
+    assert isinstance(drawn, list)
+    return [
+        sent(
+            *(
+                answer(shelves[user_id][number], choice, at(minutes=minutes), unsure=unsure)
+                for number, (choice, unsure), minutes in answers
+            ),
+            uuid=UUID(int=uuid),
+        )
+        for user_id, answers, uuid in drawn
+    ]
+
+
+def _first_time(delivery: Incoming) -> datetime:
+    attempts = delivery.content.attempts  # type: ignore[union-attr]
+    return min(time for attempt in attempts if (time := attempt.sent_at()))
+
+
+async def _worker(ingest: Ingest, groups: list[list[Incoming]]) -> list[Disposition]:
+    return [each for group in groups for each in await ingest(group)]
+
+
+async def _is_what_the_contract_says(engine: AsyncEngine) -> None:
+    progress = await make.progress(engine)
+    log = await make.log(engine)
+    assert progress.keys() == log.keys()
+    for key, attempts in log.items():
+        stability, difficulty, due_at = naive.schedule(attempts)
+        row = progress[key]
+        expected = naive.counts(attempts) | {"due_at": due_at}
+        assert row == row | expected
+        assert row["stability"] == pytest.approx(stability, rel=1e-9)
+        assert row["difficulty"] == pytest.approx(difficulty, rel=1e-9)
+        assert row["pattern"] == naive.pattern(attempts, row["stability"])
+    for user_id in await users(engine):
+        assert await verify(engine, user_id, Thresholds()) == []
+
+
+@given(st.data())
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_any_order_any_groups_any_workers_one_progress(
+    engine: AsyncEngine, shelves: dict[int, list[Published]], data: st.DataObject
+) -> None:
+    deliveries = _deliveries(data.draw(SESSIONS), shelves)
+    for delivery in sorted(deliveries, key=_first_time):
+        await Ingest(engine, Thresholds())([delivery])
+    in_order = await make.progress(engine)
+    await _is_what_the_contract_says(engine)
+    await make.forget(engine)
+
+    repeats = data.draw(st.lists(st.sampled_from(deliveries), max_size=4))
+    arriving = data.draw(st.permutations([*deliveries, *repeats]))
+    crew: list[list[list[Incoming]]] = [[] for _ in range(data.draw(st.integers(1, 4)))]
+    while arriving:
+        size = data.draw(st.integers(1, 4))
+        crew[data.draw(st.integers(0, len(crew) - 1))].append(arriving[:size])
+        arriving = arriving[size:]
+    dispositions = await asyncio.gather(
+        *(_worker(Ingest(engine, Thresholds()), groups) for groups in crew)
+    )
+
+    assert await make.progress(engine) == in_order
+    await _is_what_the_contract_says(engine)
+    kinds = [type(each) for done in dispositions for each in done]
+    assert kinds.count(Ingested) == len(deliveries)
+    assert kinds.count(Duplicate) == len(repeats)
+    await make.forget(engine)
+
+
+async def test_clocks_ahead_and_no_clocks_are_folded_by_their_receipt(
+    engine: AsyncEngine, shelves: dict[int, list[Published]]
+) -> None:
+    """The times of receipt differ from run to run, so the log itself says what must come of it."""
+    ahead = datetime.now(UTC) + timedelta(days=300)
+    times = [ahead, None, at(0), ahead + timedelta(days=1), ahead - timedelta(days=1), at(5)]
+    groups = [
+        [
+            sent(
+                answer(shelves[user_id][0], 1 + (number + turn) % 2, times[number % 6]),
+                answer(shelves[user_id][0], 1, times[(number + turn) % 6], unsure=turn == 2),
+            )
+            for user_id in USERS[turn % 2 :]
+        ]
+        for turn in range(4)
+        for number in range(6)
+    ]
+    await asyncio.gather(
+        *(_worker(Ingest(engine, Thresholds()), groups[lane::4]) for lane in range(4))
+    )
+    assert await make.count(engine, "ingest_inbox") == sum(map(len, groups))
+    await _is_what_the_contract_says(engine)
+
+
+async def test_a_batch_that_began_before_another_may_commit_after_it(
+    engine: AsyncEngine, shelves: dict[int, list[Published]]
+) -> None:
+    """Its receipt is the earlier one, so its clamped answers are late to what is folded."""
+    question, *_ = shelves[1]
+    async with engine.begin() as holder:
+        # Holds the second row of the first batch's claim up, not its user.
+        uuid = UUID(int=1)
+        await holder.execute(
+            make.text(
+                "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id)"
+                " VALUES (:uuid, decode(repeat('00', 32), 'hex'), 9)"
+            ),
+            {"uuid": uuid},
+        )
+        early = asyncio.create_task(
+            Ingest(engine, Thresholds())([sent(make.right(question, None), uuid=uuid)])
+        )
+        await make.blocked(engine, 1)
+        (late,) = await Ingest(engine, Thresholds())([sent(make.wrong(question, None))])
+        await holder.rollback()
+    (first,) = await early
+
+    assert isinstance(first, Ingested) and isinstance(late, Ingested)
+    assert first.received_at < late.received_at
+    row = (await make.progress(engine))[1, question.question_id]
+    assert (row["last_outcome"], row["lapse_count"]) == ("wrong", 1)
+    await _is_what_the_contract_says(engine)

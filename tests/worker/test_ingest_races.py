@@ -1,0 +1,170 @@
+"""Workers at once: one of them ingests a batch, no update is lost, and nothing deadlocks."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas.words import RejectReason, Status
+from tests import factories as make
+from tests.factories import Published, at, right, sent, wrong
+from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.patterns import Thresholds
+from worker.errors import DatabaseAway
+from worker.ingest import Ingest
+from worker.repair import users, verify
+from worker.resolve import Incoming
+from worker.settings import Settings
+from worker.store.engine import make_engine
+
+ROUNDS = 70
+
+
+@pytest.fixture
+async def crew(database_url: str) -> AsyncIterator[list[Ingest]]:
+    """Six workers, each with a pool of its own."""
+    settings = Settings(database_url=database_url, amqp_url="amqp://unused")  # type: ignore[arg-type]
+    engines = [make_engine(settings, connections=1, name=f"worker-{n}") for n in range(6)]
+    yield [Ingest(engine, Thresholds()) for engine in engines]
+    for engine in engines:
+        await engine.dispose()
+
+
+async def _at_once(*calls: tuple[Ingest, list[Incoming]]) -> list[list[Disposition]]:
+    return await asyncio.gather(*(ingest(group) for ingest, group in calls))
+
+
+async def _healthy(engine: AsyncEngine) -> None:
+    for user_id in await users(engine):
+        assert await verify(engine, user_id, Thresholds()) == []
+
+
+async def test_one_of_two_ingests_a_batch_and_the_other_finds_the_duplicate(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    (question,) = await make.publish(engine)
+    for n in range(ROUNDS):
+        delivery = sent(right(question, at(n)))
+        (one,), (other,) = await _at_once((crew[0], [delivery]), (crew[1], [delivery]))
+        assert {type(one), type(other)} == {Ingested, Duplicate}
+    row = (await make.progress(engine))[1, question.question_id]
+    assert row["attempts_count"] == row["correct_run"] == ROUNDS
+    told = Counter((each.client_session_uuid, each.status) for each in await make.told(engine))
+    assert len(told) == 2 * ROUNDS and set(told.values()) == {1}
+    await _healthy(engine)
+
+
+async def test_one_of_two_contents_of_a_uuid_is_ingested_and_the_other_rejected(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    (question,) = await make.publish(engine)
+    for n in range(ROUNDS):
+        uuid = uuid4()
+        (one,), (other,) = await _at_once(
+            (crew[0], [sent(right(question, at(n)), uuid=uuid)]),
+            (crew[1], [sent(wrong(question, at(n)), uuid=uuid)]),
+        )
+        assert {type(one), type(other)} == {Ingested, Rejected}
+        reasons = {each.reason for each in (one, other) if isinstance(each, Rejected)}
+        assert reasons == {RejectReason.UUID_REUSED}
+    row = (await make.progress(engine))[1, question.question_id]
+    assert row["attempts_count"] == ROUNDS
+    await _healthy(engine)
+
+
+async def test_two_batches_of_one_user_are_both_counted(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    questions = await make.publish(engine, 2)
+    for n in range(ROUNDS):
+        dispositions = await _at_once(
+            (crew[0], [sent(*(right(each, at(2 * n)) for each in questions))]),
+            (crew[1], [sent(*(wrong(each, at(2 * n + 1)) for each in reversed(questions)))]),
+        )
+        assert all(isinstance(each, Ingested) for (each,) in dispositions)
+    for question in questions:
+        row = (await make.progress(engine))[1, question.question_id]
+        assert (row["attempts_count"], row["correct_count"]) == (2 * ROUNDS, ROUNDS)
+        assert row["lapse_count"] == ROUNDS
+    await _healthy(engine)
+
+
+async def test_six_workers_with_the_same_users_in_turned_orders_do_not_deadlock(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    shelves = [(await make.publish(engine, user_id=user_id))[0] for user_id in range(1, 6)]
+    rounds = 12
+    for n in range(rounds):
+        shared = [sent(right(question, at(n, hours=23))) for question in shelves]
+        groups = []
+        for lane in range(6):
+            own = [sent(right(question, at(n, hours=lane))) for question in shelves]
+            group = [*own, *shared]
+            groups.append(group[::-1] if lane % 2 else group[lane:] + group[:lane])
+        done = await _at_once(*zip(crew, groups, strict=True))
+        kinds = Counter(type(each) for dispositions in done for each in dispositions)
+        assert kinds == {Ingested: 6 * 5 + 5, Duplicate: 5 * 5}
+    for question in shelves:
+        row = (await make.progress(engine))[question.user_id, question.question_id]
+        assert row["attempts_count"] == row["correct_run"] == rounds * 7
+    (stats,) = await make.rows(
+        engine, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    )
+    assert stats["deadlocks"] == 0
+    await _healthy(engine)
+
+
+@pytest.fixture
+async def question(engine: AsyncEngine) -> Published:
+    return (await make.publish(engine))[0]
+
+
+@asynccontextmanager
+async def _nobody_gets_past_the_claim(engine: AsyncEngine) -> AsyncIterator[None]:
+    async with engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE study_quiz_sessions IN EXCLUSIVE MODE"))
+        yield
+
+
+async def test_a_duplicate_in_the_middle_of_the_first_waits_and_is_told_what_it_was(
+    engine: AsyncEngine, crew: list[Ingest], question: Published
+) -> None:
+    delivery = sent(right(question))
+    async with _nobody_gets_past_the_claim(engine):
+        first = asyncio.create_task(crew[0]([delivery]))
+        await make.blocked(engine, 1)
+        second = asyncio.create_task(crew[1]([delivery]))
+        await make.blocked(engine, 2)
+
+    assert isinstance((await first)[0], Ingested)
+    assert await second == [Duplicate()]
+    told, again = await make.told(engine)
+    assert again == told.model_copy(update={"status": Status.ALREADY_INGESTED})
+
+
+async def test_when_the_first_dies_in_the_middle_the_one_who_waits_ingests(
+    engine: AsyncEngine, crew: list[Ingest], question: Published
+) -> None:
+    delivery = sent(right(question))
+    async with _nobody_gets_past_the_claim(engine):
+        first = asyncio.create_task(crew[0]([delivery]))
+        await make.blocked(engine, 1)
+        second = asyncio.create_task(crew[1]([delivery]))
+        await make.blocked(engine, 2)
+        await make.execute(
+            engine,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'worker-0'",
+        )
+        with pytest.raises(DatabaseAway):
+            await first
+
+    assert isinstance((await second)[0], Ingested)
+    assert await crew[0]([delivery]) == [Duplicate()]
+    row = (await make.progress(engine))[1, question.question_id]
+    assert row["attempts_count"] == 1
