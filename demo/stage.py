@@ -51,8 +51,13 @@ async def with_vhost(settings: Settings) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The settings as a worker process reads them."""
+    """The settings as a worker process reads them.
+
+    The demo is local use: its viewers share one login and have no grants, so identity is off,
+    and its workers warn of that. Real viewers are made with `study-ingest viewer add`.
+    """
     variables = {
+        "INGEST_REQUIRE_USER_ID": "false",
         "INGEST_DATABASE_URL": settings.database_url.get_secret_value(),
         "INGEST_AMQP_URL": settings.amqp_url.get_secret_value(),
     }

@@ -228,6 +228,10 @@ def servers(*, keep: bool = False) -> Iterator[dict[str, str]]:
             variables["INGEST_MANAGEMENT_URL"] = broker.management_url
         elif given := os.environ.get("INGEST_MANAGEMENT_URL"):
             variables["INGEST_MANAGEMENT_URL"] = given
+        if "rabbitmq" in ours:
+            # Our broker knows one login, and listens on the loopback alone: workers take whatever
+            # is published there, and warn of it. Told otherwise, they do otherwise.
+            variables["INGEST_REQUIRE_USER_ID"] = os.environ.get("INGEST_REQUIRE_USER_ID", "false")
         yield variables
     finally:
         if keys:

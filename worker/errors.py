@@ -4,6 +4,7 @@ IngestError                 anything the worker says in one sentence
 ├── SettingsError           a setting is missing or unreadable          exit 2
 ├── SchemaError             the database's schema is not this version's exit 3
 ├── TopologyError           the broker is not set up safely             exit 4
+├── ViewerError             a viewer's name or grant is not as asked    exit 2
 ├── DatabaseAway            the database can't be reached now           paused, waited for
 ├── BrokerAway              the broker can't be reached now             waited for
 ├── TransientFault          this group failed in a way that may pass    run apart, deferred
@@ -33,6 +34,12 @@ class TopologyError(IngestError):
     """Raised when the broker's exchanges, queues or policies are missing or unsafe."""
 
     exit_code = 4
+
+
+class ViewerError(IngestError):
+    """Raised by the `viewer` commands when a name is taken, unknown or unusable."""
+
+    exit_code = 2
 
 
 class DatabaseAway(IngestError):

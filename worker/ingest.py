@@ -28,11 +28,17 @@ from worker.store.outbox import Message
 
 
 class Ingest:
-    """Ingests groups of deliveries."""
+    """Ingests groups of deliveries.
 
-    def __init__(self, engine: AsyncEngine, thresholds: Thresholds) -> None:
+    With `default_deny` a viewer without any grant may write for nobody; otherwise for anybody.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, thresholds: Thresholds, *, default_deny: bool = False
+    ) -> None:
         self._engine = engine
         self._thresholds = thresholds
+        self._default_deny = default_deny
 
     async def __call__(self, group: Sequence[Incoming]) -> list[Disposition]:
         """What became of each delivery, in order, once all of it is committed.
@@ -45,7 +51,7 @@ class Ingest:
         dispositions: list[Disposition] = []
         for once in _rounds(group):
             async with transaction(self._engine) as connection:
-                done = await _transact(connection, once, self._thresholds)
+                done = await _transact(connection, once, self._thresholds, self._default_deny)
             dispositions += done
         return dispositions
 
@@ -67,7 +73,10 @@ def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
 
 
 async def _transact(
-    connection: AsyncConnection, group: Sequence[Incoming], thresholds: Thresholds
+    connection: AsyncConnection,
+    group: Sequence[Incoming],
+    thresholds: Thresholds,
+    default_deny: bool,
 ) -> list[Disposition]:
     batches = {
         incoming.content.client_session_uuid: (incoming, incoming.content)
@@ -76,7 +85,7 @@ async def _transact(
     }
     known = await inbox.known(connection, batches) if batches else {}
     fresh = {uuid: each for uuid, each in batches.items() if uuid not in known}
-    plans, rejections = await _resolve(connection, fresh)
+    plans, rejections = await _resolve(connection, fresh, default_deny)
     received = await _claim(connection, plans)
     if taken := plans.keys() - received.keys():
         known |= await _taken(connection, taken)
@@ -91,7 +100,9 @@ async def _transact(
 
 
 async def _resolve(
-    connection: AsyncConnection, fresh: Mapping[UUID, tuple[Incoming, AttemptBatch]]
+    connection: AsyncConnection,
+    fresh: Mapping[UUID, tuple[Incoming, AttemptBatch]],
+    default_deny: bool,
 ) -> tuple[dict[UUID, Plan], dict[UUID, Rejection]]:
     plans: dict[UUID, Plan] = {}
     rejections: dict[UUID, Rejection] = {}
@@ -105,7 +116,7 @@ async def _resolve(
         )
         for uuid, (incoming, batch) in fresh.items():
             try:
-                plans[uuid] = plan(incoming, batch, questions, granted)
+                plans[uuid] = plan(incoming, batch, questions, granted, default_deny=default_deny)
             except Rejection as rejection:
                 rejections[uuid] = rejection
     return plans, rejections

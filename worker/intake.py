@@ -90,12 +90,15 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
 
 
 def _envelope(delivery: Delivery, settings: Settings) -> Envelope:
-    """By what the broker vouches for: the validated login, else the routing key."""
+    """By what the broker vouches for: the validated login, else the routing key.
+
+    MQTT has no validated login; there the broker holds the topic to be the login's own.
+    """
     viewer = amqp.viewer_of_key(delivery.routing_key)
     login = delivery.properties.user_id
     if login:
         viewer = viewer if viewer == login else None
-    elif settings.require_user_id:
+    elif settings.require_user_id and delivery.exchange != settings.mqtt_exchange:
         viewer = None
     return Envelope(viewer, delivery.routing_key, retries=0)
 

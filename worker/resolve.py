@@ -56,12 +56,14 @@ def plan(
     batch: AttemptBatch,
     questions: Mapping[str, Question | SkipReason],
     granted: Mapping[str, set[int]],
+    *,
+    default_deny: bool = False,
 ) -> Plan:
     """Sorts the batch's attempts into those that count and those that are skipped.
 
     A published id that `questions` lacks is unknown; a viewer that `granted` lacks may write for
-    any principal. Raises `Rejection`: `nothing_resolved`, `mixed_principals`,
-    `principal_not_granted` or `nothing_to_score`.
+    any principal, or with `default_deny` for none. Raises `Rejection`: `nothing_resolved`,
+    `mixed_principals`, `principal_not_granted` or `nothing_to_score`.
     """
     owners: set[int] = set()
     answered: list[Answered] = []
@@ -79,15 +81,22 @@ def plan(
     return Plan(
         incoming,
         batch,
-        _principal(owners, incoming.viewer, granted, len(batch.attempts)),
+        _principal(owners, _allowed(incoming.viewer, granted, default_deny), len(batch.attempts)),
         _some(answered),
         tuple(skipped),
     )
 
 
-def _principal(
-    owners: set[int], viewer: str | None, granted: Mapping[str, set[int]], attempts: int
-) -> int:
+def _allowed(
+    viewer: str | None, granted: Mapping[str, set[int]], default_deny: bool
+) -> set[int] | None:
+    """The principals that the viewer may write for; None stands for any."""
+    if default_deny:
+        return granted.get(viewer, set()) if viewer is not None else set()
+    return granted.get(viewer) if viewer is not None else None
+
+
+def _principal(owners: set[int], allowed: set[int] | None, attempts: int) -> int:
     if not owners:
         raise Rejection(
             RejectReason.NOTHING_RESOLVED,
@@ -99,7 +108,7 @@ def _principal(
             f"The questions belong to {len(owners)} users; a batch is one user's session.",
         )
     (principal,) = owners
-    if viewer is not None and principal not in granted.get(viewer, {principal}):
+    if allowed is not None and principal not in allowed:
         raise Rejection(
             RejectReason.PRINCIPAL_NOT_GRANTED,
             f"The viewer may not write for user {principal}: grant it, or discard the batch.",

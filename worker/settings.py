@@ -4,7 +4,8 @@ Each field is read from the environment as `INGEST_` and its name in capitals. T
 seconds unless the name says otherwise. Nothing else in the project reads the environment.
 """
 
-from typing import Annotated
+from typing import Annotated, Final
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,17 +15,31 @@ from worker.errors import SettingsError
 
 Seconds = Annotated[float, Field(gt=0)]
 
+_VERIFIED: Final = "verify-full"
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1", None)
+
 
 def _postgresql(url: SecretStr) -> SecretStr:
-    scheme = url.get_secret_value().partition("://")[0]
-    if scheme not in ("postgresql", "postgres"):
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme not in ("postgresql", "postgres"):
         raise ValueError("the URL must begin with postgresql://")
+    mode = parse_qs(parts.query).get("sslmode", [_VERIFIED])[0]
+    if mode not in ("disable", _VERIFIED):
+        raise ValueError(
+            f"sslmode must be {_VERIFIED} (with sslrootcert, unless the system knows the"
+            " authority) or disable, since no other verifies the server"
+        )
     return url
 
 
 def _amqp(url: SecretStr) -> SecretStr:
-    if url.get_secret_value().partition("://")[0] not in ("amqp", "amqps"):
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme not in ("amqp", "amqps"):
         raise ValueError("the URL must begin with amqp:// or amqps://")
+    if "no_verify_ssl" in parse_qs(parts.query, keep_blank_values=True):
+        raise ValueError(
+            "no_verify_ssl would let anybody pose as the broker: name its authority with cafile"
+        )
     return url
 
 
@@ -49,9 +64,16 @@ class Settings(BaseSettings):
     )
 
     require_user_id: bool = Field(
-        default=False,
-        description="Refuse messages whose publisher the broker did not validate "
-        "(AMQP property user_id).",
+        default=True,
+        description="Default deny: refuse messages whose publisher the broker did not validate "
+        "(AMQP property user_id), and viewers without a grant. False is for local use alone: "
+        "whoever can publish then writes anybody's history.",
+    )
+    mqtt_exchange: str | None = Field(
+        default=None,
+        description="The exchange of the broker's MQTT plugin (amq.topic, unless it was told "
+        "otherwise), for viewers in a browser; none: there are none. What comes by it has no "
+        "user_id: its topic, which the broker checks, names the viewer.",
     )
     max_body_bytes: int = Field(
         default=MAX_BODY_BYTES, gt=0, description="A larger body is rejected unread."
@@ -164,6 +186,24 @@ class Settings(BaseSettings):
         default="auto", pattern="^(auto|json|console)$", description="auto: json when piped."
     )
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+    def unprotected(self) -> list[str]:
+        """The variables whose URL leads over a network without TLS."""
+        urls = {
+            "INGEST_DATABASE_URL": self.database_url,
+            "INGEST_AMQP_URL": self.amqp_url,
+            "INGEST_MANAGEMENT_URL": self.management_url,
+        }
+        found = []
+        for name, secret in urls.items():
+            if secret is not None:
+                url = urlsplit(secret.get_secret_value())
+                tls = url.scheme in ("amqps", "https") or (
+                    parse_qs(url.query).get("sslmode") == [_VERIFIED]
+                )
+                if not tls and url.hostname not in _LOOPBACK:
+                    found.append(name)
+        return found
 
 
 def load_settings() -> Settings:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from worker.cli import repair, run, setup
+from worker.cli import repair, run, setup, viewer
 from worker.errors import IngestError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 setup.add_to(app)
 run.add_to(app)
 repair.add_to(app)
+viewer.add_to(app)
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ def worker() -> None:
     """
     settings = load_settings()
     logs.configure(settings)
+    _warn(settings)
     run(_worker(settings))
 
 
@@ -65,6 +66,22 @@ def relay() -> None:
     run(_relay(settings))
 
 
+def _warn(settings: Settings) -> None:
+    """Says, at every start, what is left open."""
+    if not settings.require_user_id:
+        _log.warning(
+            "identity.off",
+            meaning="whoever can publish may write anybody's history: for local use alone",
+            mend="unset INGEST_REQUIRE_USER_ID, and make viewers with `study-ingest viewer add`",
+        )
+    for variable in settings.unprotected():
+        _log.warning(
+            "connection.unprotected",
+            variable=variable,
+            mend="use amqps:// or https://, or ?sslmode=verify-full for PostgreSQL",
+        )
+
+
 async def _worker(settings: Settings) -> None:
     connections = settings.lanes + _BESIDE_THE_LANES
     async with (
@@ -76,7 +93,7 @@ async def _worker(settings: Settings) -> None:
         with _cancelled_by_signals():
             await _ready(settings, engine, management)
         relay = Relay(engine, outgoing, settings)
-        ingest = Ingest(engine, thresholds_of(settings))
+        ingest = Ingest(engine, thresholds_of(settings), default_deny=settings.require_user_id)
 
         async def ingest_and_wake(group: Sequence[Incoming]) -> list[Disposition]:
             dispositions = await ingest(group)

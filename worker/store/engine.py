@@ -5,7 +5,8 @@ only this file translates: the database is away, this transaction failed in a wa
 or the failure is a fault of ours and stays as it is.
 """
 
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
@@ -25,6 +26,8 @@ _AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "25P03")
 _TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014")
 """Serialization failure, deadlock, lock timeout, statement timeout."""
 
+_TLS_WORDS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+
 _CLIENT_MARGIN: Final = 5.0
 """Seconds by which the client outwaits the server's statement timeout: a server that does not
 even answer with that is not there."""
@@ -35,7 +38,8 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
 
     `name` shows up as `application_name` in pg_stat_activity. Opens no connection yet.
     """
-    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+asyncpg")
+    given = make_url(settings.database_url.get_secret_value())
+    url = given.set(drivername="postgresql+asyncpg").difference_update_query(_TLS_WORDS)
 
     def milliseconds(seconds: float) -> str:
         return str(int(seconds * 1000))
@@ -49,6 +53,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         connect_args={
             "timeout": settings.connect_timeout,
             "command_timeout": settings.statement_timeout + _CLIENT_MARGIN,
+            **_tls(given.query),
             "server_settings": {
                 "application_name": name,
                 "timezone": "UTC",
@@ -61,6 +66,24 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
             },
         },
     )
+
+
+def _tls(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, ssl.SSLContext | bool]:
+    """What libpq's words in the URL ask for, in the driver's words.
+
+    The driver's own reading of them is never reached by way of SQLAlchemy.
+    """
+    said = {word: str(query[word]) for word in _TLS_WORDS if word in query}
+    match said.get("sslmode"):
+        case "disable":
+            return {"ssl": False}
+        case "verify-full":
+            context = ssl.create_default_context(cafile=said.get("sslrootcert"))
+            if "sslcert" in said:
+                context.load_cert_chain(said["sslcert"], said.get("sslkey"))
+            return {"ssl": context}
+        case _:
+            return {}
 
 
 @asynccontextmanager

@@ -1,0 +1,90 @@
+"""The management API as far as logins go: users, what each may do, and ending what they do.
+
+Needs a login with the tag `administrator`. Knows the API's paths; may not know what a viewer is
+(`worker/viewers.py`).
+"""
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Collection, Mapping
+from urllib.parse import quote
+
+from worker.broker.management import Json, Management
+
+
+class Accounts(Management):
+    """Users and permissions, seen from the vhost of `settings.amqp_url`.
+
+    Raises as `Management` does.
+    """
+
+    async def users(self) -> dict[str, Json]:
+        """Every user of the broker by name, each with `tags`."""
+        found: list[Json] = await self._get("users")
+        return {user["name"]: user for user in found}
+
+    async def put_user(self, name: str, password: str, tags: Collection[str]) -> None:
+        """Creates a user, or changes its password and tags.
+
+        Only a salted hash of the password leaves this process, in the form that the broker keeps.
+        """
+        salt = secrets.token_bytes(4)
+        digest = hashlib.sha256(salt + password.encode()).digest()
+        await self._send(
+            "PUT",
+            f"users/{_path(name)}",
+            {
+                "password_hash": base64.b64encode(salt + digest).decode(),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": ",".join(tags),
+            },
+        )
+
+    async def limit_user(self, name: str, limits: Mapping[str, int]) -> None:
+        """Bounds a user's `max-connections` and `max-channels`, over all vhosts."""
+        for limit, value in limits.items():
+            await self._send("PUT", f"user-limits/{_path(name)}/{limit}", {"value": value})
+
+    async def delete_user(self, name: str) -> None:
+        """Deletes a user, and every permission it has."""
+        await self._send("DELETE", f"users/{_path(name)}")
+
+    async def close_connections(self, name: str) -> None:
+        """Ends every connection that this user has now."""
+        await self._send("DELETE", f"connections/username/{_path(name)}")
+
+    async def permissions(self) -> dict[str, Json]:
+        """By user: `configure`, `write` and `read` in the vhost."""
+        found: list[Json] = await self._get(f"vhosts/{self._vhost}/permissions")
+        return {each["user"]: each for each in found}
+
+    async def permit(self, name: str, *, configure: str, write: str, read: str) -> None:
+        """Sets what a user may do in the vhost: patterns of names of exchanges and queues."""
+        await self._send(
+            "PUT",
+            f"permissions/{self._vhost}/{_path(name)}",
+            {"configure": configure, "write": write, "read": read},
+        )
+
+    async def permit_topics(self, name: str, exchange: str, *, write: str, read: str) -> None:
+        """Sets under which routing keys a user may publish to and bind from a topic exchange."""
+        await self._send(
+            "PUT",
+            f"topic-permissions/{self._vhost}/{_path(name)}",
+            {"exchange": exchange, "write": write, "read": read},
+        )
+
+    async def topic_permissions(self) -> set[tuple[str, str]]:
+        """Each (user, exchange) of the vhost that has such permissions."""
+        found: list[Json] = await self._get(f"vhosts/{self._vhost}/topic-permissions")
+        return {(each["user"], each["exchange"]) for each in found}
+
+    async def delete_queue(self, name: str) -> None:
+        """Deletes a queue with what is in it; one that is not there is no error."""
+        if any(queue["name"] == name for queue in await self.queues()):
+            await self._send("DELETE", f"queues/{self._vhost}/{_path(name)}")
+
+
+def _path(name: str) -> str:
+    return quote(name, safe="")

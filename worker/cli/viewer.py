@@ -1,0 +1,202 @@
+"""Commands for viewers' identities: `viewer add | grant | revoke | rotate | list`.
+
+A password is printed once, on standard output, and is in no log and no error.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas import amqp
+from worker import viewers
+from worker.broker.accounts import Accounts
+from worker.cli.shared import engine_of, run
+from worker.errors import SettingsError
+from worker.settings import Settings, load_settings
+from worker.store import schema
+
+_NAME = Annotated[
+    str,
+    typer.Argument(
+        metavar="VIEWER",
+        help="Its broker login and routing key: 1 to 64 letters, digits, '-' or '_'.",
+    ),
+]
+_USERS_HELP = "A user whose history it may write. May be given more than once."
+_SOME_USERS = Annotated[list[int], typer.Option("--user", min=1, max=2**63 - 1, help=_USERS_HELP)]
+_JSON = Annotated[bool, typer.Option("--json", help="One JSON object instead of sentences.")]
+
+_commands = typer.Typer(
+    name="viewer",
+    help="Who may publish, and whose history each may write.",
+    no_args_is_help=True,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (add, grant, revoke, rotate):
+        _commands.command()(command)
+    _commands.command("list")(list_viewers)
+    app.add_typer(_commands)
+
+
+def add(
+    viewer: _NAME,
+    user: Annotated[
+        list[int] | None, typer.Option("--user", min=1, max=2**63 - 1, help=_USERS_HELP)
+    ] = None,
+    mqtt: Annotated[
+        bool, typer.Option("--mqtt", help="Also by MQTT, for a browser (INGEST_MQTT_EXCHANGE).")
+    ] = False,
+    http: Annotated[
+        bool, typer.Option("--http", help="Also by the broker's HTTP API: for a first try alone.")
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Makes a viewer: a broker login that may publish as itself and read its own results.
+
+    It may do nothing else, and configure nothing: its results queue is made here. The password
+    is shown this once. Needs the management API with a login that may make users.
+
+    Example: study-ingest viewer add phone-3f2a --user 42
+    """
+    settings = load_settings()
+    if mqtt and settings.mqtt_exchange is None:
+        raise SettingsError(
+            "INGEST_MQTT_EXCHANGE is not set: set it to the exchange of the broker's MQTT plugin"
+            " (amq.topic), here and for the workers."
+        )
+    users = user or []
+
+    async def work() -> str:
+        async with _servers(settings) as (accounts, engine):
+            access = viewers.Access(settings.mqtt_exchange if mqtt else None, http)
+            return await viewers.add(accounts, engine, viewer, users, access)
+
+    password = run(work())
+    if as_json:
+        typer.echo(json.dumps(_login(viewer, password) | {"users": users}))
+        return
+    typer.echo(
+        f"Viewer {viewer} may publish to {amqp.INGEST_EXCHANGE} as {amqp.attempts_key(viewer)}"
+        f" and read {amqp.results_queue(viewer)}."
+    )
+    typer.echo(
+        f"It may write for user {', '.join(map(str, users))}."
+        if users
+        else f"It may write for nobody yet: study-ingest viewer grant {viewer} --user N"
+    )
+    typer.echo(f"Password, shown this once: {password}")
+
+
+def grant(viewer: _NAME, user: _SOME_USERS, as_json: _JSON = False) -> None:
+    """Lets a viewer write the history of more users.
+
+    Example: study-ingest viewer grant phone-3f2a --user 42 --user 43
+    """
+
+    async def work() -> None:
+        async with _servers(load_settings()) as (_, engine):
+            await viewers.grant(engine, viewer, user)
+
+    run(work())
+    _say(as_json, {"viewer": viewer, "granted": user}, f"Viewer {viewer} may write for {user}.")
+
+
+def revoke(
+    viewer: _NAME,
+    user: Annotated[
+        list[int] | None,
+        typer.Option("--user", help="Only the grant for this user. Default: the whole viewer."),
+    ] = None,
+    as_json: _JSON = False,
+) -> None:
+    """Takes grants back, or ends a viewer: its grants, login, connections and waiting results.
+
+    At once: what it had published and no worker has taken yet is refused. What is ingested stays.
+
+    Example: study-ingest viewer revoke phone-3f2a
+    """
+
+    async def work() -> None:
+        async with _servers(load_settings()) as (accounts, engine):
+            if user:
+                await viewers.withdraw(engine, viewer, user)
+            else:
+                await viewers.revoke(accounts, engine, viewer)
+
+    run(work())
+    said = f"Viewer {viewer} may not write for {user} any more." if user else None
+    _say(
+        as_json,
+        {"viewer": viewer, "revoked": user or "all"},
+        said or f"Viewer {viewer} is no more.",
+    )
+
+
+def rotate(viewer: _NAME, as_json: _JSON = False) -> None:
+    """Gives a viewer a new password, ends its connections, and puts its rights in order.
+
+    Example: study-ingest viewer rotate phone-3f2a
+    """
+
+    async def work() -> str:
+        async with _servers(load_settings()) as (accounts, _):
+            return await viewers.rotate(accounts, viewer)
+
+    password = run(work())
+    _say(as_json, _login(viewer, password), f"Password, shown this once: {password}")
+
+
+def list_viewers(as_json: _JSON = False) -> None:
+    """Lists every viewer with a login or a grant.
+
+    Example: study-ingest viewer list --json
+    """
+
+    async def work() -> list[viewers.Viewer]:
+        async with _servers(load_settings()) as (accounts, engine):
+            return await viewers.listed(accounts, engine)
+
+    found = run(work())
+    if as_json:
+        typer.echo(json.dumps([asdict(viewer) for viewer in found]))
+        return
+    for viewer in found:
+        ways = ["AMQP"] * viewer.has_login + ["MQTT"] * viewer.mqtt + ["HTTP"] * viewer.http
+        typer.echo(
+            f"{viewer.name}: {'login by ' + ', '.join(ways) if ways else 'no login'}; "
+            + (f"may write for {', '.join(map(str, viewer.users))}" if viewer.users else "no grant")
+        )
+    if not found:
+        typer.echo("There are no viewers: study-ingest viewer add NAME --user N makes one.")
+
+
+@asynccontextmanager
+async def _servers(settings: Settings) -> AsyncIterator[tuple[Accounts, AsyncEngine]]:
+    async with (
+        Accounts(settings) as accounts,
+        engine_of(settings, connections=1, name="study-ingest viewer") as engine,
+    ):
+        await schema.check(engine)
+        yield accounts, engine
+
+
+def _login(viewer: str, password: str) -> dict[str, object]:
+    return {
+        "viewer": viewer,
+        "password": password,
+        "exchange": amqp.INGEST_EXCHANGE,
+        "routing_key": amqp.attempts_key(viewer),
+        "results_queue": amqp.results_queue(viewer),
+    }
+
+
+def _say(as_json: bool, facts: dict[str, object], sentence: str) -> None:
+    typer.echo(json.dumps(facts) if as_json else sentence)

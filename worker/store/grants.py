@@ -1,0 +1,40 @@
+"""Grants: for which principals each viewer may write."""
+
+from collections.abc import Collection
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_ADD: Final = text(
+    "INSERT INTO viewer_grants (viewer, user_id)"
+    " SELECT :viewer, user_id FROM unnest(CAST(:users AS bigint[])) AS user_id"
+    " ON CONFLICT DO NOTHING"
+)
+
+_REMOVE: Final = text(
+    "DELETE FROM viewer_grants WHERE viewer = :viewer"
+    " AND (CAST(:users AS bigint[]) IS NULL OR user_id = ANY(CAST(:users AS bigint[])))"
+)
+
+_ALL: Final = text("SELECT viewer, user_id FROM viewer_grants ORDER BY viewer, user_id")
+
+
+async def add(connection: AsyncConnection, viewer: str, users: Collection[int]) -> None:
+    """Lets `viewer` write for `users`; those it may already make no difference."""
+    await connection.execute(_ADD, {"viewer": viewer, "users": list(users)})
+
+
+async def remove(connection: AsyncConnection, viewer: str, users: Collection[int] | None) -> bool:
+    """Takes back the grants for `users`, or all with None; whether there was one of them."""
+    wanted = None if users is None else list(users)
+    done = await connection.execute(_REMOVE, {"viewer": viewer, "users": wanted})
+    return done.rowcount > 0
+
+
+async def all_of(connection: AsyncConnection) -> dict[str, list[int]]:
+    """The principals granted to each viewer, in order."""
+    granted: dict[str, list[int]] = {}
+    for viewer, user_id in await connection.execute(_ALL):
+        granted.setdefault(viewer, []).append(user_id)
+    return granted
