@@ -3,4 +3,4 @@
 The servers are real, and come from the environment: `./dev test` sets it.
 """
 
-pytest_plugins = ["tests.database_fixtures"]
+pytest_plugins = ["tests.database_fixtures", "tests.broker_fixtures"]

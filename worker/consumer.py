@@ -50,7 +50,7 @@ class Consumer:
     the database is away; `gate_open` every second (default: `settings.enabled`); `management`,
     where there is one, is asked whether the broker lists our consumer.
 
-    `changed` tells of every change of what can be seen here: tests and health wait on it.
+    `changed` tells of every change of what can be seen here: lanes, tests and health wait on it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Consumer:
         self._management = management
 
         self.changed = Signal()
-        self._arrivals = Signal()
+        self._turned = Signal()
         self._buffer: deque[Delivery] = deque()
         self._in_work = 0
         self._subscription: Subscription | None = None
@@ -131,7 +131,7 @@ class Consumer:
                 ]
                 workers = [tasks.create_task(self._stay_subscribed())]
                 workers += [tasks.create_task(self._lane()) for _ in range(self._settings.lanes)]
-                await self.changed.until(lambda: self._draining)
+                await self._turned.until(lambda: self._draining)
                 _, late = await asyncio.wait(workers, timeout=self._settings.drain_timeout)
                 if late:
                     _log.warning("consumer.drain_timed_out", in_hand=self.in_hand)
@@ -162,7 +162,7 @@ class Consumer:
         trouble: str | None = None
         started = False
         while True:
-            await self.changed.until(lambda: self._draining or not self._pauses)
+            await self._turned.until(lambda: self._draining or not self._pauses)
             if self._draining:
                 return
             try:
@@ -171,7 +171,7 @@ class Consumer:
                 if trouble is None:
                     _log.warning("consumer.lost", reason=str(error))
                 trouble = str(error)
-                await self.changed.until(lambda: self._draining, timeout=backoff.next())
+                await self._turned.until(lambda: self._draining, timeout=backoff.next())
                 continue
             backoff.reset()
             _log.info("consumer.restored" if started else "consumer.started", after=trouble)
@@ -200,7 +200,7 @@ class Consumer:
     async def _attend(self, subscription: Subscription) -> None:
         """Pauses and resumes the subscription until it is lost, or until we drain."""
         while not subscription.is_lost:
-            await self.changed.until(
+            await self._turned.until(
                 lambda: subscription.is_lost or self._draining or bool(self._pauses)
             )
             await subscription.cancel()
@@ -222,18 +222,18 @@ class Consumer:
         def over() -> bool:
             return subscription.is_lost or self._draining or not self._pauses
 
-        await self.changed.until(
+        await self._turned.until(
             lambda: over() or "gate" in self._pauses, timeout=self._pauses.hold_left
         )
         if not over():
             await self._give_back_unstarted()
-        await self.changed.until(over)
+        await self._turned.until(over)
 
     # Watching.
 
     async def _watch_gate(self) -> None:
         while not self._draining:
-            await self.changed.until(lambda: self._draining, timeout=_GATE_INTERVAL)
+            await self._turned.until(lambda: self._draining, timeout=_GATE_INTERVAL)
             await self._look_at_gate()
 
     async def _look_at_gate(self) -> None:
@@ -248,28 +248,29 @@ class Consumer:
 
     async def _watch_database(self) -> None:
         while not self._draining:
-            await self.changed.until(lambda: self._draining or "database" in self._pauses)
-            await self.changed.until(lambda: self._draining, self._database_backoff.next())
+            await self._turned.until(lambda: self._draining or "database" in self._pauses)
+            await self._turned.until(lambda: self._draining, self._database_backoff.next())
             if not self._draining and await self._database_ready():
                 self._pauses.end("database")
 
     async def _watch_broker(self) -> None:
         while not self._draining:
-            await self.changed.until(
+            await self._turned.until(
                 lambda: self._draining, timeout=self._settings.consumer_check_interval
             )
             if self._subscription is not None:
                 await self._subscription.check(self._management)
+                self.changed.tell()
 
     # From a delivery to its disposition.
 
     def _arrived(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
-        self._arrivals.tell()
+        self.changed.tell()
 
     async def _lane(self) -> None:
         while True:
-            await self._arrivals.until(
+            await self.changed.until(
                 lambda: self._draining or (bool(self._buffer) and not self._pauses)
             )
             if self._draining:
@@ -322,7 +323,7 @@ class Consumer:
 
     async def _passes(self, cause: Cause) -> bool:
         """Waits while `cause` lasts; False when what is in hand has to be given back first."""
-        await self.changed.until(
+        await self._turned.until(
             lambda: self._draining or cause not in self._pauses, timeout=self._pauses.hold_left
         )
         return cause not in self._pauses
@@ -381,7 +382,7 @@ class Consumer:
                     is_counted = True
                     self._pauses.begin("publishing", str(trouble))
                 wait = min(backoff.next(), self._pauses.hold_left)
-                await self.changed.until(lambda: self._draining, timeout=wait)
+                await self._turned.until(lambda: self._draining, timeout=wait)
                 if self._draining or not self._pauses.hold_left:
                     await self._give_back([taken.delivery])
                     return
@@ -403,9 +404,11 @@ class Consumer:
 
     def _drop_stale(self) -> None:
         """Forgets what the broker has taken back: it comes again."""
-        live = [delivery for delivery in self._buffer if delivery.is_live]
-        self.counts["stale"] += len(self._buffer) - len(live)
-        self._buffer = deque(live)
+        live = deque(delivery for delivery in self._buffer if delivery.is_live)
+        if stale := len(self._buffer) - len(live):
+            self.counts["stale"] += stale
+            self._buffer = live
+            self._tell()
 
     def _is_live(self, taken: Taken) -> bool:
         if not taken.delivery.is_live:
@@ -416,8 +419,8 @@ class Consumer:
     # Small things.
 
     def _tell(self) -> None:
+        self._turned.tell()
         self.changed.tell()
-        self._arrivals.tell()
 
     def _backoff(self) -> Backoff:
         return Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)

@@ -46,7 +46,8 @@ class Management:
         self._base = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
         self._vhost = quote(self.vhost, safe="")
         authority = parse_qs(amqp.query).get("cafile", [None])[0]
-        self._http = httpx.AsyncClient(
+        # Open to what has no method here: `api/` is its base, the login is set.
+        self.http = httpx.AsyncClient(
             base_url=f"{self._base}/api/",
             auth=(self.user, unquote(login.password or "guest")),
             timeout=settings.connect_timeout,
@@ -64,7 +65,7 @@ class Management:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._http.aclose()
+        await self.http.aclose()
 
     async def version(self) -> str:
         """The broker's version, as `3.10.8`."""
@@ -170,7 +171,7 @@ class Management:
 
     async def _send(self, method: str, path: str, body: Json | None = None) -> httpx.Response:
         try:
-            response = await self._http.request(method, path, json=body)
+            response = await self.http.request(method, path, json=body)
         except (httpx.HTTPError, OSError) as error:
             raise BrokerAway(
                 f"RabbitMQ's management API at {self._base} can't be reached"

@@ -10,7 +10,8 @@ delivery means.
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from copy import copy
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from aio_pika.abc import AbstractConnection
@@ -27,6 +28,15 @@ _LISTED_WITHIN: Final = 15.0
 API learns of new ones every 5 seconds."""
 
 
+class Settling(Protocol):
+    """Where deliveries come from, and are settled while it lasts."""
+
+    @property
+    def is_lost(self) -> bool: ...
+
+    async def settle(self, frame: Basic.Ack | Basic.Nack) -> bool: ...
+
+
 class Delivery:
     """One message handed to this worker, to be acked or given back exactly once."""
 
@@ -40,7 +50,7 @@ class Delivery:
         "routing_key",
     )
 
-    def __init__(self, message: DeliveredMessage, subscription: "Subscription") -> None:
+    def __init__(self, message: DeliveredMessage, subscription: "Settling") -> None:
         self._subscription = subscription
         self._tag = message.delivery_tag or 0
         self.body: bytes = message.body
@@ -48,6 +58,14 @@ class Delivery:
         self.routing_key: str = message.routing_key or ""
         self.redelivered: bool = bool(message.redelivered)
         self.properties: Basic.Properties = message.header.properties
+
+    def as_if(self, exchange: str, routing_key: str, headers: dict[str, Any]) -> "Delivery":
+        """A copy that came by another way, to be read and never settled."""
+        other = copy(self)
+        other.exchange, other.routing_key = exchange, routing_key
+        other.properties = copy(self.properties)
+        other.properties.headers = headers
+        return other
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -193,8 +211,8 @@ class Subscription:
         """Asks the broker whether it knows our consumer, and is lost when it doesn't.
 
         A client may believe that it consumes when the broker has long let it go. The queue's
-        count of consumers is exact but does not say whose they are; the management API, where
-        there is one, does.
+        count of consumers does not say whose they are, and a cancelled one counts for as long as
+        it has messages in hand; the management API, where there is one, knows them by name.
         """
         tag = self.tag
         if tag is None or self.is_lost:

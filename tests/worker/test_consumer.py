@@ -1,0 +1,609 @@
+"""The consumer on a real broker: every way a delivery can go, seen in the queues.
+
+The transaction is a script here (`Script`), because what a consumer makes of each disposition is
+the question; the real one has its own tests.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from structlog.testing import capture_logs
+
+from schemas import amqp
+from schemas.attempt_batch import AttemptBatch
+from schemas.errors import Rejection
+from schemas.words import RejectReason
+from tests.broker_fixtures import PATIENCE, VIEWER, Broker, until
+from worker.broker import topology
+from worker.broker.management import Management
+from worker.broker.publisher import Publisher
+from worker.consumer import Check, Consumer
+from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.errors import DatabaseAway, TransientFault
+from worker.resolve import Incoming
+
+pytestmark = pytest.mark.broker
+
+UUIDS = [UUID(int=n) for n in range(1, 400)]
+
+
+def body_of(uuid: UUID) -> str:
+    attempt = {"question_pub_id": "q-1", "selected_choice": 1}
+    return json.dumps({"client_session_uuid": str(uuid), "attempts": [attempt]})
+
+
+def ingested(incoming: Incoming) -> Disposition:
+    """What the real transaction makes of a good batch, and of a rejection that it is given."""
+    if isinstance(incoming.content, Rejection):
+        return Rejected(incoming.content.reason, incoming.content.detail)
+    return Ingested(datetime.now(UTC))
+
+
+class Script:
+    """Stands for the transaction: remembers the groups, and does with each what it is told."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[Incoming]] = []
+        self.began = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
+        self.away = False
+        self.decide: Callable[[Incoming], Disposition] = ingested
+
+    async def __call__(self, group: Sequence[Incoming]) -> list[Disposition]:
+        self.groups.append([*group])
+        self.began.set()
+        await self.go.wait()
+        if self.away:
+            raise DatabaseAway("The database is away.")
+        return [self.decide(incoming) for incoming in group]
+
+    async def is_ready(self) -> bool:
+        return not self.away
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(group) for group in self.groups]
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+Start = Callable[..., Awaitable[Consumer]]
+
+
+@pytest.fixture
+async def start(broker: Broker, publisher: Publisher, script: Script) -> AsyncIterator[Start]:
+    """Starts consumers, with settings changed; each is drained in the end."""
+    running: list[tuple[Consumer, asyncio.Task[None]]] = []
+
+    async def start(
+        *,
+        gate_open: Check | None = None,
+        management: Management | None = None,
+        wait: bool = True,
+        **changed: Any,
+    ) -> Consumer:
+        consumer = Consumer(
+            broker.settings.model_copy(update=changed),
+            script,
+            publisher,
+            database_ready=script.is_ready,
+            gate_open=gate_open,
+            management=management,
+        )
+        running.append((consumer, asyncio.create_task(consumer.run())))
+        if wait:
+            await reach(consumer, lambda: consumer.state == "consuming")
+        return consumer
+
+    yield start
+    script.go.set()
+    for consumer, task in running:
+        await consumer.drain()
+        await task
+
+
+async def reach(consumer: Consumer, condition: Callable[[], bool]) -> None:
+    seen = f"{consumer.state}, {consumer.in_hand} in hand, {dict(consumer.counts)}"
+    if not await consumer.changed.until(condition, PATIENCE):
+        pytest.fail(f"not reached from: {seen}; at: {consumer.state}, {dict(consumer.counts)}")
+
+
+async def settled(consumer: Consumer, **counts: int) -> None:
+    """Waits until the consumer has counted so many."""
+    await reach(
+        consumer, lambda: all(consumer.counts[word] >= number for word, number in counts.items())
+    )
+    assert {word: consumer.counts[word] for word in counts} == counts
+
+
+@asynccontextmanager
+async def logged(*events: str) -> AsyncIterator[list[dict[str, Any]]]:
+    """The log lines of these events; read them after the block."""
+    found: list[dict[str, Any]] = []
+    with capture_logs() as lines:
+        yield found
+    found += [dict(line) for line in lines if line["event"] in events]
+
+
+# Dispositions
+
+
+async def test_ingested_and_duplicate_are_acked(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.decide = lambda incoming: (
+        Duplicate() if incoming.client_session_uuid == UUIDS[1] else ingested(incoming)
+    )
+    async with logged("delivery.settled") as lines:
+        consumer = await start()
+        await broker.publish(body_of(UUIDS[0]))
+        await settled(consumer, ingested=1)
+        await broker.publish(body_of(UUIDS[1]))
+        await settled(consumer, duplicate=1)
+
+    assert consumer.in_hand == 0
+    await consumer.drain()  # what was not acked would come back to the queue
+    assert await broker.depth(amqp.ATTEMPTS_QUEUE) == 0
+    assert await broker.depth(amqp.DEAD_QUEUE) == 0
+    assert {key: lines[0][key] for key in lines[0] if key != "log_level"} == {
+        "event": "delivery.settled",
+        "client_session_uuid": str(UUIDS[0]),
+        "viewer": VIEWER,
+        "disposition": "ingested",
+        "reason": None,
+        "retries": 0,
+        "redelivered": False,
+        "delivery_count": 0,
+        "group_size": 1,
+    }
+    assert [line["disposition"] for line in lines] == ["ingested", "duplicate"]
+
+
+async def test_rejected_is_parked_as_it_came_and_says_why(
+    broker: Broker, start: Start, script: Script, management: Management
+) -> None:
+    script.decide = lambda _: Rejected(RejectReason.UUID_REUSED, "Another batch has this uuid.")
+    consumer = await start()
+    # The broker takes the property user_id only from that very login.
+    viewer = management.user
+    await broker.publish(
+        body_of(UUIDS[0]),
+        routing_key=amqp.attempts_key(viewer),
+        headers={"client-session-uuid": str(UUIDS[0]), "tries": 3, "study-reason": "forged"},
+        user_id=viewer,
+        type=amqp.ATTEMPT_BATCH_TYPE,
+        content_type="application/json",
+        app_id="phone",
+        expiration=60,
+    )
+    await settled(consumer, rejected=1)
+    parked = await broker.take(amqp.DEAD_QUEUE)
+
+    assert parked.body == body_of(UUIDS[0]).encode()
+    assert parked.routing_key == amqp.attempts_key(viewer)
+    parked_at = datetime.fromisoformat(parked.headers.pop(amqp.PARKED_AT_HEADER))
+    assert datetime.now(UTC) - parked_at < timedelta(minutes=1)
+    assert parked.headers == {
+        "client-session-uuid": str(UUIDS[0]),
+        "tries": 3,
+        amqp.REASON_HEADER: "uuid_reused",
+        amqp.DETAIL_HEADER: "Another batch has this uuid.",
+        amqp.VIEWER_HEADER: viewer,
+        amqp.ROUTING_KEY_HEADER: amqp.attempts_key(viewer),
+        amqp.RETRIES_HEADER: 0,
+    }
+    kept = ("type", "content_type", "app_id", "delivery_mode", "expiration", "user_id")
+    assert [parked.properties[name] for name in kept] == [
+        amqp.ATTEMPT_BATCH_TYPE,
+        "application/json",
+        "phone",
+        2,
+        None,  # a parked message must not expire
+        None,
+    ]
+    await consumer.drain()
+    assert await broker.depth(amqp.ATTEMPTS_QUEUE) == 0
+
+
+async def test_undecodable_is_told_through_the_transaction_and_parked(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    consumer = await start()
+    await broker.publish("{", headers={amqp.CLIENT_SESSION_UUID_HEADER: str(UUIDS[0])})
+    await settled(consumer, rejected=1)
+
+    [[incoming]] = script.groups
+    assert isinstance(incoming.content, Rejection)
+    assert (incoming.viewer, incoming.client_session_uuid) == (VIEWER, UUIDS[0])
+    assert (await broker.take(amqp.DEAD_QUEUE)).headers[amqp.REASON_HEADER] == "malformed"
+
+
+async def test_deferred_goes_round_the_ladder_and_keeps_its_identity(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    def fail_twice(incoming: Incoming) -> Disposition:
+        if len(script.groups) <= 2:
+            raise TransientFault("The transaction failed with SQLSTATE 40P01.")
+        return ingested(incoming)
+
+    script.decide = fail_twice
+    consumer = await start()
+    async with logged("delivery.settled") as lines:
+        await broker.publish(body_of(UUIDS[0]), headers={"traceparent": f"00-{1:032x}-{2:016x}-01"})
+        await settled(consumer, deferred=2, ingested=1)
+
+    assert [line["retries"] for line in lines] == [0, 1, 2]
+    assert len({incoming for [incoming] in script.groups}) == 1  # the same in every respect
+    assert script.groups[0][0].viewer == VIEWER
+    assert script.groups[0][0].traceparent == f"00-{1:032x}-{2:016x}-01"
+    for delay in broker.settings.retry_delays:
+        assert await broker.depth(topology.retry_queue(delay)) == 0
+
+
+async def test_retries_exhausted_is_told_and_parked(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    def never(incoming: Incoming) -> Disposition:
+        if isinstance(incoming.content, AttemptBatch):
+            raise TransientFault("The transaction failed with SQLSTATE 40P01.")
+        return ingested(incoming)
+
+    script.decide = never
+    consumer = await start()
+    await broker.publish(body_of(UUIDS[0]))
+    await settled(consumer, deferred=2, rejected=1)
+    parked = await broker.take(amqp.DEAD_QUEUE)
+
+    told = script.groups[-1][0]
+    assert isinstance(told.content, Rejection)
+    assert told.content.reason is RejectReason.RETRIES_EXHAUSTED
+    assert (told.viewer, told.client_session_uuid) == (VIEWER, UUIDS[0])
+    assert parked.body == body_of(UUIDS[0]).encode()
+    assert parked.routing_key == amqp.attempts_key(VIEWER)
+    assert parked.headers[amqp.REASON_HEADER] == "retries_exhausted"
+    assert parked.headers[amqp.RETRIES_HEADER] == 2
+
+
+async def test_a_batch_that_can_not_even_be_told_is_parked(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    def never(incoming: Incoming) -> Disposition:
+        raise ValueError("a fault of ours")
+
+    script.decide = never
+    consumer = await start()
+    await broker.publish(body_of(UUIDS[0]))
+    await settled(consumer, deferred=2, rejected=1)
+
+    parked = await broker.take(amqp.DEAD_QUEUE)
+    assert parked.headers[amqp.REASON_HEADER] == "retries_exhausted"
+
+
+# Groups
+
+
+async def test_what_has_arrived_becomes_one_group_up_to_the_bound(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.go.clear()
+    consumer = await start(lanes=1, group_max=5)
+    for uuid in UUIDS[:8]:
+        await broker.publish(body_of(uuid))
+    await reach(consumer, lambda: consumer.in_hand == 8)
+    script.go.set()
+    await settled(consumer, ingested=8)
+
+    assert script.sizes == [1, 5, 2]  # the first was not kept waiting for company
+
+
+async def test_one_bad_batch_costs_only_itself(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    def fail_one(incoming: Incoming) -> Disposition:
+        if incoming.client_session_uuid == UUIDS[2]:
+            raise ValueError("a constraint of ours")
+        return ingested(incoming)
+
+    script.decide = fail_one
+    script.go.clear()
+    consumer = await start(lanes=1)
+    for uuid in UUIDS[:5]:
+        await broker.publish(body_of(uuid))
+    await reach(consumer, lambda: consumer.in_hand == 5)
+    script.go.set()
+    await settled(consumer, ingested=4, deferred=2, rejected=1)
+
+    assert script.sizes[:6] == [1, 4, 1, 1, 1, 1]
+    parked = await broker.take(amqp.DEAD_QUEUE)
+    assert json.loads(parked.body)["client_session_uuid"] == str(UUIDS[2])
+
+
+async def test_a_batch_delivered_often_runs_alone(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    await broker.publish(body_of(UUIDS[0]))
+    queue = await (await broker.channel()).get_queue(amqp.ATTEMPTS_QUEUE, ensure=False)
+    for _ in range(3):
+        message = await queue.get(timeout=5)
+        assert message is not None
+        await message.reject(requeue=True)
+        await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
+    for uuid in UUIDS[1:4]:
+        await broker.publish(body_of(uuid))
+    async with logged("delivery.settled") as lines:
+        script.go.clear()
+        consumer = await start(lanes=1, alone_after=3)
+        await reach(consumer, lambda: consumer.in_hand == 4)
+        script.go.set()
+        await settled(consumer, ingested=4)
+
+    sizes = {line["client_session_uuid"]: line["group_size"] for line in lines}
+    counts = {line["client_session_uuid"]: line["delivery_count"] for line in lines}
+    assert counts[str(UUIDS[0])] == 3
+    assert sizes[str(UUIDS[0])] == 1
+
+
+# Pauses
+
+
+async def test_a_database_that_is_away_pauses_and_nothing_is_counted(
+    broker: Broker, start: Start, script: Script, management: Management
+) -> None:
+    script.away = True
+    consumer = await start(lanes=1, group_max=2)
+    async with logged("consumer.paused") as paused:
+        for uuid in UUIDS[:4]:
+            await broker.publish(body_of(uuid))
+        await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
+        await until(lambda: management.consumer_tags(amqp.ATTEMPTS_QUEUE), lambda tags: not tags)
+        await broker.publish(body_of(UUIDS[4]))
+        await broker.until_depth(amqp.ATTEMPTS_QUEUE, 5 - consumer.in_hand)
+    async with logged("consumer.resumed", "delivery.settled") as lines:
+        script.away = False
+        await settled(consumer, ingested=5)
+
+    assert len(paused) == 1
+    assert lines.pop(0)["event"] == "consumer.resumed"
+    assert consumer.state == "consuming"
+    assert consumer.counts["given_back"] == 0
+    assert {(line["redelivered"], line["delivery_count"]) for line in lines} == {(False, 0)}
+
+
+async def test_what_is_held_too_long_is_given_back_once(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.away = True
+    consumer = await start(lanes=1, group_max=1, hold_timeout=0.3)
+    await broker.publish(body_of(UUIDS[0]))
+    await script.began.wait()
+    await reach(consumer, lambda: consumer.state == "paused")
+    await settled(consumer, given_back=1)
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
+    assert consumer.state == "paused"
+    assert consumer.in_hand == 0
+    script.away = False
+    await settled(consumer, ingested=1)
+
+    assert consumer.counts["given_back"] == 1
+
+
+async def test_a_closed_gate_hands_everything_unstarted_back(
+    broker: Broker, start: Start, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.consumer._GATE_INTERVAL", 0.05)
+    gate = asyncio.Event()
+
+    async def gate_open() -> bool:
+        return gate.is_set()
+
+    for uuid in UUIDS[:3]:
+        await broker.publish(body_of(uuid))
+    consumer = await start(gate_open=gate_open, wait=False, lanes=1, group_max=1)
+    await reach(consumer, lambda: consumer.state == "paused")
+    assert await broker.consumers() == 0
+
+    script.go.clear()
+    gate.set()
+    await reach(consumer, lambda: consumer.in_hand == 3)
+    gate.clear()
+    await settled(consumer, given_back=2)
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
+    script.go.set()
+    await settled(consumer, ingested=1)  # what was begun is finished
+    gate.set()
+    await settled(consumer, ingested=3)
+
+
+async def test_disabled_by_the_settings_leaves_every_message(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    await broker.publish(body_of(UUIDS[0]))
+    consumer = await start(enabled=False, wait=False)
+    await reach(consumer, lambda: consumer.state == "paused")
+    await consumer.drain()
+
+    assert script.groups == []
+    assert await broker.depth(amqp.ATTEMPTS_QUEUE) == 1
+
+
+async def test_nothing_is_acked_while_its_copy_is_not_confirmed(
+    broker: Broker, start: Start, script: Script, management: Management
+) -> None:
+    await broker.delete_queue(amqp.DEAD_QUEUE)
+    consumer = await start()
+    await broker.publish("{")
+    await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
+    assert consumer.in_hand == 1
+    assert consumer.counts["rejected"] == 0
+    await topology.apply(management, broker.settings)
+    await settled(consumer, rejected=1)
+    await reach(consumer, lambda: consumer.state == "consuming")
+
+    assert (await broker.take(amqp.DEAD_QUEUE)).body == b"{"
+    assert consumer.counts["given_back"] == 0
+
+
+# Losses
+
+
+async def test_a_stale_ack_is_no_fault_and_the_message_comes_again(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.go.clear()
+    consumer = await start(lanes=1)
+    await broker.publish(body_of(UUIDS[0]))
+    await script.began.wait()
+    await broker.publish(body_of(UUIDS[1]))
+    await reach(consumer, lambda: consumer.in_hand == 2)
+    async with logged("consumer.restored") as restored:
+        await broker.cut("consumer")
+        await reach(consumer, lambda: not consumer.is_subscribed)
+        await reach(consumer, lambda: consumer.state == "consuming")
+    script.decide = lambda incoming: (
+        Duplicate() if incoming.client_session_uuid == UUIDS[0] else ingested(incoming)
+    )
+    first, script.decide = script.decide, ingested
+    script.go.set()
+    await reach(consumer, lambda: consumer.counts["stale"] == 2)
+    script.decide = first
+    await reach(consumer, lambda: consumer.counts.total() == 4)
+
+    assert len(restored) == 1
+    assert script.sizes[0] == 1
+    seen = [incoming.client_session_uuid for group in script.groups for incoming in group]
+    assert seen.count(UUIDS[0]) == 2  # the second time as a duplicate
+    assert seen.count(UUIDS[1]) == 1  # the buffered one was dropped before any work
+    await consumer.drain()
+    assert await broker.depth(amqp.ATTEMPTS_QUEUE) == 0
+
+
+async def test_a_queue_deleted_and_made_again_is_consumed_again(
+    broker: Broker, start: Start, script: Script, management: Management
+) -> None:
+    async with logged("consumer.lost") as lost:
+        consumer = await start()
+        await broker.delete_queue(amqp.ATTEMPTS_QUEUE)
+        await reach(consumer, lambda: consumer.state == "connecting")
+        await topology.apply(management, broker.settings)
+        await reach(consumer, lambda: consumer.state == "consuming")
+        await broker.publish(body_of(UUIDS[0]))
+        await settled(consumer, ingested=1)
+
+    assert [line["reason"] for line in lost] == ["the broker cancelled the consumer"]
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["by the api", "by the count"])
+async def test_a_consumer_that_the_broker_forgot_is_restored(
+    listed: bool, broker: Broker, start: Start, script: Script, management: Management
+) -> None:
+    consumer = await start(management=management if listed else None)
+    subscription = consumer._subscription
+    assert subscription is not None
+    assert subscription.tag is not None
+    if listed:  # another worker's consumer, so that the count alone tells nothing
+        another = await start()
+        await reach(consumer, lambda: subscription._was_listed)
+    async with logged("consumer.lost") as lost:
+        # Behind its back: the client is not told, as when a broker forgets.
+        await subscription._channel.basic_cancel(subscription.tag)
+        await reach(consumer, lambda: not consumer.is_subscribed)
+        await reach(consumer, lambda: consumer.state == "consuming")
+    if listed:
+        await another.drain()
+    await broker.publish(body_of(UUIDS[0]))
+    await settled(consumer, ingested=1)
+
+    assert [line["reason"] for line in lost] == ["the broker does not list our consumer"]
+
+
+async def test_odd_properties_do_not_cost_the_connection(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    consumer = await start()
+    async with logged("consumer.lost") as lost:
+        await broker.publish_raw(body_of(UUIDS[0]), flags=1 << 6, raw=(2**60).to_bytes(8))
+        await broker.publish_raw(body_of(UUIDS[1]), flags=1 << 5, raw=b"\x04\xff\xfe\xfd\xfc")
+        nested = b""
+        for _ in range(1500):
+            table = b"\x01k" + b"F" + len(nested).to_bytes(4) + nested
+            nested = table
+        raw = len(nested).to_bytes(4) + nested
+        await broker.publish_raw(body_of(UUIDS[2]), flags=1 << 13, raw=raw)
+        await broker.publish(body_of(UUIDS[3]))
+        await reach(consumer, lambda: consumer.counts.total() == 4)
+
+    assert lost == []
+    assert consumer.counts == {"ingested": 2, "rejected": 2}
+    reasons = [(await broker.take(amqp.DEAD_QUEUE)).headers[amqp.REASON_HEADER] for _ in range(2)]
+    assert sorted(reasons) == ["malformed", "unsupported_version"]
+
+
+# Draining
+
+
+async def test_draining_finishes_what_was_begun_and_gives_back_the_rest(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.go.clear()
+    consumer = await start(lanes=1, group_max=1)
+    for uuid in UUIDS[:3]:
+        await broker.publish(body_of(uuid))
+    await reach(consumer, lambda: consumer.in_hand == 3)
+    drained = asyncio.create_task(consumer.drain())
+    await settled(consumer, given_back=2)
+    assert str(consumer.state) == "draining"
+    script.go.set()
+    await drained
+
+    assert consumer.state == "stopped"
+    assert consumer.counts == {"given_back": 2, "ingested": 1}
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
+    assert await broker.consumers() == 0
+
+
+async def test_draining_ends_in_time_whatever_hangs(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.go.clear()
+    consumer = await start(drain_timeout=0.2)
+    await broker.publish(body_of(UUIDS[0]))
+    await script.began.wait()
+    async with logged("consumer.drain_timed_out") as late:
+        await consumer.drain()
+
+    assert len(late) == 1
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
+
+
+async def test_draining_while_paused_gives_everything_back(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.away = True
+    consumer = await start(lanes=1, group_max=1)
+    for uuid in UUIDS[:2]:
+        await broker.publish(body_of(uuid))
+    await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
+    await consumer.drain()
+
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
+
+
+async def test_many_messages_each_once(broker: Broker, start: Start, script: Script) -> None:
+    consumer = await start(prefetch=50, group_max=20)
+    uuids = [uuid4() for _ in range(300)]
+    await asyncio.gather(*(broker.publish(body_of(uuid)) for uuid in uuids))
+    await settled(consumer, ingested=300)
+
+    seen = [incoming.client_session_uuid for group in script.groups for incoming in group]
+    assert sorted(map(str, seen)) == sorted(map(str, uuids))
+    assert max(script.sizes) <= 20
