@@ -5,9 +5,16 @@ Knows aio-pika and the wire's names; nothing of SQLite or of what the results ar
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import Any
 
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractConnection,
+    AbstractIncomingMessage,
+    AbstractQueue,
+)
+from aio_pika.exceptions import ChannelClosed
 from pydantic import ValidationError
 
 from schemas.amqp import RESULTS_EXCHANGE, result_key, results_queue
@@ -56,22 +63,38 @@ async def open_results(
 ) -> Results:
     """Starts to consume the viewer's results, on a channel of its own.
 
-    With `declare`, makes the durable queue and its binding where they are not there; else only
-    looks for the queue. It keeps what arrives while the viewer is away.
+    The queue is durable, so that it keeps what arrives while the viewer is away. With `declare`,
+    makes it and its binding where they are not there; where that isn't allowed, or without
+    `declare`, the queue must be there.
     """
-    channel = connection.channel(publisher_confirms=False)
-    results = Results(channel, prefetch)
-    await channel.initialize()
-    await channel.set_qos(prefetch)
-    name = results_queue(viewer)
-    queue = await channel.declare_queue(name, durable=True, passive=not declare)
-    if declare:
-        await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
-    channel.close_callbacks.add(results._lose)
+    queue = await _results_queue(connection, viewer, declare)
+    results = Results(queue.channel, prefetch)
+    await queue.channel.set_qos(prefetch)
+    queue.channel.close_callbacks.add(results._lose)
     # Plain channels have no other way to learn that the broker cancelled the consumer.
-    (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(results._lose)
+    underlay = await queue.channel.get_underlay_channel()
+    underlay.on_consumer_cancel_callbacks.add(results._lose)
     await queue.consume(results._take)
     return results
+
+
+async def _results_queue(
+    connection: AbstractConnection, viewer: str, declare: bool
+) -> AbstractQueue:
+    name = results_queue(viewer)
+    if declare:
+        # A refusal closes the channel: the queue is the operator's, with what arguments it has.
+        with suppress(ChannelClosed):
+            queue = await (await _channel(connection)).declare_queue(name, durable=True)
+            await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
+            return queue
+    return await (await _channel(connection)).declare_queue(name, passive=True)
+
+
+async def _channel(connection: AbstractConnection) -> AbstractChannel:
+    channel = connection.channel(publisher_confirms=False)
+    await channel.initialize()
+    return channel
 
 
 def read_result(message_type: str | None, body: bytes) -> IngestResult | None:

@@ -8,8 +8,8 @@ class RelaySettings:
     """What a viewer's author may change without changing code."""
 
     declare_results_queue: bool = True
-    """Whether the relay declares and binds its results queue. False where an operator made it
-    and the viewer's login may not: then it is only looked for."""
+    """Whether the relay makes its results queue. False where an operator has made it and the
+    viewer's login may not: it would work as well, but every refusal stands in the broker's log."""
 
     connect_timeout: float = 10.0
     """Reaching the broker and logging in, over a bad mobile network."""

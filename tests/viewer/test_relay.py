@@ -195,7 +195,10 @@ async def test_a_batch_without_a_result_is_published_again(outbox: Outbox, broke
 # ---- who it is -------------------------------------------------------------------------------
 
 
-async def test_a_viewer_with_few_rights_and_its_own_login(outbox: Outbox, broker: Broker) -> None:
+@pytest.mark.parametrize("declare", [False, True])
+async def test_a_viewer_with_few_rights_and_its_own_login(
+    outbox: Outbox, broker: Broker, declare: bool
+) -> None:
     viewer = broker.vhost  # also a fine name
     queue = await broker.channel.declare_queue(results_queue(viewer), durable=True)
     await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
@@ -210,7 +213,7 @@ async def test_a_viewer_with_few_rights_and_its_own_login(outbox: Outbox, broker
         await broker.consume()
         (uuid,) = record(outbox, make_batch())
         url = broker.login(viewer)
-        async with relay_of(outbox, url, viewer, declare_results_queue=False) as relay:
+        async with relay_of(outbox, url, viewer, declare_results_queue=declare) as relay:
             message = await broker.next()
             assert message.user_id == viewer
             await broker.answer(make_result(uuid), viewer)
@@ -226,6 +229,20 @@ async def test_another_login_does_not_claim_to_be_the_viewer(
     record(outbox, make_batch())
     async with relay_of(outbox, broker.url):
         assert (await broker.next()).user_id is None
+
+
+async def test_a_results_queue_that_an_operator_made_otherwise(
+    outbox: Outbox, broker: Broker
+) -> None:
+    queue = await broker.channel.declare_queue(
+        results_queue(VIEWER), durable=True, arguments={"x-expires": 60_000}
+    )
+    await queue.bind(RESULTS_EXCHANGE, result_key(VIEWER))
+    (uuid,) = record(outbox, make_batch())
+    async with relay_of(outbox, broker.url) as relay:
+        await broker_has(relay, broker)
+        await broker.answer(make_result(uuid))
+        await settled(relay, uuid)
 
 
 async def test_a_results_queue_that_an_operator_has_to_make_is_waited_for(
