@@ -44,7 +44,10 @@ def ensure() -> Path:
                 ("--require-hashes", "-r", "requirements.lock", "-r", PINS / "editables.txt"),
                 ("--no-deps", "--no-build-isolation", "-e", "."),
             ):
-                argv = (uv, "pip", "install", "--python", bin_folder() / "python", *what)
+                # Compiled once here: where the environment forbids Python to write bytecode,
+                # every worker would compile all of it at every start, for three seconds.
+                compiled = ("pip", "install", "--compile-bytecode")
+                argv = (uv, *compiled, "--python", bin_folder() / "python", *what)
                 run_step("dependencies", argv, ONLINE, env=environment, cwd=CHECKOUT)
             stamp.write_text(wanted)
     return bin_folder()
@@ -73,6 +76,12 @@ def install_apart(pin: str, target: Path) -> None:
     argv = (ensure_uv(), "pip", "install", "--python", bin_folder() / "python", "--no-deps")
     what = ("--only-binary", ":all:", "--require-hashes", "--target", target, "-r", PINS / pin)
     run_step(Path(pin).stem, (*argv, *what), ONLINE, env=_uv_environment(), cwd=CHECKOUT)
+
+
+def install_locked(python: Path, lock: Path) -> None:
+    """Install all that a hashed lock names into the environment of `python`. Raises DevError."""
+    argv = (ensure_uv(), "pip", "install", "--python", python, "--require-hashes", "-r", lock)
+    run_step(lock.parent.name, argv, ONLINE, env=_uv_environment(), cwd=CHECKOUT)
 
 
 def digest() -> str:

@@ -1,0 +1,56 @@
+"""`python -m bench`: run by `./dev bench`, which brings the servers."""
+
+import argparse
+import asyncio
+import json
+import sys
+
+from rich.console import Console
+
+from bench import environment, plot, report
+from bench.errors import BenchError
+from bench.meet import Meet, Sizes
+from devtools.errors import DevError
+from worker.errors import IngestError
+from worker.settings import load_settings
+
+
+def main() -> int:
+    """0 when everything was measured and every contender left the right rows."""
+    parser = argparse.ArgumentParser(
+        prog="./dev bench",
+        description="Measures the worker beside others that leave the same rows.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--plot", action="store_true", help="draw into docs/performance/")
+    parser.add_argument("--full", action="store_true", help="growth too: some 20 minutes")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument("--no-peers", action="store_true", help="leave the frameworks out")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it works")
+    arguments = parser.parse_args()
+    console = Console(stderr=True)
+    try:
+        sizes = Sizes.tiny() if arguments.tiny else Sizes()
+        if not arguments.no_peers:
+            environment.ensure()
+        measured = asyncio.run(
+            Meet(load_settings(), sizes, console).run(
+                rounds=arguments.rounds,
+                with_peers=not arguments.no_peers,
+                with_growth=arguments.full,
+            )
+        )
+        report.show(measured, Console())
+        if arguments.plot:
+            plot.draw(measured)
+    except (BenchError, DevError, IngestError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if arguments.json:
+        print(json.dumps(measured))
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,115 @@
+"""Who takes part: what each runs, and where it finds its messages.
+
+To add a contender, add a row to `CONTENDERS`.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bench import environment
+from bench.workload import Batch
+from schemas import amqp
+
+Command = Sequence[str]
+
+CHECKOUT: Final = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to consume the queue."""
+
+    name: str
+    what: str
+    commands: Callable[[], Sequence[Command]]
+    """The processes to run; called when they are about to."""
+    variables: dict[str, str] = field(default_factory=dict)
+    queue: str = amqp.ATTEMPTS_QUEUE
+    publisher: str | None = None
+    """The module that publishes, for a peer whose messages have a format of their own."""
+    is_peer: bool = False
+
+
+def ours(processes: int, *, relay: bool = False, **settings: object) -> Contender:
+    """The worker as an operator runs it."""
+    variables = {f"INGEST_{name.upper()}": str(value) for name, value in settings.items()}
+    program = str(Path(sys.executable).with_name("study-ingest"))
+    return Contender(
+        name=f"ours_{processes}" + ("_relaying" if relay else ""),
+        what=f"study-ingest worker, {processes} process{'es' if processes > 1 else ''}",
+        commands=lambda: [(program, "worker")] * processes,
+        variables={"INGEST_RELAY_IN_WORKER": str(relay).lower(), **variables},
+    )
+
+
+def usual(processes: int = 2, concurrency: int = 4) -> Contender:
+    """One message per transaction on plain aio-pika."""
+    return Contender(
+        name="usual",
+        what=f"the usual handler, aio-pika, {processes} processes x {concurrency}",
+        commands=lambda: [(sys.executable, "-m", "bench.peers.plain")] * processes,
+        variables={"BENCH_CONCURRENCY": str(concurrency)},
+    )
+
+
+def _peer(program: str, *arguments: str) -> Callable[[], Sequence[Command]]:
+    return lambda: [(str(environment.ensure() / program), *arguments)]
+
+
+PEERS: Final = (
+    Contender(
+        name="faststream",
+        what="the usual handler on FastStream, 2 processes x 4",
+        commands=_peer("faststream", "run", "bench.peers.faststream_app:app", "--workers", "2"),
+        variables={"BENCH_CONCURRENCY": "4"},
+        is_peer=True,
+    ),
+    Contender(
+        name="celery",
+        what="the usual handler on Celery, prefork, 4 processes, late acks",
+        commands=_peer(
+            "celery",
+            "--app=bench.peers.celery_app",
+            "worker",
+            "--pool=prefork",
+            "--concurrency=4",
+            "--loglevel=WARNING",
+            "--without-gossip",
+            "--without-mingle",
+        ),
+        queue="celery",
+        publisher="bench.peers.celery_app",
+        is_peer=True,
+    ),
+    Contender(
+        name="dramatiq",
+        what="the usual handler on Dramatiq, 2 processes x 4 threads",
+        commands=_peer(
+            "dramatiq", "bench.peers.dramatiq_app", "--processes", "2", "--threads", "4"
+        ),
+        variables={"BENCH_CONCURRENCY": "4"},
+        queue="dramatiq",
+        publisher="bench.peers.dramatiq_app",
+        is_peer=True,
+    ),
+)
+
+
+def publish_as(module: str, batches: Sequence[Batch], variables: dict[str, str]) -> None:
+    """Publishes with a peer's own client, in a process of its environment."""
+    with tempfile.NamedTemporaryFile("wb", suffix=".jsonl") as file:
+        file.write(b"\n".join(batch.body for batch in batches))
+        file.flush()
+        python = environment.ensure() / "python"
+        subprocess.run(
+            [python, "-m", module, file.name],
+            env={**os.environ, **variables},
+            cwd=CHECKOUT,
+            check=True,
+        )

@@ -1,0 +1,53 @@
+"""What is raced over: two states of the world, with a long and a short list of batches each.
+
+*fresh* has no progress yet; in *half* every user has answered half of their questions before.
+The short list is for contenders that would need a minute for the long one; both warm up with the
+first batches, and both have their own reference.
+"""
+
+from typing import NamedTuple
+
+from bench import floor, reference, rows
+from bench.race import Course
+from bench.stage import Stage
+from bench.workload import Shape, batches, earlier
+
+STATES = ("fresh", "half")
+
+
+class Sizes(NamedTuple):
+    """How much is ingested; all are multiples of the floor's group."""
+
+    shape: Shape = Shape()
+    warm_up: int = 50
+    long: int = 2_000
+    short: int = 250
+
+
+async def worlds(stage: Stage, shape: Shape) -> None:
+    """Makes the two states."""
+    await stage.world("fresh", shape)
+    await stage.copy("half", "fresh")
+    await reference.ingest(stage, "half", earlier(shape, share=0.5))
+    connection = await stage.connect("half")
+    try:
+        await connection.execute("TRUNCATE outbox")  # long relayed
+    finally:
+        await connection.close()
+    await stage.settle("half")
+
+
+async def course(stage: Stage, state: str, sizes: Sizes, *, short: bool) -> Course:
+    """Ingests the batches once, to know the right rows; the long list is the floor's too."""
+    count = sizes.short if short else sizes.long
+    everything = batches(sizes.shape, sizes.warm_up + count, seed="race", day=30)
+    await stage.copy("reference", state)
+    await reference.ingest(stage, "reference", everything)
+    connection = await stage.connect("reference")
+    try:
+        expected = await rows.digests(connection)
+    finally:
+        await connection.close()
+    if not short:
+        await floor.prepare(stage, "reference", state, f"floor_{state}", everything)
+    return Course(state, state, everything[: sizes.warm_up], everything[sizes.warm_up :], expected)

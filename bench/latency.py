@@ -1,0 +1,203 @@
+"""From publish to result: what a viewer waits, at several loads and quite alone.
+
+One worker with its relay, default settings. Messages are published at random moments at a given
+rate, whether or not earlier ones are done (an open loop), and timed from the moment at which
+they were due, so that a slow worker can't hide its delay by slowing the publisher.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from bench import broker
+from bench.contenders import Contender
+from bench.errors import BenchError
+from bench.figures import percentile
+from bench.processes import Processes
+from bench.race import LOGS
+from bench.stage import Stage, environment_of
+from bench.workload import VIEWER, Batch
+from schemas import amqp
+from worker.settings import Settings
+
+LOADS = (0.1, 0.5, 0.8)
+"""Of the peak."""
+_PATIENCE = 60.0
+_ALONE_EVERY = 0.2
+"""Seconds between lone messages."""
+
+
+class Sizes(NamedTuple):
+    """How much is published."""
+
+    peak: int = 1_500
+    seconds: float = 6.0
+    """At each load."""
+    alone: int = 20
+
+
+class _Results:
+    """Notes when each result arrives."""
+
+    def __init__(self) -> None:
+        self.at: dict[UUID, float] = {}
+        self._arrived = asyncio.Event()
+
+    async def note(self, message: AbstractIncomingMessage) -> None:
+        now = time.perf_counter()
+        self.at[UUID(json.loads(message.body)["client_session_uuid"])] = now
+        self._arrived.set()
+
+    async def all_of(self, batches: Sequence[Batch]) -> None:
+        """Waits until each has its result."""
+        missing = {batch.uuid for batch in batches}
+        while missing := missing - self.at.keys():
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), _PATIENCE)
+            except TimeoutError:
+                raise BenchError(f"{len(missing)} results never came") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds."""
+
+    load: float
+    rate: float
+    """Batches a second."""
+    p50: float
+    p90: float
+    p99: float
+    worst: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything about waiting."""
+
+    peak: float
+    """Batches a second, from a full queue to the last result and follow-up."""
+    loads: list[Latency]
+    alone: Latency
+
+
+async def measure(
+    stage: Stage, contender: Contender, batches: Sequence[Batch], sizes: Sizes
+) -> Report:
+    """Takes as many of `batches` as it needs; raises `BenchError` when they run out."""
+    source = iter(batches)
+
+    def take(count: int) -> list[Batch]:
+        taken = [batch for batch, _ in zip(source, range(count), strict=False)]
+        if len(taken) < count:
+            raise BenchError(f"latency needs {count - len(taken)} more batches than it was given")
+        return taken
+
+    await stage.copy("latency", "fresh")
+    async with (
+        stage.vhost("latency", stage.on_database("latency")) as settings,
+        broker.channel(settings) as channel,
+        _results(channel) as results,
+    ):
+        connection = await stage.connect("latency")
+        variables = {**environment_of(settings), **contender.variables}
+        try:
+            with Processes(contender.commands(), variables, LOGS / "latency.log") as processes:
+                first = take(20)
+                await broker.publish(settings, first)
+                await results.all_of(first)
+                peak = await _peak(connection, settings, processes, results, take(sizes.peak))
+                loads = []
+                for load in LOADS:
+                    due = _moments(peak * load, sizes.seconds)
+                    loads.append(
+                        await _at(channel, results, take(len(due)), due, load, peak * load)
+                    )
+                due = [_ALONE_EVERY * number for number in range(sizes.alone)]
+                alone = await _at(channel, results, take(len(due)), due, 0.0, 1 / _ALONE_EVERY)
+        finally:
+            await connection.close()
+    return Report(peak, loads, alone)
+
+
+@asynccontextmanager
+async def _results(channel: AbstractChannel) -> AsyncIterator[_Results]:
+    results = _Results()
+    queue = await channel.declare_queue(amqp.results_queue(VIEWER), durable=True)
+    await queue.bind(amqp.RESULTS_EXCHANGE, amqp.result_key(VIEWER))
+    tag = await queue.consume(results.note, no_ack=True)
+    try:
+        yield results
+    finally:
+        await queue.cancel(tag)
+
+
+async def _peak(
+    connection: asyncpg.Connection,
+    settings: Settings,
+    processes: Processes,
+    results: _Results,
+    batches: Sequence[Batch],
+) -> float:
+    processes.hold()
+    await broker.publish(settings, batches)
+    started = time.perf_counter()
+    processes.release()
+    await results.all_of(batches)
+    while await connection.fetchval("SELECT EXISTS (SELECT FROM outbox)"):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # another process empties it
+    return len(batches) / (time.perf_counter() - started)
+
+
+def _moments(rate: float, seconds: float) -> list[float]:
+    """Random moments, `rate` a second on average."""
+    source = random.Random(f"{seconds}")
+    moments = [source.expovariate(rate)]
+    while moments[-1] < seconds:
+        moments.append(moments[-1] + source.expovariate(rate))
+    return moments
+
+
+async def _at(
+    channel: AbstractChannel,
+    results: _Results,
+    batches: Sequence[Batch],
+    due: Sequence[float],
+    load: float,
+    rate: float,
+) -> Latency:
+    exchange = await channel.get_exchange(amqp.INGEST_EXCHANGE, ensure=False)
+    publishing = set()
+    started = time.perf_counter()
+    for batch, moment in zip(batches, due, strict=True):
+        await asyncio.sleep(max(0.0, started + moment - time.perf_counter()))
+        task = asyncio.create_task(
+            exchange.publish(broker.message(batch), amqp.attempts_key(VIEWER))
+        )
+        publishing.add(task)
+    await asyncio.gather(*publishing)
+    await results.all_of(batches)
+    waits = sorted(
+        1000 * (results.at[batch.uuid] - started - moment)
+        for batch, moment in zip(batches, due, strict=True)
+    )
+    return Latency(
+        load,
+        rate,
+        percentile(waits, 50),
+        percentile(waits, 90),
+        percentile(waits, 99),
+        waits[-1],
+        len(waits),
+    )

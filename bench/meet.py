@@ -1,0 +1,155 @@
+"""The whole event: what is measured, in which order, and what the JSON object holds.
+
+Contenders are interleaved: each round runs every one of them once, in turn, on each state.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
+
+from rich.console import Console
+
+from bench import courses, floor, growth, latency, race, round_trips
+from bench.contenders import PEERS, Contender, ours, usual
+from bench.figures import ratios, spread
+from bench.race import Course, Lap
+from bench.stage import Stage
+from bench.workload import Shape, batches
+from worker.settings import Settings
+
+Laps = dict[str, dict[str, list[Lap]]]
+"""By state and contender, a lap for each round."""
+
+_ONE, _TWO, _USUAL, _FLOOR = "ours_1", "ours_2", "usual", "floor"
+_LATENCY_BATCHES: Final = 30_000
+
+
+class Sizes(NamedTuple):
+    """How much of everything."""
+
+    course: courses.Sizes = courses.Sizes()
+    wait: latency.Sizes = latency.Sizes()
+
+    @classmethod
+    def tiny(cls) -> "Sizes":
+        """Just enough to see that it works."""
+        shape = Shape(users=10, questions=2_000)
+        return cls(
+            courses.Sizes(shape, warm_up=50, long=50, short=50),
+            latency.Sizes(peak=40, seconds=0.5, alone=2),
+        )
+
+
+class Meet:
+    """Measures everything once."""
+
+    def __init__(self, settings: Settings, sizes: Sizes, console: Console) -> None:
+        self._stage = Stage(settings)
+        self._sizes = sizes
+        self._console = console
+
+    async def run(self, *, rounds: int, with_peers: bool, with_growth: bool) -> dict[str, Any]:
+        """Raises `BenchError` when a contender leaves other rows, or gets stuck."""
+        await self._stage.drop()
+        try:
+            self._say("making the worlds")
+            shape = self._sizes.course.shape
+            await courses.worlds(self._stage, shape)
+            laps = await self._race(rounds, PEERS if with_peers else ())
+            self._say("round trips")
+            enough = batches(shape, 2 * sum(round_trips.GROUPS), seed="trips", day=30)
+            trips = await round_trips.measure(self._stage, enough)
+            self._say("latency")
+            told = await latency.measure(
+                self._stage,
+                ours(1, relay=True),
+                batches(shape, _LATENCY_BATCHES, seed="latency", day=30),
+                self._sizes.wait,
+            )
+            measured = _headlines(laps, trips, told)
+            if with_growth:
+                measured["growth"] = await growth.measure(self._stage, self._say)
+            return measured
+        finally:
+            await self._stage.drop()
+
+    async def _race(self, rounds: int, peers: Sequence[Contender]) -> Laps:
+        long = {state: await self._course(state, short=False) for state in courses.STATES}
+        short = {state: await self._course(state, short=True) for state in courses.STATES}
+        laps: Laps = {state: {} for state in courses.STATES}
+
+        def note(state: str, name: str, number: int, lap: Lap) -> None:
+            laps[state].setdefault(name, []).append(lap)
+            self._say(
+                f"round {number} {state:5} {name:10} {lap.throughput:8.1f} batches/s"
+                f" {lap.cpu_ms:7.2f} ms CPU a batch"
+            )
+
+        for number in range(1, rounds + 1):
+            for state in courses.STATES:
+                for contender, course in (
+                    (ours(1), long[state]),
+                    (usual(), short[state]),
+                    (ours(2), long[state]),
+                    *((peer, short[state]) for peer in peers if state == courses.STATES[0]),
+                ):
+                    lap = await race.run(self._stage, contender, course)
+                    note(state, contender.name, number, lap)
+                lap = await floor.run(self._stage, f"floor_{state}", long[state])
+                note(state, _FLOOR, number, lap)
+        return laps
+
+    async def _course(self, state: str, *, short: bool) -> Course:
+        return await courses.course(self._stage, state, self._sizes.course, short=short)
+
+    def _say(self, what: str) -> None:
+        self._console.print(f"bench: {what}", highlight=False)
+
+
+def _headlines(laps: Laps, trips: Mapping[int, int], told: latency.Report) -> dict[str, Any]:
+    """The figures that matter first; of two states the one that flatters us less."""
+    states = {state: _of_state(by_name) for state, by_name in laps.items()}
+    half_load = next(load for load in told.loads if load.load == 0.5)
+    return {
+        "throughput_vs_usual": min(s["throughput_vs_usual"]["median"] for s in states.values()),
+        "worker_cpu_vs_usual": max(s["worker_cpu_vs_usual"]["median"] for s in states.values()),
+        "throughput_vs_floor": min(s["throughput_vs_floor"]["median"] for s in states.values()),
+        "round_trips_per_group": max(trips.values()),
+        "latency_ms": {
+            "p50": half_load.p50,
+            "p99": half_load.p99,
+            "alone_p50": told.alone.p50,
+            "alone_worst": told.alone.worst,
+        },
+        "peers": {
+            name: spread([lap.throughput for lap in by_round]).median
+            for name, by_round in laps[courses.STATES[0]].items()
+            if name not in (_ONE, _TWO, _USUAL, _FLOOR)
+        },
+        "raw": {
+            "states": states,
+            "round_trips_by_group": {str(size): count for size, count in trips.items()},
+            "latency": asdict(told),
+        },
+    }
+
+
+def _of_state(by_name: Mapping[str, Sequence[Lap]]) -> dict[str, Any]:
+    throughput = {name: [lap.throughput for lap in laps] for name, laps in by_name.items()}
+    cpu = {name: [lap.cpu_ms for lap in laps] for name, laps in by_name.items()}
+    return {
+        "throughput_vs_usual": ratios(throughput[_TWO], throughput[_USUAL])._asdict(),
+        "worker_cpu_vs_usual": ratios(cpu[_ONE], cpu[_USUAL])._asdict(),
+        "throughput_vs_floor": ratios(throughput[_TWO], throughput[_FLOOR])._asdict(),
+        "one_worker_vs_floor": ratios(throughput[_ONE], throughput[_FLOOR])._asdict(),
+        "contenders": {
+            name: {
+                "batches_per_second": spread(throughput[name])._asdict(),
+                "cpu_ms_per_batch": spread(cpu[name])._asdict(),
+                "memory_mb": max(lap.memory for lap in laps) / 1e6,
+                "batches": laps[0].batches,
+                "seconds": [lap.seconds for lap in laps],
+            }
+            for name, laps in by_name.items()
+        },
+    }

@@ -1,0 +1,119 @@
+"""One contender, once: from a full queue to the last ack.
+
+Its processes are started and warmed up, then held while the queue is filled, so that neither
+starting nor publishing is in the figures. Knows contenders and queues; may not know ratios.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+
+from bench import broker, rows
+from bench.contenders import Contender, publish_as
+from bench.errors import BenchError
+from bench.processes import Processes
+from bench.rows import Digests
+from bench.stage import Stage, environment_of
+from bench.workload import Batch
+
+LOGS: Final = Path(".dev/bench/logs")
+_LOOK: Final = 0.01
+"""Seconds between looks at what is committed."""
+_PATIENCE: Final = 60.0
+"""Seconds without a commit after which a contender counts as stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What is to be ingested, on what, and the rows that must come of it."""
+
+    name: str
+    template: str
+    warm_up: Sequence[Batch]
+    timed: Sequence[Batch]
+    expected: Digests
+    """Of the tables after both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """What one run came to."""
+
+    seconds: float
+    batches: int
+    cpu: float
+    """Seconds of all the contender's processes."""
+    memory: int
+    """Resident bytes of them together, at the end."""
+
+    @property
+    def throughput(self) -> float:
+        """Batches a second."""
+        return self.batches / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """Milliseconds of CPU a batch."""
+        return self.cpu * 1000 / self.batches
+
+
+async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
+    """Raises `BenchError` when the rows are not the right ones, or it gets stuck."""
+    await stage.copy("race", course.template)
+    async with stage.vhost("race", stage.on_database("race")) as settings:
+        variables = {**environment_of(settings), **contender.variables}
+        connection = await stage.connect("race")
+        try:
+            before = await _committed(connection)
+            with Processes(
+                contender.commands(), variables, LOGS / f"{contender.name}.log"
+            ) as processes:
+
+                async def publish(batches: Sequence[Batch]) -> None:
+                    if contender.publisher is None:
+                        await broker.publish(settings, batches)
+                    else:
+                        await asyncio.to_thread(publish_as, contender.publisher, batches, variables)
+
+                await publish(course.warm_up)
+                warm = before + len(course.warm_up)
+                await _reach(connection, warm, processes)
+                await asyncio.sleep(0.2)  # for the last acks
+                processes.hold()
+                await publish(course.timed)
+                used = processes.usage()
+                started = time.perf_counter()
+                processes.release()
+                await _reach(connection, warm + len(course.timed), processes)
+                seconds = time.perf_counter() - started
+                await asyncio.sleep(0.1)  # what follows the last commit is work too
+                usage = processes.usage()
+            left = await broker.waiting(settings, contender.queue)
+            if left:
+                raise BenchError(f"{contender.name} left {left} messages unacknowledged")
+            await rows.check(connection, course.expected, f"{contender.name} on {course.name}")
+        finally:
+            await connection.close()
+    return Lap(seconds, len(course.timed), usage.cpu - used.cpu, usage.memory)
+
+
+async def _committed(connection: asyncpg.Connection) -> int:
+    count: int = await connection.fetchval("SELECT count(*) FROM ingest_inbox")
+    return count
+
+
+async def _reach(connection: asyncpg.Connection, count: int, processes: Processes) -> None:
+    """Waits until `count` batches are committed."""
+    last, since = -1, time.monotonic()
+    while (now := await _committed(connection)) < count:
+        if now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > _PATIENCE:
+            raise BenchError(f"stuck at {now} of {count} batches")
+        processes.check()
+        await asyncio.sleep(_LOOK)

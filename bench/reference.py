@@ -1,0 +1,45 @@
+"""The right rows: the workload ingested in this process, in order, untimed.
+
+What every contender's rows are compared with, and what the floor copies.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from bench.stage import Stage
+from bench.workload import VIEWER, Batch
+from schemas.attempt_batch import decode
+from worker.domain.patterns import Thresholds
+from worker.ingest import Ingest
+from worker.resolve import Incoming
+from worker.store.engine import make_engine
+
+_AT_ONCE: Final = 100
+
+
+async def ingest(stage: Stage, name: str, batches: Iterable[Batch]) -> None:
+    """Ingests `batches` into our database `name`."""
+    engine = make_engine(stage.on_database(name), connections=1, name="bench reference")
+    ingest = Ingest(engine, Thresholds())
+    try:
+        group: list[Incoming] = []
+        for batch in batches:
+            group.append(incoming(batch))
+            if len(group) == _AT_ONCE:
+                await ingest(group)
+                group = []
+        if group:
+            await ingest(group)
+    finally:
+        await engine.dispose()
+
+
+def incoming(batch: Batch) -> Incoming:
+    """The batch as the ingest step takes it."""
+    content = decode(batch.body)
+    return Incoming(VIEWER, content, content.client_session_uuid)
+
+
+def incoming_all(batches: Sequence[Batch]) -> list[Incoming]:
+    """All of `batches`, decoded."""
+    return [incoming(batch) for batch in batches]
