@@ -1,0 +1,380 @@
+"""The checker: does what was found agree with the contract, to the last row and message?
+
+Knows nothing of the worker's code, only evidence and the contract. Every violation is a sentence
+that names the batch or row; no violation means that nothing was lost and nothing doubled.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+from uuid import UUID
+
+from chaos.evidence import Evidence, Recorded, Row
+from chaos.expected import Ingested, Replay, Verdict, verdict
+
+_GIVEN_UP: Final = ("retries_exhausted", "delivery_limit", None)
+"""Reasons for which a good batch may be parked; the broker itself gives none."""
+_SAME: Final = 1e-9
+"""Relative difference up to which two floating-point results are the same."""
+
+
+class Violation(NamedTuple):
+    """What is wrong, in one sentence that names it."""
+
+    kind: Literal["lost", "doubled", "wrong"]
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.sentence}"
+
+
+@dataclass(slots=True)
+class Case:
+    """The evidence, and what the contract makes of it. `accepted` are the batches in the inbox."""
+
+    found: Evidence
+    verdicts: dict[UUID, Verdict] = field(default_factory=dict)
+    accepted: dict[UUID, Ingested] = field(default_factory=dict)
+    inbox: dict[UUID, Row] = field(default_factory=dict)
+    parked: dict[UUID, set[str | None]] = field(default_factory=dict)
+    replay: Replay = field(default_factory=Replay)
+
+
+def check(found: Evidence) -> list[Violation]:
+    """Every violation; none when the law holds."""
+    case = _case(found)
+    return [violation for rule in RULES for violation in rule(case)]
+
+
+def _case(found: Evidence) -> Case:
+    case = Case(found)
+    case.verdicts = {
+        recorded.client_session_uuid: verdict(recorded, found.published)
+        for recorded in found.recorded
+    }
+    case.inbox = {row["client_session_uuid"]: row for row in found.inbox}
+    for parked in found.parked:
+        if parked.client_session_uuid is not None and parked.mark is None:
+            case.parked.setdefault(parked.client_session_uuid, set()).add(parked.reason)
+    # A user's batches are ingested one at a time, so the ids of attempts tell in which order.
+    order = {row["client_session_uuid"]: row["id"] for row in reversed(found.attempts)}
+    good = [
+        each for each in case.verdicts.values() if each.reason is None and each.uuid in case.inbox
+    ]
+    for each in sorted(good, key=lambda each: order.get(each.uuid, math.inf)):
+        received_at = case.inbox[each.uuid]["received_at"]
+        case.accepted[each.uuid] = case.replay.ingest(each, received_at)
+    return case
+
+
+def outboxes_hold_what_was_played(case: Case) -> Iterator[Violation]:
+    """The viewer's transaction stored both the session and its batch, or neither."""
+    by_uuid: dict[UUID, list[Recorded]] = defaultdict(list)
+    for recorded in case.found.recorded:
+        by_uuid[recorded.client_session_uuid].append(recorded)
+    for uuid, copies in by_uuid.items():
+        if len(copies) > 1:
+            yield doubled(f"Batch {uuid} is in {len(copies)} outboxes or rows instead of one.")
+    for played in case.found.played:
+        copies = by_uuid.pop(played.client_session_uuid, [])
+        if not copies:
+            yield lost(f"Session {played.client_session_uuid} of {played.viewer} left no batch.")
+        elif copies[0].body["attempts"] != played.attempts:
+            yield wrong(f"Batch {played.client_session_uuid} is not what {played.viewer} recorded.")
+    for uuid in by_uuid:
+        yield wrong(f"Batch {uuid} is in an outbox, but no session was played.")
+
+
+def every_batch_came_to_its_end(case: Case) -> Iterator[Violation]:
+    """Ingested or parked with a reason, as its content deserves; told to its viewer."""
+    for recorded in case.found.recorded:
+        uuid = recorded.client_session_uuid
+        must = case.verdicts[uuid]
+        parked = case.parked.get(uuid, set())
+        where = f"Batch {uuid} of {recorded.viewer}"
+        if must.reason is not None:
+            if uuid in case.inbox:
+                yield wrong(f"{where} was ingested, though it should be rejected ({must.reason}).")
+            if must.reason not in parked:
+                yield lost(f"{where} should be parked ({must.reason}), and is not.")
+        elif uuid not in case.inbox and not parked & {*_GIVEN_UP}:
+            yield lost(f"{where} is lost: neither ingested nor parked.")
+        if strange := parked - {must.reason, *_GIVEN_UP}:
+            yield wrong(f"{where} is parked for {sorted(map(str, strange))}, which it is not.")
+        yield from _viewer_knows(case, recorded, must, where)
+
+
+def _viewer_knows(case: Case, recorded: Recorded, must: Verdict, where: str) -> Iterator[Violation]:
+    told = recorded.result
+    if recorded.state != "settled" or told is None:
+        yield lost(f"{where} is {recorded.state} in its outbox: no result arrived.")
+        return
+    row = case.inbox.get(must.uuid)
+    if row is None:
+        if told["status"] != "rejected":
+            yield wrong(f"{where} was told {told['status']}, but the inbox does not have it.")
+        elif told["reason"] not in ({must.reason} if must.reason else {*_GIVEN_UP}):
+            yield wrong(f"{where} was told {told['reason']}, and should be told {must.reason}.")
+    elif told["status"] not in ("ingested", "already_ingested"):
+        yield wrong(f"{where} was told {told['status']}, though it was ingested.")
+    elif not _same_result(told, row["summary"] or {}):
+        yield wrong(f"{where} was told other things than its inbox row keeps.")
+
+
+def inbox_holds_each_batch_once(case: Case) -> Iterator[Violation]:
+    """One row, with the digest of the content, the principal, and what was told."""
+    for uuid, count in Counter(row["client_session_uuid"] for row in case.found.inbox).items():
+        if count > 1:
+            yield doubled(f"The inbox has batch {uuid} {count} times.")
+    outboxes = {each.client_session_uuid: each for each in case.found.recorded}
+    for uuid, row in case.inbox.items():
+        must = case.verdicts.get(uuid)
+        if must is None:
+            yield wrong(f"The inbox has batch {uuid}, which no viewer recorded.")
+            continue
+        if not must.digest == row["content_digest"] == outboxes[uuid].digest:
+            yield wrong(f"The digest of batch {uuid} is not that of its content.")
+        if uuid in case.accepted and must.user_id != row["user_id"]:
+            yield wrong(f"Batch {uuid} belongs to user {must.user_id}, not {row['user_id']}.")
+
+
+def summaries_are_right(case: Case) -> Iterator[Violation]:
+    """What the inbox keeps of a batch: its skipped attempts and its sessions' six counts."""
+    for uuid, done in case.accepted.items():
+        summary = case.inbox[uuid]["summary"] or {}
+        if summary.get("client_session_uuid") != str(uuid) or summary.get("status") != "ingested":
+            yield wrong(f"The inbox keeps no receipt of batch {uuid}.")
+            continue
+        skipped = [{key: each[key] for key in each} for each in summary.get("skipped", [])]
+        if skipped != case.verdicts[uuid].skipped:
+            yield wrong(
+                f"Batch {uuid} should have skipped {case.verdicts[uuid].skipped}, not {skipped}."
+            )
+        told = {each["topic_id"]: each for each in summary.get("sessions", [])}
+        if told.keys() != done.summaries.keys() or len(told) != len(summary["sessions"]):
+            yield wrong(f"The receipt of batch {uuid} names topics {sorted(told)}.")
+            continue
+        for topic_id, must in done.summaries.items():
+            if differing := _differing(must, told[topic_id]):
+                yield wrong(f"The summary of batch {uuid}, topic {topic_id}: {differing}.")
+
+
+def sessions_and_attempts_are_the_batches(case: Case) -> Iterator[Violation]:
+    """No quiz session or attempt is missing, doubled or different."""
+    sessions: dict[tuple[UUID, int], list[Row]] = defaultdict(list)
+    for row in case.found.sessions:
+        sessions[row["client_session_uuid"], row["study_topic_id"]].append(row)
+    attempts: dict[tuple[UUID, int], list[Row]] = defaultdict(list)
+    for row in case.found.attempts:
+        attempts[row["client_session_uuid"], row["position"]].append(row)
+    for uuid, done in case.accepted.items():
+        ids = {}
+        for topic_id, must in done.sessions.items():
+            rows = sessions.pop((uuid, topic_id), [])
+            yield from _one(f"session of batch {uuid} on topic {topic_id}", rows, must)
+            ids[topic_id] = {row["id"] for row in rows}
+        for position, must in done.attempts.items():
+            rows = attempts.pop((uuid, position), [])
+            yield from _one(f"attempt {position} of batch {uuid}", rows, must)
+            topic_id = must["study_topic_id"]
+            if any(row["quiz_session_id"] not in ids[topic_id] for row in rows):
+                yield wrong(f"The attempt {position} of batch {uuid} is in another session.")
+    for uuid, topic_id in sessions:
+        yield doubled(f"There is a session of batch {uuid} on topic {topic_id} that should not be.")
+    for uuid, position in attempts:
+        yield doubled(f"There is an attempt {position} of batch {uuid} that should not be.")
+
+
+def progress_is_the_fold(case: Case) -> Iterator[Violation]:
+    """Each progress row is what the checker's own fold of all attempts comes to."""
+    rows: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in case.found.progress:
+        rows[row["user_id"], row["study_question_id"]].append(row)
+    schedulers = {row["scheduler"] for row in case.found.progress}
+    if len(schedulers) > 1:
+        yield wrong(
+            f"Progress was scheduled by {len(schedulers)} schedulers: {sorted(schedulers)}."
+        )
+    for key, history in case.replay.histories.items():
+        must = history.progress() | {
+            "study_topic_id": case.replay.topics[key],
+            "explanation_requested": key in case.replay.explained,
+        }
+        place = f"progress of user {key[0]} on question {key[1]}"
+        yield from _one(place, rows.pop(key, []), must)
+    for user_id, question_id in rows:
+        yield wrong(
+            f"There is progress of user {user_id} on question {question_id} without attempts."
+        )
+
+
+def results_on_the_wire_are_right(case: Case) -> Iterator[Violation]:
+    """One result `ingested` for each ingested batch, under one id; nothing untrue of any."""
+    bodies: dict[str, Row] = {}
+    ingested: dict[UUID, set[str]] = defaultdict(set)
+    strange = _strange_expectations(case)
+    for told in case.found.told:
+        uuid = UUID(told.body["client_session_uuid"])
+        status = told.body["status"]
+        if bodies.setdefault(told.message_id, told.body) != told.body:
+            yield doubled(f"The message {told.message_id} came with two contents.")
+        if status == "ingested":
+            ingested[uuid].add(told.message_id)
+        if status == "rejected":
+            must = case.verdicts.get(uuid)
+            allowed = strange[uuid] | ({must.reason} if must and must.reason else {*_GIVEN_UP})
+            if told.body["reason"] not in allowed:
+                yield wrong(f"Batch {uuid} was refused as {told.body['reason']} on the wire.")
+        elif uuid not in case.inbox:
+            yield wrong(f"Batch {uuid} was told {status}, but the inbox does not have it.")
+        elif not _same_result(told.body, case.inbox[uuid]["summary"] or {}):
+            yield wrong(
+                f"Batch {uuid} was told {status} with other things than its inbox row keeps."
+            )
+    for uuid in case.inbox:
+        if not ingested[uuid]:
+            yield lost(f"The result of batch {uuid} never reached the broker.")
+        elif len(ingested[uuid]) > 1:
+            yield doubled(f"Batch {uuid} was told `ingested` under {len(ingested[uuid])} ids.")
+
+
+def followups_are_right(case: Case) -> Iterator[Violation]:
+    """An explanation once for each (user, question), a review once for each session that needs it.
+
+    The same message may come again; other content, or another id, is a second job.
+    """
+    sessions = {row["id"]: row for row in case.found.sessions}
+    contents: dict[str, Row] = {}
+    for job in case.found.jobs:
+        if contents.setdefault(job.message_id, job.body) != job.body:
+            yield doubled(f"The job {job.message_id} came with two contents.")
+    kinds = {job.message_id: job.routing_key for job in case.found.jobs}
+    jobs: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for message_id, body in contents.items():
+        session = sessions.get(UUID(body["quiz_session_id"]), {})
+        uuid, topic_id = session.get("client_session_uuid"), session.get("study_topic_id")
+        if kinds[message_id] == "explanation.requested":
+            key = ("explanation", uuid, body["user_id"], body["question_id"])
+        else:
+            key = ("review", uuid, topic_id, body["user_id"])
+        jobs[key].append(body | {"topic_id": body["topic_id"]})
+    for uuid, done in case.accepted.items():
+        for (user_id, question_id), must in done.explanations.items():
+            place = f"explanation for user {user_id} of question {question_id}"
+            yield from _one(place, jobs.pop(("explanation", uuid, user_id, question_id), []), must)
+        for topic_id, must in done.reviews.items():
+            rows = jobs.pop(("review", uuid, topic_id, must["user_id"]), [])
+            yield from _one(f"review of batch {uuid} on topic {topic_id}", rows, must)
+    for kind, uuid, *rest in jobs:
+        yield doubled(f"There is a job {kind} {rest} from batch {uuid} that should not be.")
+
+
+def strangers_were_answered(case: Case) -> Iterator[Violation]:
+    """Each message from no outbox is parked for its own reason, or was an echo and is not."""
+    reasons: dict[str, set[str | None]] = defaultdict(set)
+    for parked in case.found.parked:
+        if parked.mark is not None:
+            reasons[parked.mark].add(parked.reason)
+    statuses: dict[UUID, set[str]] = defaultdict(set)
+    for told in case.found.told:
+        word = told.body.get("reason") or told.body["status"]
+        statuses[UUID(told.body["client_session_uuid"])].add(word)
+    for each in case.found.strange:
+        parked_for = reasons.pop(each.mark, set())
+        is_echo = each.expected == "already_ingested"
+        if parked_for - {each.expected, *_GIVEN_UP} or is_echo == bool(parked_for):
+            yield wrong(
+                f"Message {each.mark} ({each.expected}) is parked for {parked_for or 'nothing'}."
+            )
+        uuid = each.client_session_uuid
+        if uuid is not None and each.expected not in statuses[uuid]:
+            yield lost(f"Message {each.mark} was never answered with {each.expected}.")
+    for mark in reasons:
+        yield wrong(f"Message {mark} is parked, but the broker never confirmed it.")
+    for parked in case.found.parked:
+        unknown = parked.client_session_uuid not in case.verdicts
+        if parked.mark is None and unknown:
+            yield wrong(f"A batch {parked.client_session_uuid} is parked that nobody sent.")
+
+
+def nothing_waits(case: Case) -> Iterator[Violation]:
+    """Queues and the database's outbox are empty."""
+    for place, count in case.found.waiting.items():
+        if count:
+            yield lost(f"{count} messages still wait in {place}.")
+
+
+RULES: Final[tuple[Callable[[Case], Iterator[Violation]], ...]] = (
+    outboxes_hold_what_was_played,
+    every_batch_came_to_its_end,
+    inbox_holds_each_batch_once,
+    summaries_are_right,
+    sessions_and_attempts_are_the_batches,
+    progress_is_the_fold,
+    results_on_the_wire_are_right,
+    followups_are_right,
+    strangers_were_answered,
+    nothing_waits,
+)
+
+
+def lost(sentence: str) -> Violation:
+    """Something that was recorded has left no trace, or not the one it should."""
+    return Violation("lost", sentence)
+
+
+def doubled(sentence: str) -> Violation:
+    """Something took effect more than once, or without a cause."""
+    return Violation("doubled", sentence)
+
+
+def wrong(sentence: str) -> Violation:
+    """Something is there once, and is not what it should be."""
+    return Violation("wrong", sentence)
+
+
+def _one(what: str, rows: list[Row], must: Mapping[str, Any]) -> Iterator[Violation]:
+    if not rows:
+        yield lost(f"There is none: {what}.")
+    elif len(rows) > 1:
+        yield doubled(f"There are {len(rows)} instead of one: {what}.")
+    elif differing := _differing(must, rows[0]):
+        yield wrong(f"The {what}: {differing}.")
+
+
+def _differing(must: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Names each value that is not what it must be; empty when all are."""
+    return "; ".join(
+        f"{name} is {row.get(name)}, should be {value}"
+        for name, value in must.items()
+        if not _same(row.get(name), value)
+    )
+
+
+def _same(found: object, must: object) -> bool:
+    if isinstance(found, float) and isinstance(must, float):
+        return math.isclose(found, must, rel_tol=_SAME)
+    return found == must
+
+
+def _same_result(told: Row, kept: Row) -> bool:
+    """Whether a viewer was told what the inbox keeps; the status may say 'already'."""
+    return _trimmed(told) == _trimmed(kept)
+
+
+def _trimmed(result: Row) -> Row:
+    return {
+        key: value
+        for key, value in result.items()
+        if value is not None and value != [] and key != "status"
+    }
+
+
+def _strange_expectations(case: Case) -> dict[UUID, set[str]]:
+    found: dict[UUID, set[str]] = defaultdict(set)
+    for each in case.found.strange:
+        if each.client_session_uuid is not None:
+            found[each.client_session_uuid].add(each.expected)
+    return found

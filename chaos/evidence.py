@@ -1,0 +1,194 @@
+"""What is found when all is over: the viewers' files, the database's rows, the queues' messages.
+
+Plain values that the checker judges, and how they are collected. Knows SQLite, SQL and AMQP; may
+not know what any of it should be.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import aio_pika
+import asyncpg
+from aio_pika.abc import AbstractIncomingMessage
+
+Row = dict[str, Any]
+
+
+class Recorded(NamedTuple):
+    """One row of a viewer's outbox; `result` is what the viewer was told, None when nothing."""
+
+    viewer: str
+    client_session_uuid: UUID
+    digest: bytes
+    body: Row
+    state: str
+    result: Row | None
+    confirms: int
+
+
+class Played(NamedTuple):
+    """A session in the viewer's own table, stored in the same transaction as its outbox row."""
+
+    viewer: str
+    client_session_uuid: UUID
+    attempts: list[Row]
+
+
+class Strange(NamedTuple):
+    """A message from no outbox that the broker has confirmed, and what must become of it.
+
+    `mark` is a header that travels with every copy. `expected` is a rejection's reason, or
+    `already_ingested` for an echo of a batch that was ingested before.
+    """
+
+    mark: str
+    client_session_uuid: UUID | None
+    expected: str
+
+
+class Told(NamedTuple):
+    """A result on the wire."""
+
+    message_id: str
+    routing_key: str
+    body: Row
+
+
+class Job(NamedTuple):
+    """A follow-up job on the wire."""
+
+    message_id: str
+    routing_key: str
+    body: Row
+
+
+class Parked(NamedTuple):
+    """A message in the dead-letter queue; `reason` is None where the broker itself parked it."""
+
+    client_session_uuid: UUID | None
+    mark: str | None
+    reason: str | None
+
+
+@dataclass(slots=True)
+class Evidence:
+    """All of it. `waiting` is the number of messages that a queue or table should not have."""
+
+    recorded: list[Recorded] = field(default_factory=list)
+    played: list[Played] = field(default_factory=list)
+    strange: list[Strange] = field(default_factory=list)
+    published: dict[str, Row] = field(default_factory=dict)
+    inbox: list[Row] = field(default_factory=list)
+    sessions: list[Row] = field(default_factory=list)
+    attempts: list[Row] = field(default_factory=list)
+    progress: list[Row] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    parked: list[Parked] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)
+
+
+MARK_HEADER: Final = "chaos-mark"
+PLAYED_TABLE: Final = "CREATE TABLE IF NOT EXISTS quiz (uuid TEXT PRIMARY KEY, attempts TEXT)"
+
+_TABLES: Final = {
+    "inbox": "SELECT client_session_uuid, content_digest, user_id, received_at, summary"
+    " FROM ingest_inbox",
+    "sessions": "SELECT * FROM study_quiz_sessions",
+    "attempts": "SELECT attempt.*, session.client_session_uuid FROM study_question_attempts"
+    " AS attempt JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
+    " ORDER BY attempt.id",
+    "progress": "SELECT * FROM study_question_progress",
+}
+_PUBLISHED: Final = (
+    "SELECT pub_id, published.deleted AS withdrawn, question.id, question.user_id,"
+    " question.study_topic_id AS topic_id, question.correct_choice,"
+    " question.deleted_at IS NOT NULL AS deleted"
+    " FROM published JOIN study_questions AS question ON question.id = source_id"
+    " WHERE kind = 'question'"
+)
+_DRAINED_AFTER: Final = 15.0
+"""Seconds for one answer of the broker while a queue is emptied."""
+
+
+def read_outbox(evidence: Evidence, path: Path, viewer: str) -> None:
+    """Adds what one viewer's file holds; reads the file, not the library."""
+    with closing(sqlite3.connect(path)) as file:
+        for uuid, digest, body, state, result, confirms in file.execute(
+            "SELECT client_session_uuid, digest, body, state, result, confirms"
+            " FROM study_outbox ORDER BY seq"
+        ):
+            told = None if result is None else json.loads(result)
+            evidence.recorded.append(
+                Recorded(viewer, UUID(uuid), bytes(digest), json.loads(body), state, told, confirms)
+            )
+        file.execute(PLAYED_TABLE)
+        for uuid, attempts in file.execute("SELECT uuid, attempts FROM quiz"):
+            evidence.played.append(Played(viewer, UUID(uuid), json.loads(attempts)))
+
+
+async def read_database(evidence: Evidence, url: str) -> None:
+    """Adds every row that matters, of one snapshot."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.set_type_codec(
+            "jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog"
+        )
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            for name, query in _TABLES.items():
+                rows = [dict(row) for row in await connection.fetch(query)]
+                setattr(evidence, name, rows)
+            evidence.published = {
+                row["pub_id"]: dict(row) for row in await connection.fetch(_PUBLISHED)
+            }
+            unsent = await connection.fetchval("SELECT count(*) FROM outbox")
+            evidence.waiting["the table outbox"] = unsent
+    finally:
+        await connection.close()
+
+
+async def read_queues(
+    evidence: Evidence, url: str, *, empty: Iterable[str], results: str, jobs: str, parked: str
+) -> None:
+    """Counts what waits in the queues `empty`, and takes all out of the other three."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        for name in empty:
+            queue = await channel.get_queue(name)
+            evidence.waiting[f"the queue {name}"] = queue.declaration_result.message_count or 0
+        for message in await _drain(channel, results):
+            evidence.told.append(Told(*_addressed(message)))
+        for message in await _drain(channel, jobs):
+            evidence.jobs.append(Job(*_addressed(message)))
+        for message in await _drain(channel, parked):
+            evidence.parked.append(_parked(message.headers))
+
+
+async def _drain(channel: aio_pika.abc.AbstractChannel, name: str) -> list[AbstractIncomingMessage]:
+    queue = await channel.get_queue(name)
+    found: list[AbstractIncomingMessage] = []
+    async with queue.iterator(no_ack=True, timeout=_DRAINED_AFTER) as messages:
+        for _ in range(queue.declaration_result.message_count or 0):
+            found.append(await anext(messages))
+    return found
+
+
+def _addressed(message: AbstractIncomingMessage) -> tuple[str, str, Row]:
+    return message.message_id or "", message.routing_key or "", json.loads(message.body)
+
+
+def _parked(headers: Mapping[str, Any]) -> Parked:
+    uuid = headers.get("client-session-uuid")
+    mark = headers.get(MARK_HEADER)
+    reason = headers.get("study-reason")
+    return Parked(
+        UUID(uuid) if isinstance(uuid, str) else None,
+        None if mark is None else str(mark),
+        None if reason is None else str(reason),
+    )

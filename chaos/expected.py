@@ -1,0 +1,215 @@
+"""What should be there: every recorded batch run through the contract once more, in plain Python.
+
+Takes from the database only what the contract leaves open: when each batch was received, and in
+which order one user's batches were ingested. Pure; knows no table by name.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from chaos.evidence import Recorded, Row
+from chaos.fold import CORRECT, UNSURE, WRONG, Answer, History
+
+_WANTS_REVIEW = ("relapsed", "stuck", "leech")
+
+
+class Counted(NamedTuple):
+    """An attempt that counts."""
+
+    position: int
+    attempt: Row
+    question: Row
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What must become of one batch: ingested for `user_id`, or rejected for `reason`."""
+
+    uuid: UUID
+    digest: bytes
+    reason: str | None
+    user_id: int | None
+    counted: list[Counted]
+    skipped: list[Row]
+
+
+@dataclass(slots=True)
+class Ingested:
+    """What the ingest of one batch must have left behind, keyed as the checker compares it."""
+
+    sessions: dict[int, Row] = field(default_factory=dict)
+    attempts: dict[int, Row] = field(default_factory=dict)
+    summaries: dict[int, Row] = field(default_factory=dict)
+    explanations: dict[tuple[int, int], Row] = field(default_factory=dict)
+    reviews: dict[int, Row] = field(default_factory=dict)
+
+
+def verdict(recorded: Recorded, published: Mapping[str, Row]) -> Verdict:
+    """Resolve: which attempts count, for whom, or why none of them does."""
+    found = Verdict(
+        recorded.client_session_uuid, digest(recorded.body), None, None, counted=[], skipped=[]
+    )
+    owners = set()
+    for position, attempt in enumerate(recorded.body["attempts"]):
+        question = published.get(attempt["question_pub_id"])
+        reason = _unresolved(question)
+        if question is not None and reason is None:
+            owners.add(question["user_id"])
+            if attempt.get("selected_choice") is None and not attempt.get("is_unsure"):
+                reason = "no_answer"
+        if question is None or reason is not None:
+            found.skipped.append(
+                {
+                    "position": position,
+                    "question_pub_id": attempt["question_pub_id"],
+                    "reason": reason,
+                }
+            )
+        else:
+            found.counted.append(Counted(position, attempt, question))
+    if not owners:
+        found.reason = "nothing_resolved"
+    elif len(owners) > 1:
+        found.reason = "mixed_principals"
+    elif not found.counted:
+        found.reason = "nothing_to_score"
+    else:
+        (found.user_id,) = owners
+    return found
+
+
+def digest(body: Row) -> bytes:
+    """SHA-256 of the normalized content: the same for two bodies that mean the same."""
+    attempts = [
+        [
+            attempt["question_pub_id"],
+            attempt.get("selected_choice"),
+            attempt.get("is_unsure", False),
+            at and at.isoformat(),
+        ]
+        for attempt in body["attempts"]
+        for at in [_sent_at(attempt)]
+    ]
+    text = json.dumps([body["client_session_uuid"], attempts], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()
+
+
+class Replay:
+    """Ingests batches again, each user's in the order given, and keeps every history."""
+
+    def __init__(self) -> None:
+        self.histories: dict[tuple[int, int], History] = {}
+        self.topics: dict[tuple[int, int], int] = {}
+        self.explained: set[tuple[int, int]] = set()
+
+    def ingest(self, verdict: Verdict, received_at: datetime) -> Ingested:
+        """What this batch must have left behind, coming after those before it."""
+        done = Ingested()
+        for topic_id, counted in _by_topic(verdict.counted).items():
+            self._ingest_topic(verdict, topic_id, counted, received_at, done)
+        return done
+
+    def _ingest_topic(
+        self,
+        verdict: Verdict,
+        topic_id: int,
+        counted: Sequence[Counted],
+        received_at: datetime,
+        done: Ingested,
+    ) -> None:
+        by_question: dict[int, list[Answer]] = {}
+        for each in counted:
+            answer, row = _scored(verdict.uuid, each, received_at)
+            by_question.setdefault(each.question["id"], []).append(answer)
+            done.attempts[each.position] = row
+        answers = [answer for some in by_question.values() for answer in some]
+        counts = {
+            outcome: sum(answer.outcome == outcome for answer in answers)
+            for outcome in (CORRECT, WRONG, UNSURE)
+        }
+        summary = counts | {"newly_correct": 0, "recovered": 0, "relapsed": 0}
+        to_review = []
+        for question_id, some in by_question.items():
+            key = (_user(verdict), question_id)
+            history = self.histories.setdefault(key, History())
+            self.topics[key] = topic_id
+            some.sort()
+            before = [answer.outcome for answer in history.answers if answer < some[0]]
+            for answer in some:
+                history.add(answer)
+            known_before = bool(before) and before[-1] == CORRECT
+            if some[-1].outcome == CORRECT:
+                summary["newly_correct"] += CORRECT not in before
+                summary["recovered"] += CORRECT in before and not known_before
+            else:
+                summary["relapsed"] += known_before
+                if key not in self.explained:
+                    self.explained.add(key)
+                    done.explanations[key] = {"topic_id": topic_id, "outcome": some[-1].outcome}
+            if history.pattern in _WANTS_REVIEW:
+                to_review.append({"question_id": question_id, "pattern": history.pattern})
+        done.summaries[topic_id] = summary
+        done.sessions[topic_id] = {
+            "user_id": _user(verdict),
+            "question_ids": list(by_question),
+            "status": "finalized",
+            "cursor": len(answers),
+            **{f"{outcome}_count": count for outcome, count in counts.items()},
+            "finished_at": max(answer.answered_at for answer in answers),
+        }
+        if to_review:
+            done.reviews[topic_id] = {"user_id": _user(verdict), "questions": to_review}
+
+
+def _scored(uuid: UUID, each: Counted, received_at: datetime) -> tuple[Answer, Row]:
+    selected, right_choice = each.attempt.get("selected_choice"), each.question["correct_choice"]
+    is_right = None if selected is None else selected == right_choice
+    outcome = UNSURE if each.attempt.get("is_unsure") else CORRECT if is_right else WRONG
+    sent_at = _sent_at(each.attempt)
+    answered_at = received_at if sent_at is None else min(sent_at, received_at)
+    answer = Answer(answered_at, sent_at or answered_at, uuid, each.position, outcome, is_right)
+    return answer, {
+        "user_id": each.question["user_id"],
+        "study_question_id": each.question["id"],
+        "study_topic_id": each.question["topic_id"],
+        "selected_choice": selected,
+        "correct_choice": right_choice,
+        "is_correct": is_right,
+        "outcome": outcome,
+        "answered_at": answered_at,
+        "answered_at_sent": sent_at,
+    }
+
+
+def _unresolved(question: Row | None) -> str | None:
+    if question is None:
+        return "unknown_publication"
+    if question["withdrawn"]:
+        return "withdrawn"
+    return "question_deleted" if question["deleted"] else None
+
+
+def _sent_at(attempt: Mapping[str, Any]) -> datetime | None:
+    """The time as sent, in UTC; None where it is null or can't be read."""
+    try:
+        at = datetime.fromisoformat(attempt.get("answered_at") or "")
+    except ValueError:
+        return None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _by_topic(counted: Iterable[Counted]) -> dict[int, list[Counted]]:
+    topics: dict[int, list[Counted]] = {}
+    for each in counted:
+        topics.setdefault(each.question["topic_id"], []).append(each)
+    return topics
+
+
+def _user(verdict: Verdict) -> int:
+    assert verdict.user_id is not None
+    return verdict.user_id
