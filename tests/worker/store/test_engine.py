@@ -1,0 +1,347 @@
+"""What failures of the database mean: away, passing, or a fault of ours. All of them are real."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests import factories as make
+from tests.factories import right, sent
+from worker.domain.dispositions import Duplicate, Ingested
+from worker.domain.patterns import Thresholds
+from worker.errors import DatabaseAway, TransientFault
+from worker.ingest import Ingest
+from worker.settings import Settings
+from worker.store import engine as engine_module
+from worker.store.engine import is_ready, make_engine, transaction
+
+Connect = Callable[..., AsyncEngine]
+
+
+@pytest.fixture
+async def connect(database_url: str) -> AsyncIterator[Connect]:
+    """Makes engines on the test's database, with other settings where they are given."""
+    made: list[AsyncEngine] = []
+
+    def new(url: str = database_url, connections: int = 2, **settings: object) -> AsyncEngine:
+        made.append(
+            make_engine(
+                Settings(database_url=url, amqp_url="amqp://unused", **settings),  # type: ignore[arg-type]
+                connections=connections,
+                name="under-test",
+            )
+        )
+        return made[-1]
+
+    yield new
+    for engine in made:
+        await engine.dispose()
+
+
+async def _run(engine: AsyncEngine, *statements: str) -> object:
+    async with transaction(engine) as connection:
+        for statement in statements:
+            result = await connection.execute(text(statement))
+        return result.scalar() if result.returns_rows else None
+
+
+async def _terminate(engine: AsyncEngine, name: str = "under-test") -> None:
+    await make.execute(
+        engine,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = :name"
+        " AND pid <> pg_backend_pid()",
+        name=name,
+    )
+
+
+# ----------------------------------------------------------------------------- transactions
+
+
+async def test_a_transaction_commits_at_its_end_and_is_rolled_back_when_it_raises(
+    engine: AsyncEngine,
+) -> None:
+    insert = "INSERT INTO study_topics (user_id) VALUES (1)"
+    await _run(engine, insert)
+    with pytest.raises(KeyError):
+        async with transaction(engine) as connection:
+            await connection.execute(text(insert))
+            raise KeyError
+    assert await make.count(engine, "study_topics") == 1
+
+
+async def test_a_cancelled_transaction_is_rolled_back_and_its_connection_given_back(
+    connect: Connect,
+) -> None:
+    engine = connect(connections=1, transaction_timeout=1.0)
+
+    async def work() -> None:
+        await _run(engine, "INSERT INTO study_topics (user_id) VALUES (1)", "SELECT pg_sleep(10)")
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await make.count(engine, "study_topics") == 0
+
+
+async def test_a_connection_is_named_in_utc_with_its_timeouts(connect: Connect) -> None:
+    engine = connect(statement_timeout=1.5, lock_timeout=0.25, idle_in_transaction_timeout=2.0)
+    found = {
+        name: await _run(engine, f"SHOW {name}")
+        for name in (
+            "application_name",
+            "timezone",
+            "statement_timeout",
+            "lock_timeout",
+            "idle_in_transaction_session_timeout",
+        )
+    }
+    assert found == {
+        "application_name": "under-test",
+        "timezone": "UTC",
+        "statement_timeout": "1500ms",
+        "lock_timeout": "250ms",
+        "idle_in_transaction_session_timeout": "2s",
+    }
+
+
+async def test_an_isolation_level_lasts_for_one_transaction(connect: Connect) -> None:
+    engine = connect(connections=1)
+    async with transaction(engine, isolation="REPEATABLE READ") as connection:
+        level = await connection.scalar(text("SHOW transaction_isolation"))
+    assert level == "repeatable read"
+    assert await _run(engine, "SHOW transaction_isolation") == "read committed"
+
+
+# ------------------------------------------------------------------------ passing failures
+
+
+async def test_a_deadlock_passes(engine: AsyncEngine) -> None:
+    both_hold = asyncio.Barrier(2)
+
+    async def crosswise(first: int, second: int) -> None:
+        async with transaction(engine) as connection:
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({first})"))
+            await both_hold.wait()
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({second})"))
+
+    failures = await asyncio.gather(crosswise(1, 2), crosswise(2, 1), return_exceptions=True)
+    assert sorted(type(each).__name__ for each in failures) == ["NoneType", "TransientFault"]
+    assert any("40P01" in str(each) for each in failures)
+
+
+async def test_a_serialization_failure_passes(engine: AsyncEngine) -> None:
+    await _run(engine, "INSERT INTO study_topics (id, user_id) VALUES (1, 1)")
+    update = text("UPDATE study_topics SET user_id = user_id + 1")
+    with pytest.raises(TransientFault, match="40001"):
+        async with transaction(engine, isolation="REPEATABLE READ") as connection:
+            await connection.execute(text("SELECT * FROM study_topics"))
+            await _run(engine, "UPDATE study_topics SET user_id = 5")
+            await connection.execute(update)
+
+
+async def test_waiting_for_a_lock_too_long_passes(engine: AsyncEngine, connect: Connect) -> None:
+    impatient = connect(lock_timeout=0.05)
+    async with transaction(engine) as connection:
+        await connection.execute(text("SELECT pg_advisory_xact_lock(1)"))
+        with pytest.raises(TransientFault, match="55P03"):
+            await _run(impatient, "SELECT pg_advisory_xact_lock(1)")
+    await _run(impatient, "SELECT pg_advisory_xact_lock(1)")
+
+
+async def test_a_statement_that_takes_too_long_passes(connect: Connect) -> None:
+    engine = connect(statement_timeout=0.05)
+    with pytest.raises(TransientFault, match="57014"):
+        await _run(engine, "SELECT pg_sleep(5)")
+    assert await _run(engine, "SELECT 1") == 1
+
+
+# ------------------------------------------------------------------------ the database is away
+
+
+async def test_a_backend_ended_in_the_middle_is_away_and_the_next_connection_is_new(
+    engine: AsyncEngine, connect: Connect
+) -> None:
+    ours = connect(connections=1)
+    task = asyncio.create_task(_run(ours, "SELECT pg_sleep(10)"))
+    await asyncio.sleep(0.2)
+    await _terminate(engine)
+    with pytest.raises(DatabaseAway):
+        await task
+    assert await _run(ours, "SELECT 1") == 1
+
+
+async def test_connections_that_died_while_idle_are_away_once_not_one_by_one(
+    engine: AsyncEngine, connect: Connect
+) -> None:
+    ours = connect(connections=5)
+    await asyncio.gather(*(_run(ours, "SELECT pg_sleep(0.1)") for _ in range(5)))
+    await _terminate(engine)
+    await asyncio.sleep(0.1)
+    with pytest.raises(DatabaseAway):
+        await _run(ours, "SELECT 1")
+    results = await asyncio.gather(*(_run(ours, "SELECT 1") for _ in range(5)))
+    assert results == [1] * 5
+
+
+async def test_a_transaction_left_idle_is_ended_by_the_server(connect: Connect) -> None:
+    engine = connect(idle_in_transaction_timeout=0.05)
+    with pytest.raises(DatabaseAway):
+        async with transaction(engine) as connection:
+            await connection.execute(text("SELECT 1"))
+            await asyncio.sleep(0.3)
+            await connection.execute(text("SELECT 1"))
+    assert await _run(engine, "SELECT 1") == 1
+
+
+async def test_a_server_that_does_not_even_time_out_is_away(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_CLIENT_MARGIN", 0.1)
+    engine = connect(statement_timeout=0.2)
+    with pytest.raises(DatabaseAway):
+        await _run(engine, "SET LOCAL statement_timeout = 0", "SELECT pg_sleep(10)")
+    assert await _run(engine, "SELECT 1") == 1
+
+
+async def test_no_such_database_host_port_or_login_is_away(
+    connect: Connect, database_url: str, unused_tcp_port: int
+) -> None:
+    url = make_url(database_url)
+    for changed in (
+        url.set(database="no_such_database"),
+        url.set(host="no-such-host.invalid"),
+        url.set(host="127.0.0.1", port=unused_tcp_port),
+        url.set(username="no_such_login"),
+    ):
+        with pytest.raises(DatabaseAway) as caught:
+            await _run(connect(changed.render_as_string(hide_password=False)), "SELECT 1")
+        assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+async def test_no_room_for_another_connection_is_away(
+    engine: AsyncEngine, connect: Connect, database_url: str
+) -> None:
+    role = f"test_{uuid4().hex[:12]}"
+    await make.execute(engine, f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 0")
+    try:
+        url = make_url(database_url).set(username=role, password="x")
+        with pytest.raises(DatabaseAway, match="too many connections"):
+            await _run(connect(url.render_as_string(hide_password=False)), "SELECT 1")
+    finally:
+        await make.execute(engine, f"DROP ROLE {role}")
+
+
+async def test_a_read_only_database_is_away_and_not_ready(
+    engine: AsyncEngine, connect: Connect, database_url: str
+) -> None:
+    """As after a failover, while the address still leads to the old primary."""
+    (question,) = await make.publish(engine)
+    database = make_url(database_url).database
+    await make.execute(engine, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    ours = connect(connections=1)
+    assert not await is_ready(ours)
+    delivery = sent(right(question))
+    with pytest.raises(DatabaseAway):
+        await Ingest(ours, Thresholds())([delivery])
+
+    await make.execute(engine, f"ALTER DATABASE {database} RESET default_transaction_read_only")
+    writable = connect(connections=1)
+    assert await is_ready(writable)
+    (disposition,) = await Ingest(writable, Thresholds())([delivery])
+    assert isinstance(disposition, Ingested)
+
+
+async def test_a_pool_without_a_free_connection_is_away(connect: Connect) -> None:
+    engine = connect(connections=1, transaction_timeout=0.1)
+    async with transaction(engine):
+        with pytest.raises(DatabaseAway, match="connection"):
+            await _run(engine, "SELECT 1")
+    assert await _run(engine, "SELECT 1") == 1
+
+
+async def test_ready_means_reachable(connect: Connect, unused_tcp_port: int) -> None:
+    assert await is_ready(connect())
+    assert not await is_ready(connect(f"postgresql://nobody@127.0.0.1:{unused_tcp_port}/none"))
+
+
+# ------------------------------------------------------------------------------ faults of ours
+
+
+async def test_what_is_neither_away_nor_passing_stays_what_it_is(engine: AsyncEngine) -> None:
+    with pytest.raises(ProgrammingError):
+        await _run(engine, "SELECT * FROM no_such_table")
+    with pytest.raises(IntegrityError):
+        await _run(engine, "INSERT INTO published (pub_id, kind, source_id) VALUES ('', 'x', 1)")
+
+
+# ----------------------------------------------------------------- a commit that is lost
+
+
+@asynccontextmanager
+async def _proxy(
+    database_url: str, cut: Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]]
+) -> AsyncIterator[str]:
+    """A TCP proxy to the database; `cut` sees what the client sends and may end the line."""
+    target = make_url(database_url)
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            sink.write(data)
+            await sink.drain()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host = target.host or "127.0.0.1"
+        upstream_reader, upstream = await asyncio.open_connection(host, target.port or 5432)
+        back = asyncio.create_task(pump(upstream_reader, writer))
+        try:
+            while data := await reader.read(65_536):
+                if b"COMMIT" in data:
+                    # What the server says from now on never arrives.
+                    back.cancel()
+                    if await cut(data, upstream):
+                        await upstream_reader.read(65_536)
+                    return
+                upstream.write(data)
+                await upstream.drain()
+        finally:
+            back.cancel()
+            upstream.close()
+            writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_connection_lost_inside_commit_is_away_and_the_next_run_tells_what_happened(
+    engine: AsyncEngine, connect: Connect, database_url: str, committed: bool
+) -> None:
+    (question,) = await make.publish(engine)
+    delivery = sent(right(question))
+
+    async def cut(data: bytes, upstream: asyncio.StreamWriter) -> bool:
+        if committed:
+            upstream.write(data)
+            await upstream.drain()
+        return committed
+
+    async with _proxy(database_url, cut) as url:
+        with pytest.raises(DatabaseAway):
+            await Ingest(connect(url), Thresholds())([delivery])
+
+    (disposition,) = await Ingest(engine, Thresholds())([delivery])
+    assert isinstance(disposition, Duplicate if committed else Ingested)
+    row = (await make.progress(engine))[1, question.question_id]
+    assert row["attempts_count"] == 1

@@ -1,0 +1,202 @@
+"""The schema: migrations make the tables that the code knows, there and back; workers check it."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests import factories as make
+from tests.factories import at, right, sent, wrong
+from worker.domain.patterns import Thresholds
+from worker.domain.schedule import Memory, retrievability
+from worker.errors import SchemaError
+from worker.ingest import Ingest
+from worker.settings import Settings
+from worker.store import schema
+from worker.store.engine import make_engine
+from worker.store.tables import METADATA
+
+
+def _engine(url: str) -> AsyncEngine:
+    settings = Settings(database_url=url, amqp_url="amqp://unused")  # type: ignore[arg-type]
+    return make_engine(settings, connections=3, name="tests")
+
+
+@pytest.fixture
+async def empty(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
+    """A database without any schema."""
+    engine = _engine(empty_database_url)
+    yield engine
+    await engine.dispose()
+
+
+async def _shape(engine: AsyncEngine) -> dict[str, set[tuple[object, ...]]]:
+    """Columns, constraints and indexes, as the server itself describes them."""
+    queries = {
+        "columns": "SELECT table_name, column_name, data_type, is_nullable,"
+        " coalesce(column_default, identity_generation) AS made FROM information_schema.columns"
+        " JOIN information_schema.tables USING (table_schema, table_name)"
+        " WHERE table_schema = 'public' AND table_type = 'BASE TABLE'",
+        "constraints": "SELECT conrelid::regclass::text AS table_name, conname,"
+        " pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace AND contype <> 'n'",
+        "indexes": "SELECT tablename AS table_name, indexname, indexdef FROM pg_indexes"
+        " WHERE schemaname = 'public'",
+        "storage": "SELECT relname AS table_name, reloptions FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'",
+    }
+    return {
+        name: {
+            tuple(str(value) for value in row.values())
+            for row in await make.rows(engine, query)
+            if row["table_name"] != "alembic_version"
+        }
+        for name, query in queries.items()
+    }
+
+
+async def test_migrations_make_exactly_the_tables_that_the_code_knows(
+    engine: AsyncEngine, empty: AsyncEngine
+) -> None:
+    async with engine.connect() as connection:
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(
+                MigrationContext.configure(sync, opts={"compare_server_default": True}), METADATA
+            )
+        )
+    assert differences == []
+    async with empty.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+    migrated, known = await _shape(engine), await _shape(empty)
+    for kind in known:
+        assert migrated[kind] == known[kind]
+
+
+async def test_the_way_down_leaves_nothing_and_the_way_up_again_leads_to_the_same(
+    empty: AsyncEngine,
+) -> None:
+    assert await schema.migrate(empty) == (None, schema.head())
+    up = await _shape(empty)
+    assert await schema.migrate(empty, "base") == (schema.head(), None)
+    left = await make.rows(
+        empty,
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " UNION SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
+    )
+    assert {row["relname"] for row in left} <= {"alembic_version", "alembic_version_pkc"}
+    assert await schema.migrate(empty) == (None, schema.head())
+    assert await _shape(empty) == up
+
+
+async def test_a_schema_that_is_there_is_left_as_it_is(engine: AsyncEngine) -> None:
+    await make.publish(engine)
+    assert await schema.migrate(engine) == (schema.head(), schema.head())
+    assert await make.count(engine, "study_questions") == 1
+
+
+_MIGRATE = """
+import asyncio, sys
+from worker.settings import Settings
+from worker.store import schema
+from worker.store.engine import make_engine
+
+settings = Settings(database_url=sys.argv[1], amqp_url="amqp://unused")
+print(asyncio.run(schema.migrate(make_engine(settings, connections=1, name="tests"))))
+"""
+
+
+async def test_two_processes_that_migrate_at_once_migrate_once(
+    empty: AsyncEngine, empty_database_url: str
+) -> None:
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _MIGRATE, empty_database_url),
+            cwd=Path(__file__).parents[2],
+            stdout=asyncio.subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    said = [(await process.communicate())[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert all(f"'{schema.head()}')" in each.decode() for each in said)
+    await schema.check(empty)
+
+
+async def test_a_migration_that_fails_leaves_everything_as_it_was(empty: AsyncEngine) -> None:
+    await make.execute(empty, "CREATE TABLE outbox (mine text)")
+    with pytest.raises(Exception, match="outbox"):
+        await schema.migrate(empty)
+    tables = await make.rows(
+        empty, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql)_'"
+    )
+    assert [row["relname"] for row in tables] == ["outbox"]
+
+
+async def test_a_worker_works_on_its_own_schema_alone(
+    engine: AsyncEngine, empty: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await schema.check(engine)
+    with pytest.raises(SchemaError, match=r"^The database has no schema: run .*migrate`\.$"):
+        await schema.check(empty)
+
+    with monkeypatch.context() as later:
+        later.setattr(schema, "head", lambda: "9999")
+        with pytest.raises(SchemaError, match=r"is older than this program's 9999: run [^\n]+\.$"):
+            await schema.check(engine)
+
+    await make.execute(engine, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match=r"9999 is newer than this program's [^\n]+\.$"):
+        await schema.check(engine)
+
+
+async def test_topic_progress_is_what_the_schedule_says_of_its_questions(
+    engine: AsyncEngine,
+) -> None:
+    first, second, third = await make.publish(engine, 3, user_id=4)
+    (alone,) = await make.publish(engine, user_id=4)
+    ahead = "2999-01-01T00:00:00Z"
+    await Ingest(engine, Thresholds())(
+        [
+            sent(right(first, at(0)), right(first, at(12)), right(first, at(60))),
+            sent(wrong(second, at(3)), right(third, ahead), right(alone, at(5))),
+        ]
+    )
+    await make.execute(
+        engine,
+        "UPDATE study_question_progress SET pattern = 'mastered' WHERE study_question_id = :id",
+        id=first.question_id,
+    )
+    async with engine.connect() as connection:
+        topics = (
+            await connection.execute(
+                make.text("SELECT *, now() AS now FROM study_topic_progress ORDER BY 2")
+            )
+        ).mappings()
+        rows = (
+            (await connection.execute(make.text("SELECT * FROM study_question_progress")))
+            .mappings()
+            .all()
+        )
+        for topic in topics:
+            mine = [row for row in rows if row["study_topic_id"] == topic["study_topic_id"]]
+            recall = [
+                retrievability(
+                    Memory(row["stability"], row["difficulty"], row["due_at"]),
+                    row["last_answered_at"],
+                    topic["now"],
+                )
+                for row in mine
+            ]
+            assert topic["user_id"] == 4
+            assert topic["questions_seen"] == len(mine)
+            assert topic["questions_known"] == sum(r["last_outcome"] == "correct" for r in mine)
+            assert topic["questions_mastered"] == sum(r["pattern"] == "mastered" for r in mine)
+            assert topic["questions_due"] == sum(r["due_at"] <= topic["now"] for r in mine)
+            assert topic["mean_retrievability"] == pytest.approx(sum(recall) / len(recall))
+            seen = topic["study_topic_id"], topic["questions_seen"], topic["questions_due"]
+            assert seen in ((first.topic_id, 3, 2), (alone.topic_id, 1, 1))
