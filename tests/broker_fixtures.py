@@ -150,8 +150,12 @@ class Broker:
         for name in await until(lambda: self.connections(purpose), bool):
             await self.api.delete(f"connections/{quote(name, safe='')}")
 
+    async def delete(self, kind: str, path: str) -> None:
+        """Deletes a thing of one kind (`exchanges`, `bindings`, ...) by its path in the API."""
+        (await self.api.delete(f"{kind}/{self.vhost}/{path}")).raise_for_status()
+
     async def delete_queue(self, name: str) -> None:
-        (await self.api.delete(f"queues/{self.vhost}/{name}")).raise_for_status()
+        await self.delete("queues", name)
 
     async def put_policy(self, name: str, **policy: Any) -> None:
         """Sets a policy, its fields with `_` for `-` (`apply_to`)."""
