@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from worker.cli import repair, run, setup, viewer
+from worker.cli import repair, run, settings, setup, viewer
 from worker.errors import IngestError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 setup.add_to(app)
+settings.add_to(app)
 run.add_to(app)
 repair.add_to(app)
 viewer.add_to(app)
