@@ -51,7 +51,7 @@ class Ingest:
         dispositions: list[Disposition] = []
         for once in _rounds(group):
             async with transaction(self._engine) as connection:
-                done = await _transact(connection, once, self._thresholds, self._default_deny)
+                done = await transact(connection, once, self._thresholds, self._default_deny)
             dispositions += done
         return dispositions
 
@@ -72,12 +72,13 @@ def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
         yield once
 
 
-async def _transact(
+async def transact(
     connection: AsyncConnection,
     group: Sequence[Incoming],
     thresholds: Thresholds,
     default_deny: bool,
 ) -> list[Disposition]:
+    """All that ingest does inside one transaction; no uuid may come twice in `group`."""
     batches = {
         incoming.content.client_session_uuid: (incoming, incoming.content)
         for incoming in group

@@ -6,7 +6,7 @@ Knows properties and headers; may not know what the reasons mean.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -58,6 +58,21 @@ async def defer(publisher: Publisher, delivery: Delivery, envelope: Envelope, de
     """
     headers = _ours(envelope) | {amqp.RETRIES_HEADER: envelope.retries + 1}
     await publisher.send("", retry_queue(delay), _copy(delivery, headers))
+
+
+async def replay(publisher: Publisher, delivery: Delivery, envelope: Envelope) -> None:
+    """Puts a copy into the queue that workers consume, as one that was never tried before.
+
+    Raises `Unconfirmed` as `park` does.
+    """
+    fresh = replace(envelope, retries=0)
+    await publisher.send(amqp.RETURN_EXCHANGE, "", _copy(delivery, _ours(fresh)))
+
+
+def replayed(delivery: Delivery, envelope: Envelope) -> Delivery:
+    """The delivery as a worker would get it after `replay`; it can't be settled."""
+    headers = _theirs(delivery.headers) | _ours(replace(envelope, retries=0))
+    return delivery.as_if(amqp.RETURN_EXCHANGE, "", headers)
 
 
 def _ours(envelope: Envelope) -> dict[str, str | int]:

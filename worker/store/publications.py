@@ -25,6 +25,12 @@ _RESOLVE: Final = text(
     " WHERE publication.kind = 'question' AND publication.pub_id = ANY(CAST(:pub_ids AS text[]))"
 )
 
+_BEHIND: Final = text(
+    "SELECT publication.pub_id, question.id, question.user_id FROM published AS publication"
+    " JOIN study_questions AS question ON question.id = publication.source_id"
+    " WHERE publication.kind = 'question' AND publication.pub_id = ANY(CAST(:pub_ids AS text[]))"
+)
+
 _GRANTS: Final = text(
     "SELECT viewer, user_id FROM viewer_grants WHERE viewer = ANY(CAST(:viewers AS text[]))"
 )
@@ -44,6 +50,14 @@ async def resolve(
         else:
             resolved[pub_id] = Question(question_id, user_id, topic_id)
     return resolved
+
+
+async def behind(
+    connection: AsyncConnection, pub_ids: Collection[str]
+) -> dict[str, tuple[int, int]]:
+    """(question_id, user_id) behind each published id, withdrawn and deleted ones included."""
+    rows = await connection.execute(_BEHIND, {"pub_ids": list(pub_ids)})
+    return {pub_id: (question_id, user_id) for pub_id, question_id, user_id in rows}
 
 
 async def grants(connection: AsyncConnection, viewers: Collection[str]) -> dict[str, set[int]]:

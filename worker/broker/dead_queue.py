@@ -1,0 +1,101 @@
+"""The dead-letter queue, looked into and taken from by an operator's commands.
+
+Messages are fetched one by one and stay in hand until they are settled or the connection ends;
+then the broker puts the others back, near the head and in their order, however the command came
+to its end. Each look counts as a delivery, which is why the queue's limit is a million. Knows
+aio-pika; may not know what a letter says.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+from aio_pika.abc import AbstractConnection
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import ChannelNotFoundEntity
+from pamqp.commands import Basic
+
+from schemas import amqp
+from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
+from worker.broker.subscription import Delivery
+from worker.errors import BrokerAway, TopologyError
+from worker.settings import Settings
+
+_MISSING: Final = f"Queue {amqp.DEAD_QUEUE} is missing: run `study-ingest topology`."
+
+
+class DeadQueue:
+    """A channel on the dead-letter queue; to be had from `open_dead_queue`."""
+
+    def __init__(
+        self, settings: Settings, connection: AbstractConnection, channel: AbstractChannel
+    ) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._channel = channel
+
+    @property
+    def is_lost(self) -> bool:
+        return self._channel.is_closed or self._connection.is_closed
+
+    async def count(self) -> int:
+        """How many letters wait; those in somebody's hand are not counted.
+
+        An answer also means that the broker has dealt with all that was settled before. Raises
+        `BrokerAway`, and `TopologyError` when there is no such queue.
+        """
+        with _translated(), client_errors():
+            declared = await self._channel.queue_declare(
+                amqp.DEAD_QUEUE, passive=True, timeout=self._settings.publish_timeout
+            )
+        return declared.message_count or 0
+
+    async def next(self) -> Delivery | None:
+        """The letter at the head; None when all are in hand. Raises as `count` does."""
+        with _translated(), client_errors():
+            message = await self._channel.basic_get(
+                amqp.DEAD_QUEUE, timeout=self._settings.publish_timeout
+            )
+        return Delivery(message, self) if isinstance(message.delivery, Basic.GetOk) else None
+
+    async def settle(self, frame: Basic.Ack | Basic.Nack) -> bool:
+        """Sends an ack or nack. Raises `BrokerAway`: a letter that was not settled comes again."""
+        with _translated(), client_errors():
+            async with asyncio.timeout(self._settings.publish_timeout):
+                if isinstance(frame, Basic.Ack):
+                    await self._channel.basic_ack(frame.delivery_tag or 0, wait=False)
+                else:
+                    await self._channel.basic_nack(frame.delivery_tag or 0, wait=False)
+        return True
+
+
+@asynccontextmanager
+async def open_dead_queue(settings: Settings) -> AsyncIterator[DeadQueue]:
+    """The dead-letter queue for as long as the block lasts.
+
+    Raises `BrokerAway` when there is no connection, as every method does when it is lost.
+    """
+    connection = await connect(settings, "dead-letters")
+    try:
+        with _translated(), client_errors():
+            transport = connection.transport
+            if transport is None:
+                raise ConnectionError("the connection was closed")
+            async with asyncio.timeout(settings.connect_timeout):
+                channel = await transport.connection.channel(publisher_confirms=False)
+        yield DeadQueue(settings, connection, channel)
+    finally:
+        await close(connection, settings.connect_timeout)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ChannelNotFoundEntity:
+        raise TopologyError(_MISSING) from None
+    except CLIENT_ERRORS as error:
+        raise BrokerAway(
+            f"The broker was lost ({describe(error)}): run the command again, nothing is lost."
+        ) from None

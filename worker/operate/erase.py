@@ -1,0 +1,109 @@
+"""`erase`: all that ingest knows of a user goes; one line of audit stays.
+
+Attempts, sessions, progress, the content of the inbox, messages that have not left, and dead
+letters about the user's questions. Of an ingested batch its uuid stays as a tombstone: when the
+batch is delivered again it is acked and told `already_ingested`. It is not rejected, because a
+rejected message is parked, and that would keep what was to be erased. The study application's
+own rows (questions, publications, grants) are its own affair; a viewer's last grant must not go
+with a user, since a viewer without grants may write for anybody.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas.attempt_batch import AttemptBatch
+from worker.broker.dead_queue import open_dead_queue
+from worker.operate.discard import discard
+from worker.operate.letters import Letter, Progress, Wanted, letters
+from worker.settings import Settings
+from worker.store import audit, erasure, principals, publications
+from worker.store.audit import By
+from worker.store.engine import transaction
+from worker.store.erasure import Erased
+
+_NAMED: Final = re.compile(rb'"question_pub_id"\s*:\s*("(?:[^"\\]|\\.){1,800}")')
+_PUB_ID_MAX: Final = 128
+
+
+@dataclass(slots=True)
+class Found:
+    """What there is of a user before the erasure."""
+
+    attempts: int
+    batches: int
+    letters: set[bytes] = field(default_factory=set)
+    """Keys of the dead letters that name a question of the user."""
+    uuids: set[UUID] = field(default_factory=set)
+    """The batches in those letters."""
+    unattributed: int = 0
+    """Dead letters that name no question there is: whose they are nobody can say."""
+
+
+async def survey(
+    engine: AsyncEngine, settings: Settings, user_id: int, progress: Progress
+) -> Found:
+    """Looks for everything of the user, and changes nothing.
+
+    Raises `DatabaseAway`, `BrokerAway`, `TopologyError`.
+    """
+    async with transaction(engine) as connection:
+        found = Found(*await erasure.count(connection, user_id))
+    async with open_dead_queue(settings) as queue:
+        async for letter in letters(queue, settings, Wanted(), progress):
+            owners = await _owners(engine, letter)
+            found.unattributed += not owners
+            if user_id in owners:
+                found.letters.add(letter.key)
+                if letter.client_session_uuid is not None:
+                    found.uuids.add(letter.client_session_uuid)
+    return found
+
+
+async def erase(
+    engine: AsyncEngine, settings: Settings, user_id: int, found: Found, by: By, progress: Progress
+) -> tuple[Erased, int]:
+    """Erases what `survey` found; returns the rows gone, and the dead letters gone.
+
+    The database first, in one transaction; should the command die before the letters are gone,
+    the same command finds and takes them.
+    """
+    async with transaction(engine) as connection:
+        await erasure.bury(connection, found.uuids)
+        await principals.lock(connection, [user_id])
+        erased = await erasure.erase(connection, user_id, found.uuids)
+        if any(erased) or found.letters:
+            effect = erased._asdict() | {"dead_letters": len(found.letters)}
+            await audit.record(connection, by, "erase", f"user {user_id}", effect)
+    return erased, await discard(settings, found.letters, progress)
+
+
+async def _owners(engine: AsyncEngine, letter: Letter) -> set[int]:
+    """Everybody whose questions the letter names; failing that, whose batch has its uuid."""
+    async with transaction(engine) as connection:
+        behind = await publications.behind(connection, _named(letter))
+        owners = {user_id for _, user_id in behind.values()}
+        if not owners and letter.client_session_uuid is not None:
+            owner = await erasure.owner_of_batch(connection, letter.client_session_uuid)
+            owners = set() if owner is None else {owner}
+        return owners
+
+
+def _named(letter: Letter) -> set[str]:
+    """The published ids in the body, also where it is no batch that can be read."""
+    batch = letter.batch()
+    if isinstance(batch, AttemptBatch):
+        return {attempt.question_pub_id for attempt in batch.attempts}
+    named = set()
+    for quoted in _NAMED.findall(letter.delivery.body):
+        try:
+            pub_id = json.loads(quoted)
+        except ValueError:
+            continue
+        if len(pub_id) <= _PUB_ID_MAX and "\0" not in pub_id and pub_id.isprintable():
+            named.add(pub_id)
+    return named
