@@ -44,11 +44,12 @@ class Case:
 
 def check(found: Evidence) -> list[Violation]:
     """Every violation; none when the law holds."""
-    case = _case(found)
+    case = judge(found)
     return [violation for rule in RULES for violation in rule(case)]
 
 
-def _case(found: Evidence) -> Case:
+def judge(found: Evidence) -> Case:
+    """What the contract makes of the evidence; the rules compare."""
     case = Case(found)
     case.verdicts = {
         recorded.client_session_uuid: verdict(recorded, found.published)
