@@ -69,7 +69,9 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
 
 def _run(connection: Connection, target: str) -> None:
     config = _config(connection)
-    if target == "base":
+    at = MigrationContext.configure(connection).get_current_revision()
+    older = ScriptDirectory.from_config(config).iterate_revisions(at, "base") if at else ()
+    if target == "base" or target in {script.revision for script in older} - {at}:
         command.downgrade(config, target)
     else:
         command.upgrade(config, target)

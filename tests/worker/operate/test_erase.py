@@ -1,0 +1,138 @@
+"""Erase: nothing of the user is left, nothing comes back, and nobody else is touched."""
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas import amqp
+from schemas.ingest_result import IngestResult
+from schemas.words import Status
+from tests import factories as make
+from tests.factories import at, batch, right, sent, wrong
+from tests.worker.operate.conftest import Site
+from worker.domain.dispositions import Duplicate
+from worker.domain.patterns import Thresholds
+from worker.ingest import Ingest
+from worker.operate.erase import Found, erase, survey
+from worker.repair import users, verify
+from worker.store import schema
+from worker.store.audit import By
+from worker.store.erasure import Erased
+
+pytestmark = pytest.mark.broker
+
+BY = By("ops", "asked to be forgotten")
+
+
+def quietly(seen: int, total: int) -> None:
+    """No progress bar."""
+
+
+async def _erase(site: Site, user_id: int) -> tuple[Found, Erased, int]:
+    found = await survey(site.engine, site.settings, user_id, quietly)
+    erased, letters = await erase(site.engine, site.settings, user_id, found, BY, quietly)
+    return found, erased, letters
+
+
+async def _everything(engine: AsyncEngine) -> str:
+    """All that is stored but the audit and the study application's own rows, as one text."""
+    parts = [repr(await make.rows(engine, f"SELECT * FROM {table}")) for table in make.LOG_TABLES]
+    return "\n".join(parts)
+
+
+async def test_nothing_of_the_user_is_left_and_nobody_else_is_touched(site: Site) -> None:
+    ingest = Ingest(site.engine, Thresholds())
+    mine = await make.publish(site.engine, 2, user_id=770_077)
+    (yours,) = await make.publish(site.engine, user_id=2)
+    await ingest([sent(wrong(yours, at(0)))])
+    before = await make.contents(site.engine)
+    deliveries = [sent(right(mine[0], at(0)), wrong(mine[1], at(0))), sent(right(mine[0], at(1)))]
+    await ingest(deliveries)
+
+    found, erased, letters = await _erase(site, 770_077)
+
+    assert (found.attempts, found.batches, letters) == (3, 2, 0)
+    assert erased == Erased(attempts=3, sessions=2, progress=2, batches=2, messages=3)
+    after = await make.contents(site.engine)
+    tombstones = [row for row in after["inbox"] if row["user_id"] is None]
+    after["inbox"] = [row for row in after["inbox"] if row["user_id"] is not None]
+    assert after == before
+    assert [(row["content_digest"], row["told"]) for row in tombstones] == [(None, None)] * 2
+    assert "770077" not in await _everything(site.engine)
+    (line,) = await make.rows(site.engine, "SELECT * FROM ingest_audit")
+    assert (line["actor"], line["operation"], line["subject"]) == ("ops", "erase", "user 770077")
+    assert line["reason"] == BY.reason and line["effect"]["attempts"] == 3
+    for user_id in await users(site.engine):
+        assert await verify(site.engine, user_id, Thresholds()) == []
+
+
+async def test_a_redelivery_brings_nothing_back_and_is_told_that_it_was_ingested(
+    site: Site,
+) -> None:
+    ingest = Ingest(site.engine, Thresholds())
+    (question,) = await make.publish(site.engine, user_id=7)
+    delivery = sent(wrong(question))
+    await ingest([delivery])
+    await _erase(site, 7)
+    before = await make.contents(site.engine)
+    other = sent(right(question), uuid=delivery.client_session_uuid)
+
+    # Whatever its content: to park it as a reused uuid would keep it.
+    assert await ingest([delivery, other]) == [Duplicate(), Duplicate()]
+
+    after = await make.contents(site.engine)
+    told = [
+        IngestResult.model_validate(row.pop("body") | {"received_at": at()})
+        for row in after.pop("outbox")
+    ]
+    before.pop("outbox")
+    assert after == before
+    assert [(each.status, each.sessions, each.skipped) for each in told] == [
+        (Status.ALREADY_INGESTED, (), ())
+    ] * 2
+
+
+async def test_erased_again_nothing_happens(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    await Ingest(site.engine, Thresholds())([sent(wrong(question))])
+    await _erase(site, 7)
+    _, erased, letters = await _erase(site, 7)
+    assert (erased, letters) == (Erased(0, 0, 0, 0, 0), 0)
+    assert await make.count(site.engine, "ingest_audit") == 1
+
+
+async def test_dead_letters_about_the_users_questions_go_and_others_stay(site: Site) -> None:
+    (mine,) = await make.publish(site.engine, user_id=7)
+    (yours,) = await make.publish(site.engine, user_id=2)
+    for question in (mine, yours):
+        await make.withdraw(site.engine, question)
+    gone = batch(right(mine))
+    await site.park(gone, batch(right(yours)), batch(right("nowhere")))
+    async with site.working():
+        # No batch that can be read, and yet about a question of the user's.
+        await site.broker.publish(f'{{"question_pub_id": "{mine.pub_id}", "version": 9')
+        await site.broker.until_depth(amqp.DEAD_QUEUE, 4)
+
+    found, _, letters = await _erase(site, 7)
+
+    assert (len(found.letters), found.unattributed, letters) == (2, 1, 2)
+    await site.broker.until_depth(amqp.DEAD_QUEUE, 2)
+    bodies = [(await site.broker.take(amqp.DEAD_QUEUE)).body.decode() for _ in range(2)]
+    assert not any(mine.pub_id in body for body in bodies)
+    # A batch that was parked can't come back either.
+    await make.execute(site.engine, "UPDATE published SET deleted = false")
+    assert await Ingest(site.engine, Thresholds())([make.incoming(gone)]) == [Duplicate()]
+    assert await make.count(site.engine, "study_question_attempts") == 0
+
+
+async def test_the_older_schema_keeps_the_erased_from_coming_back(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    await Ingest(site.engine, Thresholds())([sent(wrong(question))])
+    await _erase(site, 7)
+
+    await schema.migrate(site.engine, "0001")
+
+    (row,) = await make.rows(site.engine, "SELECT * FROM ingest_inbox")
+    assert (row["user_id"], row["content_digest"]) == (0, bytes(32))
+    assert IngestResult.model_validate(row["summary"]).status is Status.ALREADY_INGESTED
+    await schema.migrate(site.engine)
+    await schema.check(site.engine)
