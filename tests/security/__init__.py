@@ -1,0 +1,1 @@
+"""Who may do what, tried; and what a hostile sender can do."""

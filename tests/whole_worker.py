@@ -1,0 +1,86 @@
+"""A whole worker in the test's own process, and viewers made as an operator makes them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.broker_fixtures import PATIENCE
+from worker import viewers
+from worker.broker.accounts import Accounts
+from worker.broker.publisher import Publisher
+from worker.cli.shared import thresholds_of
+from worker.consumer import Consumer
+from worker.ingest import Ingest
+from worker.relay import Relay
+from worker.settings import Settings
+from worker.store.engine import is_ready
+from worker.viewers import Access
+
+
+@asynccontextmanager
+async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Consumer]:
+    """Consumes, ingests and relays while the block runs, as `study-ingest worker` does."""
+    async with Publisher(settings, "copies") as copies, Publisher(settings, "relay") as outgoing:
+        relay = Relay(engine, outgoing, settings.model_copy(update={"relay_poll_interval": 0.05}))
+
+        async def ready() -> bool:
+            return await is_ready(engine)
+
+        consumer = Consumer(
+            settings,
+            Ingest(engine, thresholds_of(settings), default_deny=settings.require_user_id),
+            copies,
+            database_ready=ready,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(relay.run())
+            tasks.create_task(consumer.run())
+            try:
+                assert await consumer.changed.until(lambda: consumer.state == "consuming", PATIENCE)
+                yield consumer
+            finally:
+                await consumer.drain()
+                relay.stop()
+
+
+@dataclass(frozen=True)
+class Login:
+    """A viewer's login."""
+
+    name: str
+    password: str
+    url: str
+    """AMQP, with the login in it."""
+
+
+class Viewers:
+    """Makes viewers whose names are nobody else's, since the broker's users are everybody's."""
+
+    def __init__(self, accounts: Accounts, engine: AsyncEngine, settings: Settings) -> None:
+        self.accounts = accounts
+        self._engine = engine
+        self._settings = settings
+        self._made: list[str] = []
+
+    async def add(self, *users: int, access: Access | None = None, name: str = "") -> Login:
+        """A new viewer that may write for `users`."""
+        name = name or f"test-{uuid4().hex[:12]}"
+        self._made.append(name)
+        password = await viewers.add(self.accounts, self._engine, name, users, access or Access())
+        return self.login(name, password)
+
+    def login(self, name: str, password: str) -> Login:
+        url = urlsplit(self._settings.amqp_url.get_secret_value())
+        netloc = f"{name}:{password}@{url.netloc.rpartition('@')[2]}"
+        return Login(name, password, url._replace(netloc=netloc).geturl())
+
+    async def remove_all(self) -> None:
+        there = await self.accounts.users()
+        for name in self._made:
+            if name in there:
+                await self.accounts.delete_user(name)
