@@ -5,6 +5,7 @@ IngestError                 anything the worker says in one sentence
 ├── SchemaError             the database's schema is not this version's exit 3
 ├── TopologyError           the broker is not set up safely             exit 4
 ├── ViewerError             a viewer's name or grant is not as asked    exit 2
+├── RoleError               a database role is not a worker's           exit 2
 ├── DatabaseAway            the database can't be reached now           paused, waited for
 ├── BrokerAway              the broker can't be reached now             waited for
 ├── TransientFault          this group failed in a way that may pass    run apart, deferred
@@ -34,6 +35,12 @@ class TopologyError(IngestError):
     """Raised when the broker's exchanges, queues or policies are missing or unsafe."""
 
     exit_code = 4
+
+
+class RoleError(IngestError):
+    """Raised by `database-role` for a role that must not be cut down to a worker's rights."""
+
+    exit_code = 2
 
 
 class ViewerError(IngestError):

@@ -1,5 +1,6 @@
 """Commands that prepare the servers: `migrate` and `topology`."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -8,13 +9,15 @@ from worker.broker import topology
 from worker.broker.management import Management
 from worker.cli.shared import engine_of, run
 from worker.settings import load_settings
-from worker.store import schema
+from worker.store import roles, schema
+from worker.store.engine import transaction
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(migrate)
     app.command("topology")(apply_topology)
+    app.command()(database_role)
 
 
 def migrate(
@@ -60,3 +63,31 @@ def apply_topology() -> None:
 
     for change in run(work()):
         typer.echo(str(change))
+
+
+def database_role(
+    role: Annotated[str, typer.Argument(help="The role's name; one that exists is put in order.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object instead of sentences.")
+    ] = False,
+) -> None:
+    """Makes the database role of workers: it can do what a worker does, and no DDL.
+
+    To be run as the owner of the tables, and again after every `migrate`. The password is new
+    each time, and shown this once; what exists of the role beside a worker's rights is taken.
+
+    Example: study-ingest database-role study_worker
+    """
+
+    async def work() -> str:
+        async with engine_of(load_settings(), connections=1, name="study-ingest role") as engine:
+            await schema.check(engine)
+            async with transaction(engine) as connection:
+                return await roles.ensure_worker(connection, role)
+
+    password = run(work())
+    if as_json:
+        typer.echo(json.dumps({"role": role, "password": password}))
+    else:
+        typer.echo(f"Role {role} may do what a worker does, and nothing else.")
+        typer.echo(f"Password, shown this once: {password}")

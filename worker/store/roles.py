@@ -1,0 +1,88 @@
+"""The database role of a worker: what it does, and no more; above all no DDL.
+
+Knows what each table is to a worker, and PostgreSQL's words for it. To be run by the owner of
+the tables, after `migrate`.
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.errors import RoleError
+
+RIGHTS: Final = {
+    "alembic_version": "SELECT",
+    "published": "SELECT",
+    "study_questions": "SELECT",
+    "study_quiz_sessions": "SELECT, INSERT",
+    "study_question_attempts": "SELECT, INSERT",
+    "study_question_progress": "SELECT, INSERT, UPDATE",
+    "ingest_inbox": "SELECT, INSERT, UPDATE (summary)",
+    "outbox": "SELECT, INSERT, DELETE",
+    "viewer_grants": "SELECT",
+    "ingest_pause": "SELECT",
+}
+"""What a worker may do to each table; it may not even look at another."""
+
+_ITERATIONS: Final = 4_096
+"""PostgreSQL's own; the password has 192 random bits, which no guessing reaches."""
+
+_TROUBLE: Final = text(
+    "SELECT rolsuper OR rolname = current_user FROM pg_roles WHERE rolname = :role"
+)
+
+# Statements that take no parameters are put together by the server, which quotes them.
+_STATEMENTS: Final = (
+    "CREATE ROLE {role} LOGIN PASSWORD {verifier}",
+    "ALTER ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+    " PASSWORD {verifier}",
+    "REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}",
+    "REVOKE ALL ON SCHEMA {schema} FROM {role}",
+    # Before PostgreSQL 15 everybody might create tables, and temporary ones still.
+    "REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC",
+    "REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC",
+    "GRANT CONNECT ON DATABASE {database} TO {role}",
+    "GRANT USAGE ON SCHEMA {schema} TO {role}",
+    *(f"GRANT {rights} ON {{schema}}.{table} TO {{role}}" for table, rights in RIGHTS.items()),
+)
+
+_QUOTED: Final = text(
+    "SELECT quote_ident(:role) AS role, quote_literal(:verifier) AS verifier,"
+    " quote_ident(current_schema()) AS schema, quote_ident(current_database()) AS database,"
+    " EXISTS (SELECT FROM pg_roles WHERE rolname = :role) AS exists"
+)
+
+
+async def ensure_worker(connection: AsyncConnection, role: str) -> str:
+    """Makes the role, or puts it in order with a new password; returns that password.
+
+    Raises `RoleError` for a superuser or the role that asks: they are not a worker's.
+    """
+    if await connection.scalar(_TROUBLE, {"role": role}):
+        raise RoleError(
+            f"Role {role!r} is a superuser or the one that asks, and would be cut down to a"
+            " worker's rights: choose another name."
+        )
+    password = secrets.token_urlsafe(24)
+    quoted = (
+        await connection.execute(_QUOTED, {"role": role, "verifier": _verifier(password)})
+    ).one()
+    create, *statements = _STATEMENTS
+    for statement in statements if quoted.exists else (create, *statements):
+        await connection.exec_driver_sql(statement.format(**quoted._mapping))
+    return password
+
+
+def _verifier(password: str) -> str:
+    """What PostgreSQL keeps of a password (RFC 5802), so that no server's log can have more."""
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    keys = (hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256"))
+    said, stored, server = (base64.b64encode(part).decode() for part in (salt, *keys))
+    return f"SCRAM-SHA-256${_ITERATIONS}:{said}${stored}:{server}"
