@@ -6,6 +6,7 @@ IngestError                 anything the worker says in one sentence
 ├── TopologyError           the broker is not set up safely             exit 4
 ├── ViewerError             a viewer's name or grant is not as asked    exit 2
 ├── RoleError               a database role is not a worker's           exit 2
+├── NotConfirmed            nobody was there to say yes                 exit 2
 ├── DatabaseAway            the database can't be reached now           paused, waited for
 ├── BrokerAway              the broker can't be reached now             waited for
 ├── TransientFault          this group failed in a way that may pass    run apart, deferred
@@ -45,6 +46,12 @@ class RoleError(IngestError):
 
 class ViewerError(IngestError):
     """Raised by the `viewer` commands when a name is taken, unknown or unusable."""
+
+    exit_code = 2
+
+
+class NotConfirmed(IngestError):
+    """Raised by a destructive command without --yes where nobody can be asked."""
 
     exit_code = 2
 

@@ -1,14 +1,15 @@
 """The application: its commands, and how an error ends it.
 
-Exit codes: 0 done; 1 found something wrong (`verify`); 2 usage or settings; 3 schema;
-4 broker not set up safely; 5 database away; 6 broker away; 130 interrupted.
+Exit codes: 0 done; 1 found something wrong (`verify`), found nothing by that name, or was told
+no; 2 usage or settings; 3 schema; 4 broker not set up safely; 5 database away; 6 broker away;
+130 interrupted.
 """
 
 import sys
 
 import typer
 
-from worker.cli import repair, run, settings, setup, viewer
+from worker.cli import control, correct, dead, repair, run, settings, setup, viewer
 from worker.errors import IngestError
 
 app = typer.Typer(
@@ -22,7 +23,10 @@ app = typer.Typer(
 setup.add_to(app)
 settings.add_to(app)
 run.add_to(app)
+control.add_to(app)
 repair.add_to(app)
+correct.add_to(app)
+dead.add_to(app)
 viewer.add_to(app)
 
 

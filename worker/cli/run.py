@@ -22,6 +22,7 @@ from worker.consumer import Consumer
 from worker.domain.dispositions import Disposition
 from worker.errors import BrokerAway, DatabaseAway, IngestError
 from worker.ingest import Ingest
+from worker.operate.gate import Gate
 from worker.relay import Relay
 from worker.resolve import Incoming
 from worker.settings import Settings, load_settings
@@ -32,7 +33,7 @@ from worker.telemetry import logs
 _log = structlog.get_logger(__name__)
 
 _BESIDE_THE_LANES = 2
-"""Database connections of a worker for the relay and for looking whether the database is there."""
+"""Database connections of a worker: the relay's, and one to look at gate and database with."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -108,6 +109,7 @@ async def _worker(settings: Settings) -> None:
             ingest_and_wake,
             copies,
             database_ready=database_ready,
+            gate_open=Gate(engine, enabled=settings.enabled),
             management=management,
         )
         with _on_signals(consumer.drain):

@@ -1,0 +1,84 @@
+"""Commands for all workers at once: `pause` and `resume`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from worker.cli.asking import Json, by
+from worker.cli.shared import engine_of, run
+from worker.settings import load_settings
+from worker.store import control, schema
+from worker.store.control import Pause
+from worker.store.engine import transaction
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(pause)
+    app.command()(resume)
+
+
+def pause(
+    reason: Annotated[str, typer.Option("--reason", help="Why; shown to whoever looks.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Stops all workers from ingesting, within 2 seconds, until `resume`.
+
+    Survives restarts of workers and servers. What is in work is finished, messages wait in the
+    queue, results and jobs still leave. Viewers notice nothing but a later result.
+
+    Example: study-ingest pause --reason 'moving the database'
+    """
+
+    async def work() -> tuple[Pause, bool]:
+        async with engine_of(load_settings(), connections=1, name="study-ingest pause") as engine:
+            await schema.check(engine)
+            async with transaction(engine) as connection:
+                return await control.pause(connection, by(reason))
+
+    now, is_new = run(work())
+    if as_json:
+        typer.echo(json.dumps({"paused": True, "changed": is_new} | _fields(now)))
+    elif is_new:
+        typer.echo("Ingest is paused; `study-ingest resume` ends it.")
+    else:
+        typer.echo(f"Ingest was paused before: {_described(now)}.")
+
+
+def resume(
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the audit.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Lets all workers ingest again, within 2 seconds.
+
+    Example: study-ingest resume
+    """
+
+    async def work() -> Pause | None:
+        async with engine_of(load_settings(), connections=1, name="study-ingest resume") as engine:
+            await schema.check(engine)
+            async with transaction(engine) as connection:
+                return await control.resume(connection, by(reason))
+
+    ended = run(work())
+    if as_json:
+        fields = {} if ended is None else {"ended": _fields(ended)}
+        typer.echo(json.dumps({"paused": False, "changed": ended is not None} | fields))
+    elif ended is None:
+        typer.echo("Ingest was not paused; nothing to do.")
+    else:
+        typer.echo(f"Ingest goes on. It was paused {_described(ended)}.")
+
+
+def _fields(pause: Pause) -> dict[str, str]:
+    return {
+        "since": pause.paused_at.isoformat(),
+        "actor": pause.actor,
+        "reason": pause.reason,
+    }
+
+
+def _described(pause: Pause) -> str:
+    since = pause.paused_at.isoformat(sep=" ", timespec="seconds")
+    return f"since {since} by {pause.actor}" + (f" ({pause.reason})" if pause.reason else "")
