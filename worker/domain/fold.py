@@ -46,41 +46,62 @@ def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progre
 
 def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
     """One step of the fold."""
-    correct = attempt.outcome is Outcome.CORRECT
-    wrong = attempt.outcome is Outcome.WRONG
-    unsure = attempt.outcome is Outcome.UNSURE
-    at = attempt.answered_at
+    at, outcome = attempt.answered_at, attempt.outcome
+    correct = outcome is Outcome.CORRECT
+    wrong = outcome is Outcome.WRONG
+    unsure = outcome is Outcome.UNSURE
+    # By position, in the order of `Progress`: this is called once for each attempt there is.
     if progress is None:
+        memory = review(None, None, attempt)
         return Progress(
-            attempts_count=1,
-            correct_count=int(correct),
-            wrong_count=int(wrong),
-            unsure_count=int(unsure),
-            correct_run=int(correct),
-            best_run=int(correct),
-            spaced_run=int(correct),
-            recent_unsure=int(unsure),
-            lapse_count=0,
-            first_correct_at=at if correct else None,
-            last_outcome=attempt.outcome,
-            last_answered_at=at,
-            memory=review(None, None, attempt),
+            1,
+            int(correct),
+            int(wrong),
+            int(unsure),
+            int(correct),
+            int(correct),
+            int(correct),
+            int(unsure),
+            0,
+            at if correct else None,
+            outcome,
+            at,
+            memory,
         )
-    run = progress.correct_run + 1 if correct else 0
-    same_day = at.date() == progress.last_answered_at.date()
+    (
+        attempts_count,
+        correct_count,
+        wrong_count,
+        unsure_count,
+        correct_run,
+        best_run,
+        spaced_run,
+        recent_unsure,
+        lapse_count,
+        first_correct_at,
+        last_outcome,
+        last_answered_at,
+        memory,
+    ) = progress
+    if correct:
+        correct_run += 1
+        same_day = at.date() == last_answered_at.date()
+        spaced_run = 1 if same_day else spaced_run + 1
+    else:
+        correct_run = spaced_run = 0
+        lapse_count += last_outcome is Outcome.CORRECT
     return Progress(
-        attempts_count=progress.attempts_count + 1,
-        correct_count=progress.correct_count + correct,
-        wrong_count=progress.wrong_count + wrong,
-        unsure_count=progress.unsure_count + unsure,
-        correct_run=run,
-        best_run=max(progress.best_run, run),
-        spaced_run=0 if not correct else 1 if same_day else progress.spaced_run + 1,
-        recent_unsure=(progress.recent_unsure << 1 | unsure) & (1 << _RECENT) - 1,
-        lapse_count=progress.lapse_count
-        + (progress.last_outcome is Outcome.CORRECT and not correct),
-        first_correct_at=progress.first_correct_at or (at if correct else None),
-        last_outcome=attempt.outcome,
-        last_answered_at=at,
-        memory=review(progress.memory, progress.last_answered_at, attempt),
+        attempts_count + 1,
+        correct_count + correct,
+        wrong_count + wrong,
+        unsure_count + unsure,
+        correct_run,
+        max(best_run, correct_run),
+        spaced_run,
+        (recent_unsure << 1 | unsure) & (1 << _RECENT) - 1,
+        lapse_count,
+        first_correct_at or (at if correct else None),
+        outcome,
+        at,
+        review(memory, last_answered_at, attempt),
     )

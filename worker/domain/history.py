@@ -38,7 +38,7 @@ class History:
         With a `base`, all of them must be later than it; the caller loads the whole history
         when they are not.
         """
-        new = sorted(session)
+        new = sorted(session) if len(session) > 1 else [*session]
         assert self._base is None or new[0].answered_at > self._base.last_answered_at
         if not self._attempts or self._attempts[-1] < new[0]:
             before = self.progress

@@ -56,12 +56,12 @@ def review(
     """
     rating = rating_of(attempt)
     if memory is None or last_answered_at is None:
-        stability, difficulty = _FIRST[rating]
+        stability, difficulty = _FIRST[rating - 1]
     else:
         stability, difficulty, _ = memory
         days = (attempt.answered_at - last_answered_at).days
         if days < 1:
-            factor = _SAME_DAY[rating] * stability ** -_P[19]
+            factor = _SAME_DAY[rating - 1] * stability ** -_P[19]
             if rating is not Rating.Again:
                 factor = max(factor, 1.0)
             stability = max(stability * factor, STABILITY_MIN)
@@ -73,7 +73,7 @@ def review(
                 else _recalled(stability, difficulty, recall, rating)
             )
             stability = max(after, STABILITY_MIN)
-        difficulty += (10.0 - difficulty) * _DRIFT[rating] / 9.0
+        difficulty += (10.0 - difficulty) * _DRIFT[rating - 1] / 9.0
         difficulty = _EASY_PULL + (1 - _P[7]) * difficulty
         difficulty = min(max(difficulty, MIN_DIFFICULTY), MAX_DIFFICULTY)
     interval = min(max(round(stability / _FACTOR * _RETENTION), 1), _SCHEDULER.maximum_interval)
@@ -92,23 +92,24 @@ _P: Final = _SCHEDULER.parameters
 _DECAY: Final = -_P[20]
 _FACTOR: Final = 0.9 ** (1 / _DECAY) - 1
 _RETENTION: Final = _SCHEDULER.desired_retention ** (1 / _DECAY) - 1
-_RATINGS: Final = (Rating.Again, Rating.Hard, Rating.Good)
+_RATINGS: Final = (Rating.Again, Rating.Hard, Rating.Good, Rating.Easy)
 
 
 def _initial_difficulty(rating: Rating) -> float:
     return float(_P[4] - math.e ** (_P[5] * (rating - 1)) + 1)
 
 
-_FIRST: Final = {
-    rating: (
+# By rating less one: a dictionary would call Enum's slow hash.
+_FIRST: Final = tuple(
+    (
         max(_P[rating - 1], STABILITY_MIN),
         min(max(_initial_difficulty(rating), MIN_DIFFICULTY), MAX_DIFFICULTY),
     )
     for rating in _RATINGS
-}
+)
 """Stability and difficulty after a first attempt."""
-_SAME_DAY: Final = {rating: math.e ** (_P[17] * (rating - 3 + _P[18])) for rating in _RATINGS}
-_DRIFT: Final = {rating: -(_P[6] * (rating - 3)) for rating in _RATINGS}
+_SAME_DAY: Final = tuple(math.e ** (_P[17] * (rating - 3 + _P[18])) for rating in _RATINGS)
+_DRIFT: Final = tuple(-(_P[6] * (rating - 3)) for rating in _RATINGS)
 _EASY_PULL: Final = _P[7] * _initial_difficulty(Rating.Easy)
 _GROWTH: Final = math.e ** _P[8]
 _SHORT_TERM_LOSS: Final = math.e ** (_P[17] * _P[18])

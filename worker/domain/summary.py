@@ -20,9 +20,7 @@ class Summary(NamedTuple):
 
 def summarize(outcomes: Iterable[Outcome], changes: Iterable[Change]) -> Summary:
     """`outcomes` of the session's attempts, and its `changes`, one for each question."""
-    counts = dict.fromkeys(Outcome, 0)
-    for outcome in outcomes:
-        counts[outcome] += 1
+    told = list(outcomes)
     newly_correct = recovered = relapsed = 0
     for before, after, _ in changes:
         known_before = before is not None and before.last_outcome is Outcome.CORRECT
@@ -33,9 +31,9 @@ def summarize(outcomes: Iterable[Outcome], changes: Iterable[Change]) -> Summary
         else:
             relapsed += known_before
     return Summary(
-        counts[Outcome.CORRECT],
-        counts[Outcome.WRONG],
-        counts[Outcome.UNSURE],
+        told.count(Outcome.CORRECT),
+        told.count(Outcome.WRONG),
+        told.count(Outcome.UNSURE),
         newly_correct,
         recovered,
         relapsed,
