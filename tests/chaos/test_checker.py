@@ -145,7 +145,7 @@ def test_the_story_has_what_the_rules_are_about(found: Evidence) -> None:
     assert {parked.reason for parked in found.parked} >= {"mixed_principals", "nothing_resolved"}
     assert any(told.body["status"] == "already_ingested" for told in found.told)
     assert {job.routing_key for job in found.jobs} == {"explanation.requested", "review.requested"}
-    assert {row["pattern"] for row in found.progress} >= {"relapsed", "leech", "known"}
+    assert len({row["pattern"] for row in found.progress}) >= 4
 
 
 def _good(found: Evidence) -> int:

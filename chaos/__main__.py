@@ -1,0 +1,78 @@
+"""`python -m chaos`: run by `./dev chaos`. Exits with 0 only when the checker is satisfied."""
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from chaos import report
+from chaos.nemesis import run
+from devtools.errors import DevError
+from devtools.places import in_home
+from devtools.processes import started_at
+
+
+def main() -> int:
+    """0: nothing lost, nothing doubled. 1: something was. 130: interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="./dev chaos",
+        description="Kills and cuts servers, workers, viewers and links, and proves that nothing"
+        " was lost and nothing doubled.",
+    )
+    parser.add_argument("--seconds", type=float, default=60, help="how long (default 60)")
+    parser.add_argument("--seed", type=int, help="the same seed, the same schedule")
+    parser.add_argument(
+        "--pace", type=float, default=1.8, help="seconds between faults, on average (default 1.8)"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=120, help="longest drain in seconds (default 120)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    arguments = parser.parse_args()
+    seed = int(time.time()) if arguments.seed is None else arguments.seed
+    folder = _folder(seed)
+    console = Console(stderr=True)
+    console.print(f"seed {seed}; logs and outboxes in {folder}", soft_wrap=True)
+
+    async def work() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        outcome = await run(
+            seed,
+            arguments.seconds,
+            pace=arguments.pace,
+            patience=arguments.patience,
+            folder=folder,
+            say=lambda line: console.print(line, soft_wrap=True, highlight=False),
+        )
+        figures = await asyncio.to_thread(report.figures, outcome, folder)
+        report.show(figures, console)
+        if arguments.json:
+            print(report.as_json(figures))
+        return 0 if figures["ok"] else 1
+
+    try:
+        return asyncio.run(work())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
+    except DevError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 1
+
+
+def _folder(seed: int) -> Path:
+    """A folder for this run; those of runs that are over are removed."""
+    for old in in_home("chaos").iterdir():
+        if started_at(int(old.name.rpartition("-")[2])) is None:
+            shutil.rmtree(old)
+    return in_home("chaos", f"{seed}-{os.getpid()}")
+
+
+sys.exit(main())

@@ -1,0 +1,330 @@
+"""The faults, as data: what each is called, how long it lasts, what it occupies, how it is done.
+
+A fault is an asynchronous context manager: entering it hurts and says what was hit, leaving it
+ends the cause. Those that occupy one server take turns; all others may overlap.
+"""
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import asyncpg
+import httpx
+
+from chaos.actors import Actor
+from chaos.proxy import Proxy
+from chaos.stage import ROLE
+from chaos.world import WORKERS_MAX, World, relax_broker, unlock_database
+
+Inflict = Callable[[World, random.Random], AbstractAsyncContextManager[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`seconds` is the shortest and longest time that it lasts; 0 for what is over at once."""
+
+    kind: str
+    seconds: tuple[float, float]
+    occupies: Literal["broker", "database"] | None
+    inflict: Inflict
+
+
+# Processes.
+
+
+def _running(actors: Sequence[Actor], rng: random.Random) -> Actor:
+    return rng.choice([actor for actor in actors if actor.is_wanted])
+
+
+def _to(pick: Callable[[World], Sequence[Actor]], act: Callable[[Actor], None]) -> Inflict:
+    """Does something to one running process."""
+
+    @asynccontextmanager
+    async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
+        actor = _running(pick(world), rng)
+        act(actor)
+        yield actor.name
+
+    return inflict
+
+
+def _pause(pick: Callable[[World], Sequence[Actor]]) -> Inflict:
+    @asynccontextmanager
+    async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
+        actor = _running(pick(world), rng)
+        actor.pause()
+        try:
+            yield actor.name
+        finally:
+            actor.resume()
+
+    return inflict
+
+
+@asynccontextmanager
+async def _scale(world: World, rng: random.Random) -> AsyncIterator[str]:
+    before = sum(worker.is_wanted for worker in world.workers)
+    after = rng.choice([n for n in range(1, WORKERS_MAX + 1) if n != before])
+    await world.scale(after)
+    yield f"{before} to {after}"
+
+
+@asynccontextmanager
+async def _restore_viewer(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """A phone set up anew from a backup: it has forgotten its latest results."""
+    phone = _running(world.phones, rng)
+    await phone.abort()
+    try:
+        with closing(sqlite3.connect(world.outbox(phone), timeout=5)) as file, file:
+            file.execute(
+                "UPDATE study_outbox SET state = 'pending', status = NULL, result = NULL,"
+                " settled_at = NULL, confirmed_at = NULL WHERE seq > (SELECT max(seq) - 20 FROM"
+                " study_outbox)"
+            )
+    finally:
+        await phone.start()
+    yield phone.name
+
+
+@asynccontextmanager
+async def _set_clock(world: World, rng: random.Random) -> AsyncIterator[str]:
+    phone = _running(world.phones, rng)
+    ahead = rng.choice((-259_200, -600, 3_600, 172_800, 0))
+    phone.tell(f"clock {ahead}")
+    yield f"{phone.name} by {ahead} s"
+
+
+# Servers.
+
+
+@asynccontextmanager
+async def _restart_broker(world: World, rng: random.Random) -> AsyncIterator[str]:
+    await asyncio.to_thread(world.stage.broker.stop)
+    try:
+        yield "broker"
+    finally:
+        await asyncio.to_thread(world.stage.broker.start)
+
+
+@asynccontextmanager
+async def _kill_broker(world: World, rng: random.Random) -> AsyncIterator[str]:
+    await asyncio.to_thread(world.stage.broker.kill)
+    try:
+        yield "broker"
+    finally:
+        await asyncio.to_thread(world.stage.broker.start)
+
+
+@asynccontextmanager
+async def _pause_broker(world: World, rng: random.Random) -> AsyncIterator[str]:
+    world.stage.broker.pause()
+    try:
+        yield "broker"
+    finally:
+        world.stage.broker.resume()
+
+
+def _alarm(*command: str) -> Inflict:
+    @asynccontextmanager
+    async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
+        await asyncio.to_thread(world.stage.broker.ctl, *command)
+        try:
+            yield "broker"
+        finally:
+            await relax_broker(world.stage)
+
+    return inflict
+
+
+@asynccontextmanager
+async def _close_connections(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """As an operator does in the management pages."""
+    async with httpx.AsyncClient(
+        base_url=f"{world.stage.broker.management_url}/api/", trust_env=False, timeout=5
+    ) as client:
+        listed = (await client.get("connections")).json()
+        names = [each["name"] for each in listed if "client_properties" in each]
+        chosen = rng.sample(names, min(len(names), rng.randint(1, 6)))
+        for name in chosen:
+            await client.delete(httpx.URL("connections").join(f"connections/{_quoted(name)}"))
+    yield f"{len(chosen)} connections"
+
+
+def _quoted(name: str) -> str:
+    return name.replace(" ", "%20").replace(">", "%3E").replace(":", "%3A")
+
+
+@asynccontextmanager
+async def _restart_database(world: World, rng: random.Random) -> AsyncIterator[str]:
+    await asyncio.to_thread(world.stage.postgres.stop)
+    try:
+        yield "database"
+    finally:
+        await asyncio.to_thread(world.stage.postgres.start)
+
+
+@asynccontextmanager
+async def _kill_database(world: World, rng: random.Random) -> AsyncIterator[str]:
+    await asyncio.to_thread(world.stage.postgres.kill)
+    try:
+        yield "database"
+    finally:
+        await asyncio.to_thread(world.stage.postgres.start)
+
+
+@asynccontextmanager
+async def _pause_database(world: World, rng: random.Random) -> AsyncIterator[str]:
+    world.stage.postgres.pause()
+    try:
+        yield "database"
+    finally:
+        world.stage.postgres.resume()
+
+
+@asynccontextmanager
+async def _read_only(world: World, rng: random.Random) -> AsyncIterator[str]:
+    await world.stage.sql("ALTER SYSTEM SET default_transaction_read_only = on")
+    await world.stage.sql("SELECT pg_reload_conf()")
+    try:
+        yield "database"
+    finally:
+        await unlock_database(world.stage)
+
+
+@asynccontextmanager
+async def _no_connections(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """What PostgreSQL answers is the same (53300) as when all its connections are taken."""
+    await world.stage.sql(f"ALTER ROLE {ROLE} CONNECTION LIMIT 0")
+    ended = await _terminate(world)
+    try:
+        yield f"{ended} sessions"
+    finally:
+        await unlock_database(world.stage)
+
+
+@asynccontextmanager
+async def _long_transaction(world: World, rng: random.Random) -> AsyncIterator[str]:
+    table = rng.choice(
+        ("ingest_inbox", "study_question_progress", "outbox", "study_questions", "published")
+    )
+    connection = await asyncpg.connect(world.stage.postgres.url, timeout=5)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", timeout=10)
+            yield table
+    finally:
+        await connection.close(timeout=5)
+
+
+@asynccontextmanager
+async def _end_sessions(world: World, rng: random.Random) -> AsyncIterator[str]:
+    yield f"{await _terminate(world)} sessions"
+
+
+async def _terminate(world: World) -> int:
+    rows = await world.stage.sql(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"  # noqa: S608
+    )
+    return len(rows)
+
+
+# Links.
+
+
+def _link(act: Callable[[Proxy, random.Random], object]) -> Inflict:
+    """Does something to one link, or to all of one kind."""
+
+    @asynccontextmanager
+    async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
+        pair = rng.choice(world.pairs())
+        links = [link for _, link in world.links_of(pair)]
+        chosen = links if rng.random() < 0.5 else [rng.choice(links)]
+        for link in chosen:
+            act(link, rng)
+        try:
+            yield " to ".join(pair)
+        finally:
+            for link in chosen:
+                link.heal()
+
+    return inflict
+
+
+def _partition(*whom: str) -> Inflict:
+    """Nobody reaches these servers, and nobody is told."""
+
+    @asynccontextmanager
+    async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
+        links = [link for (_, to), link in world.links.items() if to in whom]
+        for link in links:
+            link.black_hole()
+        try:
+            yield " and ".join(whom)
+        finally:
+            for link in links:
+                link.heal()
+
+    return inflict
+
+
+def _lose_a_direction(link: Proxy, rng: random.Random) -> None:
+    link.half_open("to_server" if rng.random() < 0.5 else "to_client")
+
+
+def _crawl(link: Proxy, rng: random.Random) -> None:
+    link.slow(rng.uniform(0.05, 0.5), jitter=0.05, bytes_per_second=20_000)
+
+
+def _refuse(link: Proxy, rng: random.Random) -> None:
+    link.refuse()
+    link.reset()
+
+
+_AT_ONCE: Final = (0.0, 0.0)
+_SHORT: Final = (1.0, 4.0)
+_LONG: Final = (2.0, 8.0)
+
+FAULTS: Final = (
+    Fault("worker killed", _AT_ONCE, None, _to(lambda w: w.workers, Actor.kill)),
+    Fault("worker paused", _LONG, None, _pause(lambda w: w.workers)),
+    Fault("worker drained", _AT_ONCE, None, _to(lambda w: w.workers, Actor.drain)),
+    Fault("workers scaled", _AT_ONCE, None, _scale),
+    Fault("relay killed", _AT_ONCE, None, _to(lambda w: w.relays, Actor.kill)),
+    Fault("relay paused", _LONG, None, _pause(lambda w: w.relays)),
+    Fault("relay drained", _AT_ONCE, None, _to(lambda w: w.relays, Actor.drain)),
+    Fault("viewer killed", _AT_ONCE, None, _to(lambda w: w.phones, Actor.kill)),
+    Fault("viewer paused", _LONG, None, _pause(lambda w: w.phones)),
+    Fault("viewer restored", _AT_ONCE, None, _restore_viewer),
+    Fault("viewer's clock set", _AT_ONCE, None, _set_clock),
+    Fault("broker restarted", _AT_ONCE, "broker", _restart_broker),
+    Fault("broker killed", _AT_ONCE, "broker", _kill_broker),
+    Fault("broker paused", _SHORT, "broker", _pause_broker),
+    Fault(
+        "broker out of memory",
+        _SHORT,
+        "broker",
+        _alarm("set_vm_memory_high_watermark", "absolute", "1MB"),
+    ),
+    Fault("broker out of disk", _SHORT, "broker", _alarm("set_disk_free_limit", "1000TB")),
+    Fault("connections closed by broker", _AT_ONCE, "broker", _close_connections),
+    Fault("database restarted", _AT_ONCE, "database", _restart_database),
+    Fault("database killed", _AT_ONCE, "database", _kill_database),
+    Fault("database paused", _SHORT, "database", _pause_database),
+    Fault("database read-only", _LONG, "database", _read_only),
+    Fault("database out of connections", _LONG, "database", _no_connections),
+    Fault("database locked", _LONG, "database", _long_transaction),
+    Fault("sessions terminated", _AT_ONCE, "database", _end_sessions),
+    Fault("link cut", _AT_ONCE, None, _link(lambda link, _: link.cut())),
+    Fault("link reset", _AT_ONCE, None, _link(lambda link, _: link.reset())),
+    Fault("link half-open", _AT_ONCE, None, _link(_lose_a_direction)),
+    Fault("link black-holed", _LONG, None, _link(lambda link, _: link.black_hole())),
+    Fault("link slowed", _LONG, None, _link(_crawl)),
+    Fault("link refused", _LONG, None, _link(_refuse)),
+    Fault("partition from broker", _LONG, None, _partition("broker", "management")),
+    Fault("partition from database", _LONG, None, _partition("database")),
+    Fault("full partition", _LONG, None, _partition("broker", "management", "database")),
+)

@@ -1,0 +1,230 @@
+"""The run: prepare, hurt by schedule, heal, drain, and hand what is found to the checker.
+
+Reads as its own table of contents. Decides nothing about right or wrong.
+"""
+
+import asyncio
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import aio_pika
+
+from chaos import bank
+from chaos.checker import Violation, check
+from chaos.evidence import Evidence, read_database, read_outbox, read_queues
+from chaos.faults import FAULTS, Fault
+from chaos.pulse import Pulse
+from chaos.schedule import Planned, schedule
+from chaos.stage import JOBS_TAP, RESULTS_TAP, stage
+from chaos.stranger import Stranger
+from chaos.world import World, world
+from schemas import amqp
+
+_VIEWERS: Final = 5
+_USERS: Final = 5
+_QUESTIONS_EACH: Final = 40
+_SESSIONS_PER_SECOND: Final = 1.5
+"""Of each viewer."""
+_WARM_UP: Final = 20.0
+"""Seconds for the first commit."""
+_STRANGE_EVERY: Final = 1.5
+_LOOK_EVERY: Final = 0.5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inflicted:
+    """A fault that happened: when its cause began and ended, in seconds of the run."""
+
+    kind: str
+    hit: str
+    began: float
+    ended: float
+    recovered_after: float | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the report tells."""
+
+    seed: int
+    seconds: float
+    inflicted: list[Inflicted] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    exits: dict[str, dict[str, int]] = field(default_factory=dict)
+    drained_after: float | None = None
+    longest_pause: float = 0.0
+    found: Evidence = field(default_factory=Evidence)
+    violations: list[Violation] = field(default_factory=list)
+
+
+async def run(
+    seed: int, seconds: float, *, pace: float, patience: float, folder: Path, say: Say
+) -> Outcome:
+    """The whole run; `patience` bounds the drain. Leaves logs and outboxes in `folder`."""
+    outcome = Outcome(seed, seconds)
+    questions = bank.made_up(seed, _USERS, _QUESTIONS_EACH)
+    bank.save(folder / "bank.json", questions)
+    kinds = {fault.kind: fault.seconds for fault in FAULTS}
+    plan = schedule(seed, seconds, kinds, pace)
+    async with stage(folder, questions) as servers:
+        say("the servers are ready")
+        pulse = Pulse(servers.postgres.url)
+        async with world(
+            servers,
+            viewers=_VIEWERS,
+            users=_USERS,
+            seed=seed,
+            seconds=seconds,
+            rate=_SESSIONS_PER_SECOND,
+        ) as everything:
+            outboxes = [everything.outbox(phone) for phone in everything.phones]
+            stranger = Stranger(servers.broker.url, outboxes, seed, _STRANGE_EVERY)
+            watching = asyncio.create_task(pulse.run())
+            odd = asyncio.create_task(stranger.run())
+            try:
+                await _first_commit(pulse)
+                say("the first batches are in; the storm begins")
+                began = time.monotonic()
+                await _hurt(everything, plan, seconds, outcome, say)
+                say("healing")
+                await everything.heal()
+                for phone in everything.phones:
+                    phone.tell("quiet")
+                stranger.quiet()
+                queues = await _working_queues(everything)
+                outcome.drained_after = await _drained(everything, queues, odd, patience)
+                say(f"drained after {outcome.drained_after} s")
+                await _stop(everything)
+                outcome.longest_pause = pulse.longest_pause()
+                outcome.inflicted = [_recovered(each, pulse, began) for each in outcome.inflicted]
+                outcome.found.strange = stranger.sent
+                await _collect(outcome.found, everything, queues)
+            finally:
+                for task in (watching, odd):
+                    task.cancel()
+                await asyncio.gather(watching, odd, return_exceptions=True)
+                outcome.exits = {each.name: dict(each.exits) for each in everything.actors}
+    outcome.violations = await asyncio.to_thread(check, outcome.found)
+    return outcome
+
+
+async def _first_commit(pulse: Pulse) -> None:
+    async with asyncio.timeout(_WARM_UP):
+        while not pulse.beats:  # noqa: ASYNC110  # somebody else's process offers no event
+            await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _hurt(
+    world: World, plan: list[Planned], seconds: float, outcome: Outcome, say: Say
+) -> None:
+    """Inflicts what is planned, each in a task of its own; those begun are seen to their end."""
+    faults = {fault.kind: fault for fault in FAULTS}
+    turns = {"broker": asyncio.Lock(), "database": asyncio.Lock()}
+    began = time.monotonic()
+
+    def now() -> float:
+        return time.monotonic() - began
+
+    async def inflict(planned: Planned, fault: Fault) -> None:
+        async with turns[fault.occupies] if fault.occupies else asyncio.Lock():
+            if now() >= seconds:
+                outcome.missed.append(f"{fault.kind}: its turn did not come")
+                return
+            try:
+                started = now()
+                async with fault.inflict(world, random.Random(planned.seed)) as hit:
+                    say(f"{started:6.1f} s  {fault.kind}: {hit}")
+                    await asyncio.sleep(planned.seconds)
+                outcome.inflicted.append(Inflicted(fault.kind, hit, started, now()))
+            except Exception as error:  # noqa: BLE001  # a missed fault is told, and no more
+                outcome.missed.append(f"{fault.kind}: {type(error).__name__}: {error}")
+                say(f"{now():6.1f} s  {outcome.missed[-1]}")
+
+    async with asyncio.TaskGroup() as tasks:
+        for planned in plan:
+            await asyncio.sleep(max(0.0, planned.at - now()))
+            tasks.create_task(inflict(planned, faults[planned.kind]))
+        await asyncio.sleep(max(0.0, seconds - now()))
+
+
+async def _drained(
+    world: World, queues: list[str], odd: asyncio.Task[None], patience: float
+) -> float | None:
+    """Waits until nothing is on its way; how long that took, None when it took too long."""
+    began = time.monotonic()
+    while time.monotonic() - began < patience:
+        await asyncio.sleep(_LOOK_EVERY)
+        with suppress(OSError, TimeoutError):
+            if odd.done() and not await _on_the_way(world, queues):
+                return round(time.monotonic() - began, 1)
+    return None
+
+
+async def _on_the_way(world: World, queues: list[str]) -> int:
+    """Batches without a result, and messages in queues and in the database's outbox."""
+    unsettled = sum(_unsettled(world.outbox(phone)) for phone in world.phones)
+    if unsettled:
+        return unsettled
+    (unsent,) = (await world.stage.sql("SELECT count(*) FROM outbox"))[0]
+    return int(unsent) + await _waiting(world, queues)
+
+
+def _unsettled(outbox: Path) -> int:
+    with closing(sqlite3.connect(outbox, timeout=5)) as file:
+        (count,) = file.execute(
+            "SELECT count(*) FROM study_outbox WHERE state <> 'settled'"
+        ).fetchone()
+        return int(count)
+
+
+async def _waiting(world: World, queues: list[str]) -> int:
+    async with await aio_pika.connect(world.stage.broker.url) as connection:
+        channel = await connection.channel()
+        found = [await channel.get_queue(name) for name in queues]
+        return sum(queue.declaration_result.message_count or 0 for queue in found)
+
+
+async def _working_queues(world: World) -> list[str]:
+    """The queues that must be empty in the end: all but taps, follow-ups and dead letters."""
+    listed = await asyncio.to_thread(world.stage.broker.ctl, "list_queues", "name", "--silent")
+    kept = (JOBS_TAP, RESULTS_TAP, amqp.DEAD_QUEUE)
+    return [
+        name
+        for name in listed.split()
+        if name not in kept and not name.startswith(f"{amqp.FOLLOWUPS_EXCHANGE}.")
+    ]
+
+
+async def _stop(world: World) -> None:
+    """Ends workers and relays as an operator would, which they must do well; then the phones."""
+    await asyncio.gather(*(each.stop() for each in (*world.workers, *world.relays)))
+    await asyncio.gather(*(phone.abort() for phone in world.phones))
+
+
+async def _collect(found: Evidence, world: World, queues: list[str]) -> None:
+    for phone in world.phones:
+        read_outbox(found, world.outbox(phone), phone.name)
+    await read_database(found, world.stage.postgres.url)
+    await read_queues(
+        found,
+        world.stage.broker.url,
+        empty=queues,
+        results=RESULTS_TAP,
+        jobs=JOBS_TAP,
+        parked=amqp.DEAD_QUEUE,
+    )
+
+
+def _recovered(each: Inflicted, pulse: Pulse, began: float) -> Inflicted:
+    after = pulse.first_after(began + each.ended)
+    return Inflicted(
+        each.kind, each.hit, each.began, each.ended, None if after is None else round(after, 3)
+    )

@@ -1,0 +1,61 @@
+"""The pulse: when the database took commits of batches, seen from outside.
+
+Looks past every proxy, many times a second, at the newest attempt; a database that is away has no
+pulse.
+"""
+
+import asyncio
+import time
+from bisect import bisect_left
+from contextlib import suppress
+from typing import Final
+
+import asyncpg
+
+_INTERVAL: Final = 0.05
+"""Seconds between looks: how exact the times are."""
+_NEWEST: Final = "SELECT coalesce(max(id), 0) FROM study_question_attempts"
+
+
+class Pulse:
+    """`beats` are the times (`time.monotonic`) at which something new was seen."""
+
+    def __init__(self, url: str) -> None:
+        self.beats: list[float] = []
+        self._url = url
+
+    async def run(self) -> None:
+        """Looks until it is cancelled."""
+        newest = 0
+        while True:
+            try:
+                connection = await asyncpg.connect(self._url, timeout=2)
+                try:
+                    while True:
+                        found = await connection.fetchval(_NEWEST, timeout=2)
+                        if found != newest:
+                            newest = found
+                            self.beats.append(time.monotonic())
+                        await asyncio.sleep(_INTERVAL)
+                finally:
+                    with suppress(OSError, TimeoutError, asyncpg.PostgresError):
+                        await connection.close(timeout=0.5)
+            except (
+                OSError,
+                TimeoutError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+            ):
+                await asyncio.sleep(_INTERVAL)
+
+    def first_after(self, moment: float) -> float | None:
+        """Seconds from `moment` to the next beat; None when there was none."""
+        place = bisect_left(self.beats, moment)
+        return self.beats[place] - moment if place < len(self.beats) else None
+
+    def longest_pause(self) -> float:
+        """The longest time in seconds between two beats."""
+        return max(
+            (after - before for before, after in zip(self.beats, self.beats[1:], strict=False)),
+            default=0.0,
+        )

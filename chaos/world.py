@@ -1,0 +1,148 @@
+"""Everything that can be hurt: the servers, the processes, and a link between each pair of them.
+
+Every process has proxies of its own to each server that it talks to. Knows how they are put
+together and healed; may not know when or how they are hurt.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from chaos.actors import Actor
+from chaos.phone import Plan
+from chaos.proxy import Proxy
+from chaos.stage import PROGRAM, Stage
+
+WORKERS_MAX: Final = 4
+_WORKERS: Final = 3
+"""Workers at the start and at the end; in between 1 to 4."""
+_RELAYS: Final = 2
+_MANAGEMENT: Final = "rabbitmq_management"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """`links` is keyed by who and whom: ("worker-1", "database")."""
+
+    stage: Stage
+    workers: list[Actor]
+    relays: list[Actor]
+    phones: list[Actor]
+    links: dict[tuple[str, str], Proxy]
+
+    @property
+    def actors(self) -> list[Actor]:
+        """All processes."""
+        return [*self.workers, *self.relays, *self.phones]
+
+    def outbox(self, phone: Actor) -> Path:
+        """The file of a viewer's outbox."""
+        return self.stage.folder / f"{phone.name}.sqlite"
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The kinds of links: ("worker", "database") and so on."""
+        return sorted({(who.partition("-")[0], whom) for who, whom in self.links})
+
+    def links_of(self, pair: tuple[str, str]) -> list[tuple[str, Proxy]]:
+        """Each link of that kind, and its name."""
+        return [
+            (f"{who} to {whom}", link)
+            for (who, whom), link in self.links.items()
+            if (who.partition("-")[0], whom) == pair
+        ]
+
+    async def scale(self, count: int) -> None:
+        """Lets `count` workers run: starts more, or drains some."""
+        await asyncio.gather(
+            *(each.start() for each in self.workers[:count]),
+            *(each.stop() for each in self.workers[count:]),
+        )
+
+    async def heal(self) -> None:
+        """Ends every trouble there may be, as an operator would; may be called again."""
+        for link in self.links.values():
+            link.heal()
+        for actor in self.actors:
+            actor.resume()
+        postgres, broker = self.stage.postgres, self.stage.broker
+        for server in (postgres, broker):
+            server.resume()
+        await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(broker.start))
+        await unlock_database(self.stage)
+        await relax_broker(self.stage)
+        await self.scale(_WORKERS)
+        await asyncio.gather(*(each.start() for each in (*self.relays, *self.phones)))
+
+
+async def unlock_database(stage: Stage) -> None:
+    """Lets workers connect and write again."""
+    await stage.sql("ALTER SYSTEM RESET ALL")
+    await stage.sql("SELECT pg_reload_conf()")
+    await stage.sql("ALTER ROLE ingest CONNECTION LIMIT -1")
+
+
+async def relax_broker(stage: Stage) -> None:
+    """Ends the broker's alarms."""
+    ctl = stage.broker.ctl
+    await asyncio.to_thread(ctl, "set_vm_memory_high_watermark", "absolute", "1GB")
+    await asyncio.to_thread(ctl, "set_disk_free_limit", "50MB")
+
+
+@asynccontextmanager
+async def world(
+    stage: Stage, *, viewers: int, users: int, seed: int, seconds: float, rate: float
+) -> AsyncIterator[World]:
+    """Starts all processes; kills what is left of them at the end."""
+    async with AsyncExitStack() as stack:
+        made = World(stage, [], [], [], {})
+        stack.push_async_callback(_abort, made)
+
+        async def link(who: str, whom: str, port: int) -> int:
+            proxy = Proxy("127.0.0.1", port, seed=seed)
+            made.links[who, whom] = await stack.enter_async_context(proxy)
+            return proxy.port
+
+        for command, names in (
+            ("worker", [f"worker-{n}" for n in range(1, WORKERS_MAX + 1)]),
+            ("relay", [f"relay-{n}" for n in range(1, _RELAYS + 1)]),
+        ):
+            for name in names:
+                env = stage.environment(
+                    await link(name, "database", stage.postgres.port),
+                    await link(name, "broker", stage.broker.port),
+                    await link(name, "management", stage.broker.port_of(_MANAGEMENT)),
+                )
+                # The first worker relays too, as by default; the others leave it to the relays.
+                env["INGEST_RELAY_IN_WORKER"] = str(name == "worker-1").lower()
+                actor = Actor(name, [PROGRAM, command], env, stage.folder / f"{name}.log")
+                (made.workers if command == "worker" else made.relays).append(actor)
+        for number in range(1, viewers + 1):
+            name = f"viewer-{number}"
+            plan = Plan(
+                viewer=name,
+                outbox=str(stage.folder / f"{name}.sqlite"),
+                bank=str(stage.folder / "bank.json"),
+                url=stage.amqp_url(await link(name, "broker", stage.broker.port)),
+                seed=seed,
+                # Each viewer has two users, and each user two viewers.
+                users=[(number - 1) % users + 1, number % users + 1],
+                began=time.time(),
+                seconds=seconds,
+                rate=rate,
+                impatience=20.0 if number == 1 else 900.0,
+            )
+            argv = [sys.executable, "-m", "chaos.phone", plan.as_argument()]
+            env = stage.environment(0, 0, 0)
+            made.phones.append(Actor(name, argv, env, stage.folder / f"{name}.log"))
+        await made.scale(_WORKERS)
+        await asyncio.gather(*(each.start() for each in (*made.relays, *made.phones)))
+        yield made
+
+
+async def _abort(made: World) -> None:
+    await asyncio.gather(*(actor.abort() for actor in made.actors))
