@@ -1,0 +1,247 @@
+"""The operator's commands as typed: what they print, what they refuse, what they exit with."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from schemas import amqp
+from tests import factories as make
+from tests.factories import WRONG, at, batch, right, sent, wrong
+from tests.worker.operate.conftest import Site
+from worker.cli.main import app
+from worker.domain.patterns import Thresholds
+from worker.errors import IngestError, NotConfirmed, SettingsError
+from worker.ingest import Ingest
+
+pytestmark = pytest.mark.broker
+
+
+def _environment(site: Site) -> dict[str, str]:
+    return {
+        "INGEST_DATABASE_URL": site.settings.database_url.get_secret_value(),
+        "INGEST_AMQP_URL": site.settings.amqp_url.get_secret_value(),
+        "INGEST_DELIVERY_LIMIT": str(site.settings.delivery_limit),
+        "INGEST_RETRY_DELAYS": json.dumps(site.settings.retry_delays),
+        "INGEST_REQUIRE_USER_ID": "false",
+    }
+
+
+async def invoke(site: Site, *words: str) -> Result:
+    """Runs a command in this process; a thread, because it has a loop of its own."""
+    return await asyncio.to_thread(CliRunner().invoke, app, words, env=_environment(site))
+
+
+async def said(site: Site, *words: str) -> str:
+    """What a command that succeeds prints on standard output."""
+    result = await invoke(site, *words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+# ------------------------------------------------------------------------------- pause, resume
+
+
+@asynccontextmanager
+async def worker_process(site: Site) -> AsyncIterator[asyncio.StreamReader]:
+    """`study-ingest worker`, and its log as it is written; ended with SIGTERM."""
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("study-ingest"),
+        "worker",
+        env=os.environ | _environment(site),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+
+
+async def _logged(log: asyncio.StreamReader, words: str) -> None:
+    async with asyncio.timeout(20):
+        while words not in (line := (await log.readline()).decode()):
+            assert line, f"the worker ended before it logged {words!r}"
+
+
+async def test_a_pause_is_obeyed_within_2_seconds_and_survives_a_restart(site: Site) -> None:
+    (question,) = await make.publish(site.engine)
+    async with worker_process(site):
+        await site.broker.until_consumers(1)
+        await said(site, "pause", "--reason", "moving house")
+        began = time.monotonic()
+        await site.broker.until_consumers(0)
+        assert time.monotonic() - began < 2
+
+    async with worker_process(site) as log:
+        await _logged(log, "gate")
+        await site.publish(batch(right(question)))
+        assert await site.broker.depth(amqp.ATTEMPTS_QUEUE) == 1
+        assert await site.broker.consumers() == 0
+
+        assert "moving house" in await said(site, "resume")
+        began = time.monotonic()
+        await site.broker.until_depth(amqp.ATTEMPTS_QUEUE, 0)
+        assert time.monotonic() - began < 2
+        await _logged(log, "delivery.settled")
+    assert await make.count(site.engine, "study_question_attempts") == 1
+
+
+async def test_the_first_pause_stands_and_each_is_on_record(site: Site) -> None:
+    first = json.loads(await said(site, "pause", "--reason", "one", "--json"))
+    again = json.loads(await said(site, "pause", "--reason", "two", "--json"))
+    ended = json.loads(await said(site, "resume", "--json"))
+    nothing = json.loads(await said(site, "resume", "--json"))
+
+    assert (first["changed"], again["changed"]) == (True, False)
+    assert again["reason"] == "one" and again["since"] == first["since"]
+    assert ended == {
+        "paused": False,
+        "changed": True,
+        "ended": {key: first[key] for key in ("since", "actor", "reason")},
+    }
+    assert nothing == {"paused": False, "changed": False}
+    lines = await make.rows(site.engine, "SELECT operation FROM ingest_audit ORDER BY id")
+    assert [line["operation"] for line in lines] == ["pause", "resume"]
+
+
+# ------------------------------------------------------------------- void, rescore, erase: asking
+
+
+async def test_what_destroys_asks_and_refuses_where_nobody_answers(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    uuid = uuid4()
+    await Ingest(site.engine, Thresholds())([sent(wrong(question), uuid=uuid)])
+    await site.park(batch(right("nowhere")))
+    before = await make.contents(site.engine)
+
+    for words in (
+        ("void", str(uuid)),
+        ("rescore", str(question.question_id), "--correct-choice", str(WRONG)),
+        ("erase", "--user", "7"),
+        ("dead", "discard", "--all"),
+    ):
+        result = await invoke(site, *words)
+        assert isinstance(result.exception, NotConfirmed), words
+        assert "--yes" in str(result.exception)
+    result = await invoke(site, "dead", "discard", "--yes")
+    assert isinstance(result.exception, SettingsError) and "--all" in str(result.exception)
+
+    assert await make.contents(site.engine) == before
+    await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
+
+
+async def test_void_rescore_erase_and_verify(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    uuid = uuid4()
+    ingest = Ingest(site.engine, Thresholds())
+    await ingest([sent(wrong(question, at(0)), uuid=uuid)])
+    await ingest([sent(wrong(question, at(1)))])
+
+    assert "Voided 1 attempts of user 7" in await said(site, "void", str(uuid), "--yes")
+    assert "nothing to do" in await said(site, "void", str(uuid), "--yes")
+    key = str(question.question_id)
+    rescored = await said(site, "rescore", key, "--correct-choice", "2", "--yes", "--json")
+    assert json.loads(rescored) == {"attempts": 2, "sessions": 2, "progress": 1, "told": 1}
+    await said(site, "verify")
+    assert "Erased 2 attempts, 2 batches" in await said(site, "erase", "--user", "7", "--yes")
+    await said(site, "verify")
+
+    found = await make.rows(site.engine, "SELECT * FROM ingest_audit ORDER BY id")
+    assert [line["operation"] for line in found] == ["void", "rescore", "erase"]
+    assert all(line["actor"] for line in found)
+    unknown = await invoke(site, "void", str(UUID(int=1)), "--yes")
+    assert isinstance(unknown.exception, IngestError) and unknown.exception.exit_code == 1
+
+
+# ---------------------------------------------------------------------------------------- dead
+
+
+async def test_dead_letters_from_the_list_to_the_replay(site: Site) -> None:
+    (question,) = await make.publish(site.engine)
+    await make.withdraw(site.engine, question)
+    lost = batch(right(question))
+    await site.park(lost, batch(right("no\x1b[31mwhere"), uuid=UUID(int=2)))
+
+    async def there() -> None:
+        await site.broker.until_depth(amqp.DEAD_QUEUE, 2)
+
+    listed = json.loads(await said(site, "dead", "list", "--json"))
+    assert listed["count"] == 2
+    assert {each["reason"] for each in listed["letters"]} == {"nothing_resolved"}
+    await there()
+    plain = await said(site, "dead", "list", "--newer-than", "1h")
+    assert str(lost.client_session_uuid) in plain and "2 nothing_resolved" in plain
+    assert "\x1b" not in plain
+    await there()
+    whole = await said(site, "dead", "show", "--uuid", str(UUID(int=2)))
+    assert "header app: notes" in whole and "\\u001b[31mwhere" in whole and "\x1b" not in whole
+    await there()
+
+    await make.execute(site.engine, "UPDATE published SET deleted = false")
+    rehearsed = await said(site, "dead", "replay", "--dry-run")
+    assert "would be ingested" in rehearsed and "pattern learning" in rehearsed
+    assert "A replay would give: 1 ingested, 1 rejected." in rehearsed
+    await there()
+    shown = await said(site, "dead", "replay", "--dry-run", "--json", "--limit", "1")
+    assert json.loads(shown)["attempts"][0]["question_id"] == question.question_id
+    await there()
+    assert await make.count(site.engine, "study_question_attempts") == 0
+
+    assert await said(site, "dead", "replay") == "Replayed 2 dead letters.\n"
+    async with site.working() as worker:
+        await worker.changed.until(lambda: worker.counts["ingested"] == 1)
+        await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
+    words = ("dead", "discard", "--reason", "nothing_resolved", "--yes", "--json")
+    assert json.loads(await said(site, *words)) == {"discarded": 1}
+    assert await said(site, "dead", "list") == "No dead letters.\n"
+    (line,) = await make.rows(site.engine, "SELECT * FROM ingest_audit")
+    assert (line["operation"], line["effect"]) == ("discard", {"nothing_resolved": 1})
+
+
+async def test_a_reused_uuid_is_shown_with_the_difference(site: Site) -> None:
+    (question,) = await make.publish(site.engine)
+    was = batch(right(question))
+    async with site.working() as worker:
+        await site.publish(was)
+        await worker.changed.until(lambda: worker.counts["ingested"] == 1)
+    await site.park(was.model_copy(update={"attempts": (wrong(question),)}))
+
+    shown = await said(site, "dead", "show", "--reason", "uuid_reused")
+
+    assert "attempt 0, selected_choice: ingested 1, here 2" in shown
+
+
+async def test_an_error_is_one_sentence_and_a_code(site: Site) -> None:
+    await site.broker.delete_queue(amqp.DEAD_QUEUE)
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("study-ingest"),
+        "dead",
+        "list",
+        env=os.environ | _environment(site),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 4 and out == b""
+    assert err.decode() == (
+        f"study-ingest: Queue {amqp.DEAD_QUEUE} is missing: run `study-ingest topology`.\n"
+    )
+
+
+@pytest.mark.parametrize("age", ["3", "h", "-1h", "1y"])
+def test_an_age_that_can_not_be_read_is_a_usage_error(age: str) -> None:
+    result = CliRunner().invoke(app, ["dead", "list", "--older-than", age])
+    assert result.exit_code == 2 and "15m" in result.output
