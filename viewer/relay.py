@@ -193,17 +193,13 @@ class Relay:
                 exchange = await ingest_exchange(connection)
             self.status.connected = True
             self._show(None)
-            try:
-                await _first_of(
-                    self._publish_all(store, exchange),
-                    self._settle_all(store, results),
-                    results.lost(),
-                )
-            except asyncio.CancelledError:
-                await self._goodbye(results.close())
-                raise
+            await _first_of(
+                self._publish_all(store, exchange), self._settle_all(store, results), results.lost()
+            )
         finally:
-            await self._goodbye(connection.close())
+            with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
+                async with asyncio.timeout(settings.close_timeout):
+                    await connection.close()
 
     async def _publish_all(self, store: Outbox, exchange: AbstractExchange) -> None:
         """Publishes one batch at a time, so that none is sent before the last was confirmed."""
@@ -249,11 +245,6 @@ class Relay:
                 self._viewer,
             )
         self._announce()
-
-    async def _goodbye(self, closing: Coroutine[Any, Any, None]) -> None:
-        with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
-            async with asyncio.timeout(self._settings.close_timeout):
-                await closing
 
     def _next_delay(self) -> float:
         settings = self._settings

@@ -31,7 +31,7 @@ class Results:
     """The results waiting for one viewer; made by `open_results`."""
 
     def __init__(self, channel: AbstractChannel, prefetch: int) -> None:
-        self._channel = channel
+        self._channel = channel  # kept: aio-pika lets go of a channel that nobody holds
         self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(prefetch)
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -42,10 +42,6 @@ class Results:
     async def lost(self) -> None:
         """Waits; raises `ResultsLost` when no more deliveries will come."""
         await asyncio.shield(self._lost)
-
-    async def close(self) -> None:
-        """Ends consuming in good order: the broker's answer comes after it has all acks."""
-        await self._channel.close()
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
         # Nothing more happens here: aio-pika cancels this callback when the channel closes.

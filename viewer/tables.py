@@ -10,12 +10,12 @@ from typing import Final
 
 from viewer.errors import OutboxTooNew
 
-# AUTOINCREMENT: a number is never used twice, so that pruning can't let a new batch slip in
-# front of older ones. Times are seconds since 1970 in UTC.
+# SQLite has one writer at a time and numbers a new row after all others, so `seq` is the order of
+# the viewer's commits. Times are seconds since 1970 in UTC.
 _VERSION_1: Final = (
     """
     CREATE TABLE study_outbox (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        seq INTEGER PRIMARY KEY,
         client_session_uuid TEXT NOT NULL UNIQUE,
         digest BLOB NOT NULL,
         body BLOB NOT NULL,

@@ -167,6 +167,10 @@ def test_no_bytes_crash_the_decoder(sent: bytes) -> None:
         (body(batch(attempt(), client_session_uuid="\ud800")), "client_session_uuid"),
         (body(batch(attempt(), client_session_uuid=UUID_TEXT + "\n")), "client_session_uuid"),
         (body(batch(attempt(), client_session_uuid=1)), "client_session_uuid"),
+        (body(batch(attempt(), client_session_uuid="Q" + UUID_TEXT[1:])), "should be a uuid of 36"),
+        (body(batch(attempt(), client_session_uuid=UUID_TEXT.replace("-", ""))), "36 characters"),
+        (body(batch(attempt(), client_session_uuid=f"{{{UUID_TEXT}}}")), "36 characters"),
+        (body(batch(attempt(), client_session_uuid=f"urn:uuid:{UUID_TEXT}")), "36 characters"),
         (body(batch(*[{}] * 5)), "and 2 more"),
     ],
 )
@@ -175,6 +179,7 @@ def test_malformed_bodies_are_told_in_one_sentence(sent: bytes, detail: str) -> 
     assert rejected.reason is RejectReason.MALFORMED
     assert detail in rejected.detail
     assert len(rejected.detail) < 300
+    assert "`" not in rejected.detail  # in which pydantic shows what it was given
     assert rejected.detail.endswith(".")
 
 

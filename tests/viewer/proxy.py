@@ -22,6 +22,7 @@ class Proxy:
     """Made by `proxied`. At first everything passes."""
 
     port: int = 0
+    connections: int = 0
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _seen: dict[tuple[Direction, Method], asyncio.Event] = field(default_factory=dict)
     _held: set[tuple[Direction, Method]] = field(default_factory=set)
@@ -81,6 +82,7 @@ async def proxied(url: str, port: int = 0) -> AsyncIterator[Proxy]:
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        proxy.connections += 1
         there, back = await asyncio.open_connection(target.hostname, target.port)
         ends = {writer, back}
         proxy._writers |= ends

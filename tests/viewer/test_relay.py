@@ -34,6 +34,7 @@ from tests.viewer.support import (
     record,
 )
 from viewer import Outbox, Relay, RelayRunning, RelayStopped, State
+from viewer.relay import _first_of
 
 pytestmark = pytest.mark.broker
 
@@ -152,6 +153,17 @@ async def test_a_result_that_comes_twice_changes_nothing(outbox: Outbox, broker:
         await broker.answer(make_result(uuid, Status.ALREADY_INGESTED))
         await drained(relay, broker)
         assert outbox.get(uuid) == first
+    assert await broker.results_left() == []
+
+
+async def test_stopping_leaves_no_result_that_was_stored(outbox: Outbox, broker: Broker) -> None:
+    uuids = record(outbox, *(make_batch() for _ in range(15)))
+    async with relay_of(outbox, broker.url) as relay:
+        await soon(relay, lambda: outbox.pending() == [])
+    for uuid in uuids:
+        await broker.answer(make_result(uuid))
+    async with relay_of(outbox, broker.url) as relay:
+        await settled(relay, uuids[-1])
     assert await broker.results_left() == []
 
 
@@ -408,7 +420,7 @@ async def test_the_viewers_own_transaction_is_waited_for(outbox: Outbox, broker:
             assert outbox.pending() != []
             viewer.execute("COMMIT")
             await settled(relay, uuid)
-            assert relay.status.problem is None
+            assert proxy.connections == 1
 
 
 # ---- its life --------------------------------------------------------------------------------
@@ -482,3 +494,12 @@ async def test_nobody_waits_for_a_relay_that_is_not_running(outbox: Outbox, brok
 async def broker_has(relay: Relay, broker: Broker) -> None:
     """Waits until results can be routed to the viewer."""
     await soon(relay, lambda: relay.status.connected)
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_lost_connection() -> None:
+    # What aiormq answers to some calls when it finds the connection dead.
+    async def cancelled_from_below() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(ConnectionResetError):
+        await _first_of(cancelled_from_below(), asyncio.sleep(3_600))
