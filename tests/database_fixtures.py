@@ -84,6 +84,17 @@ async def database_url() -> AsyncIterator[str]:
 
 
 @pytest.fixture
+async def other_engine() -> AsyncIterator[AsyncEngine]:
+    """A pool on another migrated database."""
+    name = f"test_{uuid4().hex[:16]}"
+    await _administer(f"CREATE DATABASE {name} TEMPLATE {await _template()}")
+    engine = make_engine(_settings(_named(name)), connections=4, name="tests")
+    yield engine
+    await engine.dispose()
+    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     """A pool of ten connections to the test's database, with the default settings."""
     engine = make_engine(_settings(database_url), connections=10, name="tests")

@@ -56,7 +56,7 @@ def duration(text: str) -> timedelta:
 
 @contextmanager
 def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, told of (done, total); none where nobody watches."""
+    """A progress bar on standard error, told of (done, total or 0); none where nobody watches."""
     console = Console(stderr=True)
     with Progress(
         console=console, transient=True, disable=not (shown and console.is_terminal)
@@ -64,7 +64,7 @@ def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None
         task = progress.add_task(title, total=None)
 
         def advance(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            progress.update(task, completed=done, total=total or None)
 
         yield advance
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from worker.cli import control, correct, dead, repair, run, settings, setup, viewer
+from worker.cli import control, correct, dead, export, repair, run, settings, setup, viewer
 from worker.errors import IngestError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ control.add_to(app)
 repair.add_to(app)
 correct.add_to(app)
 dead.add_to(app)
+export.add_to(app)
 viewer.add_to(app)
 
 

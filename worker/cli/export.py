@@ -1,0 +1,139 @@
+"""Commands that carry the log out and in: `export` and `import`."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from worker.cli.asking import Json, Reason, bar, by
+from worker.cli.shared import engine_of, run, thresholds_of
+from worker.errors import IngestError
+from worker.operate import archive, xapi
+from worker.operate.archive import Imported
+from worker.settings import load_settings
+from worker.store import schema
+
+
+class Format(StrEnum):
+    """What an export is written as."""
+
+    JSONL = "jsonl"
+    XAPI = "xapi"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(export)
+    app.command("import")(import_file)
+
+
+def export(
+    user: Annotated[
+        int | None, typer.Option("--user", help="Only this user. Default: all.")
+    ] = None,
+    as_format: Annotated[
+        Format,
+        typer.Option("--format", help="jsonl: to be imported again; xapi: for a record store."),
+    ] = Format.JSONL,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file. Default: standard output.")
+    ] = None,
+    home_page: Annotated[
+        str, typer.Option(help="xAPI: the IRI of the system that the user ids are of.")
+    ] = "https://study-ingest.invalid",
+) -> None:
+    """Writes the log of attempts, one JSON object on each line, as of one moment.
+
+    Needs little memory however long the log. A file is there whole or not at all.
+
+    Example: study-ingest export --user 42 --format xapi -o 42.xapi.jsonl
+    """
+    settings = load_settings()
+
+    async def work(write: Callable[[str], object]) -> None:
+        async with engine_of(settings, connections=1, name="study-ingest export") as engine:
+            await schema.check(engine)
+            with bar("Exporting", shown=not (output is None and sys.stdout.isatty())) as progress:
+                count = 0
+                async for line in archive.export(engine, user):
+                    count += 1
+                    progress(count, 0)
+                    if as_format is Format.JSONL:
+                        write(line + "\n")
+                    elif (record := json.loads(line))["record"] == "batch":
+                        for statement in xapi.statements(record, home_page):
+                            write(json.dumps(statement) + "\n")
+
+    try:
+        with _opened(output) as file:
+            run(work(file.write))
+            file.flush()
+    except BrokenPipeError:
+        # Whoever read has had enough; the interpreter would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def import_file(
+    file: Annotated[Path, typer.Argument(help="A JSON Lines export, or - for standard input.")],
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Adds what an export (jsonl) holds and is not there yet, and puts progress right.
+
+    Into an empty database it gives the same sessions, attempts and progress. May be run again.
+    Publications are the study application's and not in it.
+
+    Example: study-ingest export | INGEST_DATABASE_URL=... study-ingest import -
+    """
+    settings = load_settings()
+
+    async def work(lines: Iterator[str]) -> Imported:
+        async with engine_of(settings, connections=1, name="study-ingest import") as engine:
+            await schema.check(engine)
+            return await archive.import_lines(engine, lines, thresholds_of(settings), by(reason))
+
+    try:
+        with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as source:
+            size = 0 if source is sys.stdin else file.stat().st_size
+            with bar("Importing") as progress:
+                done = run(work(_watched(source, size, progress)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise IngestError(f"{file} can't be read: {error}.") from None
+    if as_json:
+        counts = {"batches": done.batches, "known": done.known, "attempts": done.attempts}
+        typer.echo(json.dumps(counts | {"users": len(done.users)}))
+    else:
+        typer.echo(
+            f"Added {done.attempts} attempts in {done.batches} batches of {len(done.users)} users;"
+            f" {done.known} batches were there already."
+        )
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        raise IngestError(f"{path} can't be written: {error.strerror}.") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _watched(source: TextIO, size: int, progress: Callable[[int, int], None]) -> Iterator[str]:
+    read = 0
+    for line in source:
+        read += len(line)
+        progress(read, size)
+        yield line

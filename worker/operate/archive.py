@@ -1,0 +1,137 @@
+"""Export and import: the log of attempts as JSON Lines, and back.
+
+One line is one record: `export` (first, with the format's version), `topic`, `question`, `batch`
+(an ingested session with all its attempts) or `explanation_requested`. Imported into an empty
+database it gives the same inbox, sessions, attempts and progress.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.domain.patterns import Thresholds
+from worker.errors import IngestError
+from worker.repair import rebuild
+from worker.store import archive, audit, principals
+from worker.store.audit import By
+from worker.store.engine import transaction
+
+VERSION: Final = 1
+
+_LINES_AT_ONCE: Final = 200
+_BYTES_AT_ONCE: Final = 4_000_000
+"""Of one transaction of an import."""
+_ORDER: Final = ("export", "topic", "question", "batch", "explanation_requested")
+
+
+async def export(engine: AsyncEngine, user_id: int | None) -> AsyncIterator[str]:
+    """The lines (without line ends) of one user's log, or of everybody's when None.
+
+    As of one moment, while workers ingest on. With everybody's come the tombstones of erased
+    batches, so that an import does not open the way back for them.
+    """
+    yield json.dumps({"record": "export", "version": VERSION, "user_id": user_id})
+    async with transaction(engine, isolation="REPEATABLE READ") as connection:
+        async for line in archive.lines(connection, user_id):
+            yield line
+
+
+@dataclass(slots=True)
+class Imported:
+    """What an import added."""
+
+    batches: int = 0
+    attempts: int = 0
+    known: int = 0
+    """Batches that were there already, and stayed as they were."""
+    users: set[int] = field(default_factory=set)
+
+
+async def import_lines(
+    engine: AsyncEngine, lines: Iterable[str], thresholds: Thresholds, by: By
+) -> Imported:
+    """Adds what an export holds and is not there yet, then puts everybody's progress right.
+
+    Killed half-way, it can be run again. Raises `IngestError`, with the line's number, for what
+    is not an export; the groups of lines before it stay.
+    """
+    done = Imported()
+    rebuilt = False
+    for kind, last, some in _grouped(lines):
+        if kind == "explanation_requested" and not rebuilt:
+            rebuilt = await _rebuild(engine, done, thresholds)
+        try:
+            async with transaction(engine) as connection:
+                match kind:
+                    case "topic":
+                        await archive.add_topics(connection, some)
+                    case "question":
+                        await archive.add_questions(connection, some)
+                    case "batch":
+                        uuids = await archive.claim_batches(connection, some)
+                        users = _users(some)
+                        await principals.lock(connection, users)
+                        done.attempts += await archive.add_attempts(connection, some, uuids)
+                        done.batches += len(uuids)
+                        done.known += len(some) - len(uuids)
+                        done.users |= users
+                    case "explanation_requested":
+                        await archive.request_explanations(connection, some)
+        except DBAPIError as error:
+            problem = str(error.orig).splitlines()[0].rpartition(": ")[2].rstrip(".")
+            raise IngestError(
+                f"Among the {len(some)} lines up to line {last} is one that can't be imported:"
+                f" {problem}."
+            ) from None
+    if not rebuilt:
+        await _rebuild(engine, done, thresholds)
+    async with transaction(engine) as connection:
+        await archive.advance_sequences(connection)
+        effect = {"batches": done.batches, "attempts": done.attempts, "users": len(done.users)}
+        await audit.record(connection, by, "import", "attempts", effect)
+    return done
+
+
+async def _rebuild(engine: AsyncEngine, done: Imported, thresholds: Thresholds) -> bool:
+    for user_id in sorted(done.users):
+        await rebuild(engine, user_id, thresholds)
+    return True
+
+
+def _grouped(lines: Iterable[str]) -> Iterable[tuple[str, int, list[str]]]:
+    """(record, number of the last line, lines) of neighbours of one kind, in bounded groups."""
+    kind, some, size, number = "", list[str](), 0, 0
+    for number, line in enumerate(lines, start=1):
+        record = _read(line, number)["record"]
+        if some and (record != kind or len(some) == _LINES_AT_ONCE or size > _BYTES_AT_ONCE):
+            yield kind, number - 1, some
+            some, size = [], 0
+        kind = record
+        if kind != "export":
+            some.append(line)
+            size += len(line)
+    if some:
+        yield kind, number, some
+
+
+def _read(line: str, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("record") not in _ORDER:
+        raise IngestError(f"Line {number} is not part of an export of study-ingest.")
+    if (record["record"] == "export") is not (number == 1):
+        raise IngestError(f"Line {number} is not where an export has it: import files one by one.")
+    if number == 1 and record.get("version") != VERSION:
+        raise IngestError(f"The export's version is not {VERSION}: use a newer study-ingest.")
+    return record
+
+
+def _users(some: Iterable[str]) -> set[int]:
+    found = (json.loads(line).get("user_id") for line in some)
+    return {user_id for user_id in found if isinstance(user_id, int)}

@@ -1,0 +1,107 @@
+"""Attempts as xAPI statements (version 1.0.3): one `answered` for each, `voided` where it is.
+
+Pure. A statement's id is derived from the session's uuid and the attempt's position, so that an
+export sent twice to a learning record store is one set of statements there. IRIs of questions,
+topics and extensions are `urn:study-ingest:...`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+_NAMESPACE: Final = UUID("0d0f8a53-9c9b-4d2e-8f3f-6a7f1f2a9b10")
+_ANSWERED: Final = {
+    "id": "http://adlnet.gov/expapi/verbs/answered",
+    "display": {"en": "answered"},
+}
+_VOIDED: Final = {"id": "http://adlnet.gov/expapi/verbs/voided", "display": {"en": "voided"}}
+_INTERACTION: Final = "http://adlnet.gov/expapi/activities/cmi.interaction"
+_OURS: Final = "urn:study-ingest:"
+
+
+def statements(batch: Mapping[str, Any], home_page: str) -> Iterator[dict[str, Any]]:
+    """The statements of one `batch` record of an export, in the order of the answers.
+
+    `home_page` is the IRI of the system whose users' ids the actors' names are.
+    """
+    attempts = [
+        (attempt, session) for session in batch["sessions"] for attempt in session["attempts"]
+    ]
+    for attempt, session in sorted(attempts, key=lambda each: each[0]["position"]):
+        statement = _answered(batch, session, attempt, home_page)
+        yield statement
+        if session["voided_at"] is not None:
+            yield _voided(statement["id"], session["voided_at"], home_page)
+
+
+def _answered(
+    batch: Mapping[str, Any],
+    session: Mapping[str, Any],
+    attempt: Mapping[str, Any],
+    home_page: str,
+) -> dict[str, Any]:
+    context: dict[str, Any] = {
+        "registration": batch["client_session_uuid"],
+        "contextActivities": {
+            "parent": [{"id": f"{_OURS}topic:{attempt['study_topic_id']}"}],
+            "grouping": [{"id": f"{_OURS}session:{session['id']}"}],
+        },
+        "extensions": {
+            f"{_OURS}position": attempt["position"],
+            f"{_OURS}received-at": batch["received_at"],
+        },
+    }
+    if batch["viewer"] is not None:
+        context["platform"] = batch["viewer"]
+    return {
+        "id": _id(batch["client_session_uuid"], attempt["position"]),
+        "actor": _agent(home_page, str(batch["user_id"])),
+        "verb": _ANSWERED,
+        "object": {
+            "objectType": "Activity",
+            "id": f"{_OURS}question:{attempt['study_question_id']}",
+            "definition": {
+                "type": _INTERACTION,
+                "interactionType": "choice",
+                "correctResponsesPattern": [str(attempt["correct_choice"])],
+            },
+        },
+        "result": _result(attempt),
+        "timestamp": attempt["answered_at"],
+        "context": context,
+        "version": "1.0.3",
+    }
+
+
+def _result(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    """Correct is 1; unsure with the right selection, which passes, is a half; all else is 0."""
+    correct = attempt["outcome"] == "correct"
+    half = attempt["outcome"] == "unsure" and attempt["is_correct"] is True
+    result: dict[str, Any] = {
+        "score": {"scaled": 1.0 if correct else 0.5 if half else 0.0},
+        "success": correct,
+        "completion": True,
+        "extensions": {f"{_OURS}outcome": attempt["outcome"]},
+    }
+    if attempt["selected_choice"] is not None:
+        result["response"] = str(attempt["selected_choice"])
+    return result
+
+
+def _voided(statement_id: str, voided_at: str, home_page: str) -> dict[str, Any]:
+    return {
+        "id": str(uuid5(_NAMESPACE, f"voided/{statement_id}")),
+        "actor": _agent(home_page, "study-ingest"),
+        "verb": _VOIDED,
+        "object": {"objectType": "StatementRef", "id": statement_id},
+        "timestamp": voided_at,
+        "version": "1.0.3",
+    }
+
+
+def _agent(home_page: str, name: str) -> dict[str, Any]:
+    return {"objectType": "Agent", "account": {"homePage": home_page, "name": name}}
+
+
+def _id(client_session_uuid: str, position: int) -> str:
+    return str(uuid5(_NAMESPACE, f"answered/{client_session_uuid}/{position}"))

@@ -1,0 +1,224 @@
+"""The log out of the database and into another, as JSON that PostgreSQL itself writes and reads.
+
+A batch is one object: its inbox row, its quiz sessions, their attempts. Progress is not in it:
+that is what the attempts come to.
+"""
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_STREAMED_AT_ONCE: Final = 200
+"""Batches fetched in one round trip: at most 1000 attempts each."""
+
+# An export takes as long as whoever reads it; the timeouts are for work that others wait for.
+_PATIENT: Final = (
+    "SET LOCAL statement_timeout = 0",
+    "SET LOCAL idle_in_transaction_session_timeout = 0",
+    "SET TRANSACTION READ ONLY",
+)
+
+_OF_USER: Final = "(CAST(:user_id AS bigint) IS NULL OR {}.user_id = :user_id)"
+
+_ASKED: Final = (
+    "SELECT attempt.study_question_id FROM study_question_attempts AS attempt WHERE "
+    + _OF_USER.format("attempt")
+)
+
+_TOPICS: Final = text(
+    "SELECT CAST(json_build_object('record', 'topic', 'id', id, 'user_id', user_id,"
+    " 'name', name) AS text) FROM study_topics WHERE id IN"
+    f" (SELECT study_topic_id FROM study_questions WHERE id IN ({_ASKED}) UNION"
+    " SELECT study_topic_id FROM study_quiz_sessions AS session"
+    f" WHERE {_OF_USER.format('session')}) ORDER BY id"
+)
+
+_QUESTIONS: Final = text(
+    "SELECT CAST(json_build_object('record', 'question', 'id', id, 'user_id', user_id,"
+    " 'study_topic_id', study_topic_id, 'correct_choice', correct_choice,"
+    f" 'deleted_at', deleted_at) AS text) FROM study_questions WHERE id IN ({_ASKED}) ORDER BY id"
+)
+
+_ATTEMPT_COLUMNS: Final = {
+    "position": "integer",
+    "study_question_id": "bigint",
+    "study_topic_id": "bigint",
+    "selected_choice": "integer",
+    "correct_choice": "integer",
+    "is_correct": "boolean",
+    "outcome": "text",
+    "answered_at": "timestamptz",
+    "answered_at_sent": "timestamptz",
+}
+_SESSION_COLUMNS: Final = {
+    "id": "uuid",
+    "study_topic_id": "bigint",
+    "question_ids": "jsonb",
+    "subject_distribution": "jsonb",
+    "status": "text",
+    "cursor": "integer",
+    "source": "text",
+    "correct_count": "integer",
+    "wrong_count": "integer",
+    "unsure_count": "integer",
+    "finished_at": "timestamptz",
+    "finalized_at": "timestamptz",
+    "created_at": "timestamptz",
+    "updated_at": "timestamptz",
+    "voided_at": "timestamptz",
+}
+
+
+def _pairs(alias: str, columns: Collection[str]) -> str:
+    return ", ".join(f"'{name}', {alias}.{name}" for name in columns)
+
+
+# In the order of the key: the first row comes at once, however many there are.
+_BATCHES: Final = text(
+    "SELECT CAST(json_build_object('record', 'batch',"
+    " 'client_session_uuid', inbox.client_session_uuid, 'user_id', inbox.user_id,"
+    " 'viewer', inbox.viewer, 'received_at', inbox.received_at, 'erased_at', inbox.erased_at,"
+    " 'content_digest', encode(inbox.content_digest, 'hex'), 'summary', inbox.summary,"
+    " 'sessions', coalesce((SELECT json_agg(json_build_object("
+    f"{_pairs('session', _SESSION_COLUMNS)}, 'attempts', (SELECT json_agg(json_build_object("
+    f"{_pairs('attempt', _ATTEMPT_COLUMNS)}) ORDER BY attempt.position)"
+    " FROM study_question_attempts AS attempt WHERE attempt.quiz_session_id = session.id))"
+    " ORDER BY session.study_topic_id) FROM study_quiz_sessions AS session"
+    " WHERE session.client_session_uuid = inbox.client_session_uuid), '[]')) AS text)"
+    f" FROM ingest_inbox AS inbox WHERE {_OF_USER.format('inbox')}"
+    " ORDER BY inbox.client_session_uuid"
+)
+
+_REQUESTED: Final = text(
+    "SELECT CAST(json_build_object('record', 'explanation_requested', 'user_id', user_id,"
+    " 'study_question_id', study_question_id) AS text) FROM study_question_progress AS progress"
+    f" WHERE explanation_requested AND {_OF_USER.format('progress')}"
+    " ORDER BY user_id, study_question_id"
+)
+
+
+def _records(columns: dict[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in columns.items())
+
+
+_LINES: Final = "jsonb_to_recordset(CAST(:lines AS jsonb))"
+
+_ADD_TOPICS: Final = text(
+    f"INSERT INTO study_topics (id, user_id, name) SELECT id, user_id, name FROM {_LINES}"
+    " AS line (id bigint, user_id bigint, name text) ON CONFLICT (id) DO NOTHING"
+)
+
+_ADD_QUESTIONS: Final = text(
+    "INSERT INTO study_questions (id, user_id, study_topic_id, correct_choice, deleted_at)"
+    f" SELECT id, user_id, study_topic_id, correct_choice, deleted_at FROM {_LINES}"
+    " AS line (id bigint, user_id bigint, study_topic_id bigint, correct_choice integer,"
+    " deleted_at timestamptz) ON CONFLICT (id) DO NOTHING"
+)
+
+# In the order of the uuids, as ingest claims them.
+_ADD_BATCHES: Final = text(
+    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer,"
+    " received_at, erased_at, summary) SELECT client_session_uuid,"
+    " decode(content_digest, 'hex'), user_id, viewer, received_at, erased_at, summary"
+    f" FROM {_LINES}"
+    " AS line (client_session_uuid uuid, content_digest text, user_id bigint, viewer text,"
+    " received_at timestamptz, erased_at timestamptz, summary jsonb) ORDER BY client_session_uuid"
+    " ON CONFLICT (client_session_uuid) DO NOTHING RETURNING client_session_uuid"
+)
+
+_NEW_SESSIONS: Final = (
+    f"{_LINES} AS batch (client_session_uuid uuid, user_id bigint, sessions jsonb)"
+    " CROSS JOIN LATERAL jsonb_to_recordset(batch.sessions)"
+    f" AS session ({_records(_SESSION_COLUMNS)}, attempts jsonb)"
+)
+
+_ADD_SESSIONS: Final = text(
+    "INSERT INTO study_quiz_sessions (client_session_uuid, user_id,"
+    f" {', '.join(_SESSION_COLUMNS)}) SELECT batch.client_session_uuid, batch.user_id,"
+    f" {', '.join(f'session.{name}' for name in _SESSION_COLUMNS)} FROM {_NEW_SESSIONS}"
+    " WHERE batch.client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
+)
+
+_ADD_ATTEMPTS: Final = text(
+    f"INSERT INTO study_question_attempts (user_id, quiz_session_id, {', '.join(_ATTEMPT_COLUMNS)})"
+    " SELECT batch.user_id, session.id,"
+    f" {', '.join(f'attempt.{name}' for name in _ATTEMPT_COLUMNS)} FROM {_NEW_SESSIONS}"
+    " CROSS JOIN LATERAL jsonb_to_recordset(session.attempts)"
+    f" AS attempt ({_records(_ATTEMPT_COLUMNS)})"
+    " WHERE batch.client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
+)
+
+_REQUEST: Final = text(
+    "UPDATE study_question_progress AS progress SET explanation_requested = true"
+    f" FROM {_LINES} AS line (user_id bigint, study_question_id bigint)"
+    " WHERE progress.user_id = line.user_id"
+    " AND progress.study_question_id = line.study_question_id AND NOT explanation_requested"
+)
+
+_SEQUENCES: Final = tuple(
+    text(
+        f"SELECT setval(sequence, greatest(nextval(sequence), (SELECT max(id) FROM {table})))"
+        f" FROM pg_get_serial_sequence('{table}', 'id') AS sequence"
+    )
+    for table in ("study_topics", "study_questions")
+)
+
+
+async def lines(connection: AsyncConnection, user_id: int | None) -> AsyncIterator[str]:
+    """The export of one user, or of everything when None, line by line in constant memory.
+
+    Needs a transaction of its own, REPEATABLE READ, as its first use.
+    """
+    for statement in _PATIENT:
+        await connection.execute(text(statement))
+    for query in (_TOPICS, _QUESTIONS, _BATCHES, _REQUESTED):
+        async with connection.stream(
+            query, {"user_id": user_id}, execution_options={"yield_per": _STREAMED_AT_ONCE}
+        ) as rows:
+            async for (line,) in rows:
+                yield line
+
+
+async def add_topics(connection: AsyncConnection, some: Sequence[str]) -> None:
+    """Adds topics that are not there; those that are, are the study application's."""
+    await connection.execute(_ADD_TOPICS, _array(some))
+
+
+async def add_questions(connection: AsyncConnection, some: Sequence[str]) -> None:
+    """Adds questions that are not there."""
+    await connection.execute(_ADD_QUESTIONS, _array(some))
+
+
+async def claim_batches(connection: AsyncConnection, some: Sequence[str]) -> list[UUID]:
+    """Adds the inbox rows of batches whose uuid is free, and returns those uuids."""
+    return list((await connection.scalars(_ADD_BATCHES, _array(some))).all())
+
+
+async def add_attempts(
+    connection: AsyncConnection, some: Sequence[str], uuids: Sequence[UUID]
+) -> int:
+    """Adds the sessions and attempts of the batches with these uuids; returns how many attempts.
+
+    Under the locks of their principals.
+    """
+    values = _array(some) | {"uuids": list(uuids)}
+    await connection.execute(_ADD_SESSIONS, values)
+    return (await connection.execute(_ADD_ATTEMPTS, values)).rowcount
+
+
+async def request_explanations(connection: AsyncConnection, some: Sequence[str]) -> None:
+    """Marks progress rows whose explanation had been requested."""
+    await connection.execute(_REQUEST, _array(some))
+
+
+async def advance_sequences(connection: AsyncConnection) -> None:
+    """Lets new topics and questions get ids beyond those that were added."""
+    for statement in _SEQUENCES:
+        await connection.execute(statement)
+
+
+def _array(some: Sequence[str]) -> dict[str, object]:
+    return {"lines": f"[{','.join(some)}]"}
