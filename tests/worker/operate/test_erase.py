@@ -1,5 +1,7 @@
 """Erase: nothing of the user is left, nothing comes back, and nobody else is touched."""
 
+import asyncio
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -122,6 +124,51 @@ async def test_dead_letters_about_the_users_questions_go_and_others_stay(site: S
     await make.execute(site.engine, "UPDATE published SET deleted = false")
     assert await Ingest(site.engine, Thresholds())([make.incoming(gone)]) == [Duplicate()]
     assert await make.count(site.engine, "study_question_attempts") == 0
+
+
+async def test_stopped_before_the_letters_were_gone_the_same_command_takes_them(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    ingest = Ingest(site.engine, Thresholds())
+    await ingest([sent(wrong(question))])
+    await make.withdraw(site.engine, question)
+    await site.park(batch(right(question)))
+
+    async def killed(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.operate.erase.discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await _erase(site, 7)
+    await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
+    assert await make.count(site.engine, "study_question_attempts") == 0
+
+    _, erased, letters = await _erase(site, 7)
+
+    assert (erased, letters) == (Erased(0, 0, 0, 0, 0), 1)
+    assert await site.broker.depth(amqp.DEAD_QUEUE) == 0
+
+
+async def test_erasing_amid_ingest_leaves_no_half(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    ingest = Ingest(site.engine, Thresholds())
+    await asyncio.gather(
+        *(ingest([sent(wrong(question, at(n)))]) for n in range(4)),
+        _erase(site, 7),
+        *(ingest([sent(right(question, at(n, hours=1)))]) for n in range(4)),
+    )
+    # What came after the erasure is new; what came before is gone.
+    left = await make.rows(
+        site.engine,
+        "SELECT count(*) FILTER (WHERE inbox.erased_at IS NULL) AS live,"
+        " count(session.id) AS sessions FROM ingest_inbox AS inbox"
+        " LEFT JOIN study_quiz_sessions AS session USING (client_session_uuid)",
+    )
+    assert left[0]["live"] == left[0]["sessions"]
+    assert await make.count(site.engine, "ingest_inbox") == 8
+    assert await verify(site.engine, 7, Thresholds()) == []
 
 
 async def test_the_older_schema_keeps_the_erased_from_coming_back(site: Site) -> None:
