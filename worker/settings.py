@@ -5,7 +5,7 @@ seconds unless the name says otherwise. Nothing else in the project reads the en
 """
 
 from typing import Annotated, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,8 +19,20 @@ _VERIFIED: Final = "verify-full"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1", None)
 
 
+def _parsed(url: SecretStr) -> SplitResult:
+    """Taken apart here, because a parser's own error would show half a password."""
+    try:
+        parts = urlsplit(url.get_secret_value())
+        _ = parts.port
+    except ValueError:
+        raise ValueError(
+            "the URL can't be read: write special characters of its login as %XX"
+        ) from None
+    return parts
+
+
 def _postgresql(url: SecretStr) -> SecretStr:
-    parts = urlsplit(url.get_secret_value())
+    parts = _parsed(url)
     if parts.scheme not in ("postgresql", "postgres"):
         raise ValueError("the URL must begin with postgresql://")
     mode = parse_qs(parts.query).get("sslmode", [_VERIFIED])[0]
@@ -33,13 +45,19 @@ def _postgresql(url: SecretStr) -> SecretStr:
 
 
 def _amqp(url: SecretStr) -> SecretStr:
-    parts = urlsplit(url.get_secret_value())
+    parts = _parsed(url)
     if parts.scheme not in ("amqp", "amqps"):
         raise ValueError("the URL must begin with amqp:// or amqps://")
     if "no_verify_ssl" in parse_qs(parts.query, keep_blank_values=True):
         raise ValueError(
             "no_verify_ssl would let anybody pose as the broker: name its authority with cafile"
         )
+    return url
+
+
+def _http(url: SecretStr | None) -> SecretStr | None:
+    if url is not None and _parsed(url).scheme not in ("http", "https"):
+        raise ValueError("the URL must begin with http:// or https://")
     return url
 
 
@@ -54,7 +72,7 @@ class Settings(BaseSettings):
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp)] = Field(
         description="RabbitMQ, as amqp://user:password@host:port/vhost."
     )
-    management_url: SecretStr | None = Field(
+    management_url: Annotated[SecretStr | None, AfterValidator(_http)] = Field(
         default=None,
         description="RabbitMQ's management API, as http://user:password@host:port. Default: "
         "the AMQP URL's host and login at port 15672 (15671 for amqps).",
