@@ -58,7 +58,7 @@ class Relay:
 
     `url` is amqp(s)://login:password@host:port/vhost. Use it in `async with`, or call `run`.
     Trouble with the broker is waited out for ever, and shown in `status`. Raises ValueError for
-    a viewer name that is not 1 to 64 letters, digits, '-' and '_'.
+    another kind of URL, and for a viewer name that is not 1 to 64 letters, digits, '-' and '_'.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class Relay:
         self._viewer = viewer
         self._routing_key = attempts_key(viewer)
         self._url = make_url(url)
+        if self._url.scheme not in ("amqp", "amqps"):
+            raise ValueError("the broker's URL must begin with amqp:// or amqps://")
         if "heartbeat" not in self._url.query:
             self._url = self._url.update_query(heartbeat=str(self._settings.heartbeat))
         # The broker vouches for the user id when it is the login; any other it would refuse.
@@ -171,6 +173,7 @@ class Relay:
             try:
                 await _first_of(self._session(store))
             except (*CONNECTION_EXCEPTIONS, sqlite3.OperationalError) as error:
+                # RuntimeError is among them: aiormq raises it on what has just been closed.
                 self.status.connected = False
                 self._show(_sentence(error))
             if clock() - began > self._settings.retry_delay_max:
@@ -306,4 +309,5 @@ async def _unlocked(
 def _sentence(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "the broker did not answer in time: is it overloaded, or the network bad?"
-    return f"the broker can't be used: {error or type(error).__name__}"
+    whose = "outbox" if isinstance(error, sqlite3.Error) else "broker"
+    return f"the {whose} can't be used: {error or type(error).__name__}"

@@ -22,7 +22,7 @@ UUID_TEXT = "4bf92f35-77b3-4da6-a3ce-929d0e0e4736"
 
 Json = dict[str, Any]
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def body(document: object) -> bytes:

@@ -272,9 +272,11 @@ async def test_a_results_queue_that_an_operator_has_to_make_is_waited_for(
         assert await broker.next_uuid() == uuid
 
 
-def test_a_viewers_name_is_checked_at_once(outbox: Outbox) -> None:
+def test_the_name_and_the_url_are_checked_at_once(outbox: Outbox) -> None:
     with pytest.raises(ValueError, match="choose another"):
         Relay(outbox, "amqp://localhost", "no.dots")
+    with pytest.raises(ValueError, match="amqps://"):
+        Relay(outbox, "http://localhost", VIEWER)
 
 
 # ---- when it can't be ------------------------------------------------------------------------
@@ -421,6 +423,16 @@ async def test_the_viewers_own_transaction_is_waited_for(outbox: Outbox, broker:
             viewer.execute("COMMIT")
             await settled(relay, uuid)
             assert proxy.connections == 1
+
+
+async def test_an_outbox_that_fails_is_told_from_a_broker_that_does(
+    outbox: Outbox, broker: Broker
+) -> None:
+    async with relay_of(outbox, broker.url) as relay:
+        await soon(relay, lambda: relay.status.connected)
+        with closing(sqlite3.connect(outbox.path)) as vandal:
+            vandal.execute("ALTER TABLE study_outbox RENAME TO gone")
+        assert "the outbox can't be used" in await soon(relay, lambda: relay.status.problem)
 
 
 # ---- its life --------------------------------------------------------------------------------
