@@ -328,29 +328,105 @@ async def test_one_bad_batch_costs_only_itself(
     assert json.loads(parked.body)["client_session_uuid"] == str(UUIDS[2])
 
 
-async def test_a_batch_delivered_often_runs_alone(
+async def return_often(broker: Broker, uuid: UUID, times: int) -> None:
+    """Publishes a batch and returns it, as a worker that dies does."""
+    await broker.publish(body_of(uuid))
+    queue = await (await broker.channel()).get_queue(amqp.ATTEMPTS_QUEUE, ensure=False)
+    for _ in range(times):
+        message = await until(lambda: queue.get(fail=False), lambda it: it is not None)
+        await message.reject(requeue=True)
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
+
+
+async def test_a_batch_delivered_often_runs_with_nothing_else_in_hand(
     broker: Broker, start: Start, script: Script
 ) -> None:
-    await broker.publish(body_of(UUIDS[0]))
-    queue = await (await broker.channel()).get_queue(amqp.ATTEMPTS_QUEUE, ensure=False)
-    for _ in range(3):
-        message = await queue.get(timeout=5)
-        assert message is not None
-        await message.reject(requeue=True)
-        await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
+    await return_often(broker, UUIDS[0], 3)
     for uuid in UUIDS[1:4]:
         await broker.publish(body_of(uuid))
     async with logged("delivery.settled") as lines:
         script.go.clear()
-        consumer = await start(lanes=1, alone_after=3)
-        await reach(consumer, lambda: consumer.in_hand == 4)
+        consumer = await start(lanes=2, alone_after=3)
+        await script.began.wait()
+        await broker.until_depth(amqp.ATTEMPTS_QUEUE, 3)
+        assert consumer.in_hand == 1
         script.go.set()
         await settled(consumer, ingested=4)
 
-    sizes = {line["client_session_uuid"]: line["group_size"] for line in lines}
-    counts = {line["client_session_uuid"]: line["delivery_count"] for line in lines}
-    assert counts[str(UUIDS[0])] == 3
-    assert sizes[str(UUIDS[0])] == 1
+    first = lines[0]
+    assert first["client_session_uuid"] == str(UUIDS[0])
+    assert (first["delivery_count"], first["group_size"]) == (3, 1)
+    assert {line["delivery_count"] for line in lines[1:]} == {0}
+
+
+async def test_one_that_comes_among_others_waits_for_them_and_comes_again_alone(
+    broker: Broker, start: Start, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.consumer._GATE_INTERVAL", 0.05)
+    gate = asyncio.Event()
+    gate.set()
+
+    async def gate_open() -> bool:
+        return gate.is_set()
+
+    script.go.clear()
+    consumer = await start(lanes=1, alone_after=3, gate_open=gate_open)
+    await broker.publish(body_of(UUIDS[1]))
+    await script.began.wait()
+    gate.clear()  # while this worker is busy, others die of the next
+    await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
+    await return_often(broker, UUIDS[0], 3)
+    await broker.publish(body_of(UUIDS[2]))
+    gate.set()
+    await reach(consumer, lambda: consumer.in_hand == 3)
+    async with logged("delivery.settled") as lines:
+        script.go.set()
+        await settled(consumer, ingested=3)
+
+    settled_in_order = [UUID(line["client_session_uuid"]) for line in lines]
+    assert settled_in_order == [UUIDS[1], UUIDS[2], UUIDS[0]]
+    assert script.sizes == [1, 1, 1]
+    assert consumer.counts["given_back"] == 1
+
+
+async def test_a_batch_that_kills_workers_is_parked_and_takes_nobody_along(
+    broker: Broker, publisher: Publisher, script: Script
+) -> None:
+    poison, others = UUIDS[7], [*UUIDS[:7], *UUIDS[8:20]]
+    for uuid in UUIDS[:20]:
+        await broker.publish(body_of(uuid))
+    done: set[UUID | None] = set()
+    deaths = 0
+    while done < set(others) or await broker.depth(amqp.DEAD_QUEUE) < 1:
+        assert deaths < 40
+
+        def decide(incoming: Incoming) -> Disposition:
+            if incoming.client_session_uuid == poison:
+                running.cancel()  # noqa: B023
+                raise asyncio.CancelledError  # nothing is settled, as in a death
+            return ingested(incoming)
+
+        script.decide = decide
+        consumer = Consumer(broker.settings, script, publisher, database_ready=script.is_ready)
+        running = asyncio.create_task(consumer.run())
+        with capture_logs() as lines:
+            await consumer.changed.until(
+                lambda: consumer.state == "stopped" or consumer.counts.total() == 19,  # noqa: B023
+                timeout=1,
+            )
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        deaths += 1
+        done |= {
+            UUID(line["client_session_uuid"])
+            for line in lines
+            if line["event"] == "delivery.settled"
+        }
+
+    parked = await broker.take(amqp.DEAD_QUEUE)
+    assert json.loads(parked.body)["client_session_uuid"] == str(poison)
+    assert done == set(others)
+    assert await broker.depth(amqp.DEAD_QUEUE) == 0
 
 
 # Pauses

@@ -140,7 +140,6 @@ class Subscription:
                     raise ConnectionError("the connection was closed")
                 async with asyncio.timeout(settings.connect_timeout):
                     channel = await transport.connection.channel(publisher_confirms=False)
-                    await channel.basic_qos(prefetch_count=settings.prefetch)
         except CLIENT_ERRORS as error:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
@@ -155,11 +154,18 @@ class Subscription:
         """Whether the broker may send deliveries."""
         return self.tag is not None and not self.is_lost
 
-    async def consume(self) -> None:
-        """Begins to receive deliveries. Raises `BrokerAway`, and then the subscription is lost."""
+    async def consume(self, prefetch: int) -> None:
+        """Begins to receive deliveries, at most `prefetch` of them unsettled at once.
+
+        Raises `BrokerAway`, and then the subscription is lost.
+        """
         tag = f"study-ingest.{socket.gethostname()[:100]}.{uuid4().hex[:12]}"
         try:
             with client_errors():
+                # It holds for consumers that begin after it.
+                await self._channel.basic_qos(
+                    prefetch_count=prefetch, timeout=self._settings.connect_timeout
+                )
                 await self._channel.basic_consume(
                     self.queue,
                     self._delivered,

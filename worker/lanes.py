@@ -1,0 +1,165 @@
+"""The lanes: groups out of the hand, through the ingest transaction, settled by disposition.
+
+    hand.take -> read -> ingest (commits) -> settle -> ack
+
+Lanes are tasks of ours that no closing channel can cancel in the middle of a transaction. A
+group is an optimization: what fails as one is run again one by one. Knows deliveries and
+dispositions; may not know SQL, nor how deliveries come.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from schemas.words import RejectReason
+from worker.backoff import Backoff
+from worker.broker.connection import describe
+from worker.broker.subscription import Delivery
+from worker.conditions import Conditions
+from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.errors import DatabaseAway, IngestError, Unconfirmed
+from worker.hand import Hand
+from worker.intake import Taken, read
+from worker.resolve import Incoming
+from worker.settings import Settings
+from worker.settle import Deferred, Settler
+
+_log = structlog.get_logger(__name__)
+
+IngestGroup = Callable[[Sequence[Incoming]], Awaitable[list[Disposition]]]
+"""`worker.ingest.Ingest`, or anything of its shape."""
+
+
+class Lanes:
+    """What each of a worker's lanes does; they share the hand, the settler and the conditions.
+
+    `on_ingested` is called after each group that the transaction has decided.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ingest: IngestGroup,
+        hand: Hand,
+        settler: Settler,
+        conditions: Conditions,
+        on_ingested: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._ingest = ingest
+        self._hand = hand
+        self._settler = settler
+        self._conditions = conditions
+        self._on_ingested = on_ingested
+        self._unpublished = 0
+
+    async def run(self) -> None:
+        """One lane: group after group, until the worker drains."""
+        conditions, hand = self._conditions, self._hand
+        while True:
+            await conditions.changed.until(
+                lambda: conditions.draining or (hand.has_work and not conditions.paused)
+            )
+            if conditions.draining:
+                return
+            group = hand.take()
+            hand.in_work += len(group)
+            try:
+                await self._work(await self._read(group))
+            finally:
+                hand.in_work -= len(group)
+                conditions.tell()
+
+    async def _read(self, group: list[Delivery]) -> list[Taken]:
+        taken = []
+        for delivery in group:
+            taken.append(read(delivery, self._settings))
+            await asyncio.sleep(0)  # large bodies must not keep heartbeats waiting
+        return taken
+
+    async def _work(self, group: list[Taken]) -> None:
+        """Sees the group through to the end, whatever comes between."""
+        while group := [taken for taken in group if self._is_live(taken)]:
+            try:
+                dispositions = await self._ingest([taken.incoming for taken in group])
+            except DatabaseAway as away:
+                self._conditions.pause("database", str(away))
+                if not await self._conditions.passes("database"):
+                    await self._hand.give_back([taken.delivery for taken in group])
+                    return
+            except Exception as fault:  # noqa: BLE001  # a bad batch costs only itself
+                await self._failed(group, fault)
+                return
+            else:
+                self._on_ingested()
+                await self._settle(group, dispositions)
+                return
+
+    async def _failed(self, group: list[Taken], fault: Exception) -> None:
+        if len(group) > 1:
+            _log.warning("group.split", group_size=len(group), error=type(fault).__name__)
+            for taken in group:
+                await self._work([taken])
+            return
+        [taken] = group
+        delays = self._settings.retry_delays
+        retries = taken.envelope.retries
+        _log.warning(
+            "delivery.failed",
+            client_session_uuid=str(taken.incoming.client_session_uuid),
+            retries=retries,
+            error=describe(fault),
+            # What was foreseen needs no traceback.
+            exc_info=None if isinstance(fault, IngestError) else fault,
+        )
+        if retries < len(delays):
+            await self._settle(group, [Deferred(delays[retries])])
+        elif not taken.is_exhausted:
+            await self._work([taken.exhausted(retries + 1)])
+        else:  # not even that can be told
+            detail = "The batch failed too often, and its viewer could not be told."
+            await self._settle(group, [Rejected(RejectReason.RETRIES_EXHAUSTED, detail)])
+
+    async def _settle(
+        self, group: list[Taken], dispositions: Sequence[Disposition | Deferred]
+    ) -> None:
+        copied = []
+        for taken, disposition in zip(group, dispositions, strict=True):
+            if isinstance(disposition, Ingested | Duplicate):
+                await self._settler.settle(taken, disposition, len(group))
+            else:
+                copied.append(self._settle_by_copy(taken, disposition, len(group)))
+        await asyncio.gather(*copied)
+
+    async def _settle_by_copy(
+        self, taken: Taken, disposition: Disposition | Deferred, group_size: int
+    ) -> None:
+        """Tries until the copy is confirmed; the original stays in hand as long."""
+        conditions = self._conditions
+        backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
+        is_counted = False
+        try:
+            while self._is_live(taken):
+                try:
+                    await self._settler.settle(taken, disposition, group_size)
+                    return
+                except Unconfirmed as trouble:
+                    self._unpublished += not is_counted
+                    is_counted = True
+                    conditions.pause("publishing", str(trouble))
+                wait = min(backoff.next(), conditions.hold_left)
+                await conditions.turned.until(lambda: conditions.draining, timeout=wait)
+                if conditions.draining or not conditions.hold_left:
+                    await self._hand.give_back([taken.delivery])
+                    return
+        finally:
+            self._unpublished -= is_counted
+            if not self._unpublished:
+                conditions.resume("publishing")
+
+    def _is_live(self, taken: Taken) -> bool:
+        if not taken.delivery.is_live:
+            self._settler.stale(taken)
+            return False
+        return True
