@@ -4,6 +4,7 @@ Knows where servers and the environment come from, and nothing of how they are m
 a command, add a row to COMMANDS.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import NamedTuple, NoReturn
 from devtools import environment, servers
 from devtools.errors import DevError
 from devtools.places import CHECKOUT, home, log_file
+from devtools.processes import DISK_FULL
 
 GRACE = 20  # s that a command has to end after SIGTERM before it is killed
 CHECKS = (
@@ -199,7 +201,10 @@ def main(words: Sequence[str]) -> int:
     except Terminated as end:
         return 128 + end.number
     except OSError as error:
-        print(f"dev: {error}{_traceback()}", file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"dev: {DISK_FULL}", file=sys.stderr)
+        else:
+            print(f"dev: {error}{_traceback()}", file=sys.stderr)
         return 1
 
 

@@ -64,6 +64,10 @@ class _Container:
     def prepare(self) -> None:
         """Nothing: `start` pulls what is missing."""
 
+    def alive(self) -> bool:
+        """Whether we have started it, ready or not."""
+        return (self.folder / "started").exists()
+
     def ready(self) -> bool:
         raise NotImplementedError
 
@@ -78,7 +82,7 @@ class _Container:
 
     def stop(self, seconds: float = 10) -> None:
         """Remove the container and its data, if it was ever started."""
-        if (self.folder / "started").exists():
+        if self.alive():
             self._run("rm", "--stop", "--force", "-v", self.service)
             (self.folder / "started").unlink()
 

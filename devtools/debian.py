@@ -72,14 +72,20 @@ def _download(suite: str, apt: Path) -> list[Path]:
     _write_sources(suite, apt / "sources")
     _write_configuration(apt)
     env = {**os.environ, "APT_CONFIG": str(apt / "apt.conf"), "LC_ALL": "C.UTF-8"}
-    run_step("apt", ("apt-get", "update"), ONLINE, env=env)
+    updated = run_step("apt", ("apt-get", "update"), ONLINE, env=env)
     wanted = ["rabbitmq-server", *(f"erlang-{part}" for part in ERLANG.split())]
     if _foreign(suite):
         wanted += LIBRARIES.split()
     elif not any(Path("/usr/lib").glob("*/libcrypto.so.3")):
         known = run_step("apt", ("apt-cache", "pkgnames", "libssl3"), ONLINE, env=env).split()
         wanted.append("libssl3t64" if "libssl3t64" in known else "libssl3")
-    run_step("apt", ("apt-get", "download", *wanted), ONLINE, env=env, cwd=packages)
+    try:
+        run_step("apt", ("apt-get", "download", *wanted), ONLINE, env=env, cwd=packages)
+    except DevError:
+        # update warns of a mirror that it can't reach, and ends as if all were well
+        if unreachable := re.search(r"^[WE]: Failed to fetch \S+ +(.+)", updated, re.MULTILINE):
+            raise DevError(f"apt can't reach its mirror ({unreachable[1]}): {ONLINE}.") from None
+        raise
     return sorted(packages.glob("*.deb"))
 
 

@@ -104,6 +104,10 @@ class Postgres:
         """The server's log file."""
         return self.folder / "server.log"
 
+    def alive(self) -> bool:
+        """Whether its process runs, ready or not."""
+        return self.pid is not None
+
     def ready(self) -> bool:
         """Whether it runs and lets us in."""
         return self.pid is not None and postgres_ready(self.port, USER, self.database)

@@ -19,6 +19,8 @@ from pathlib import Path
 from devtools.errors import BrokenOff, DevError
 from devtools.places import log_file
 
+DISK_FULL = "the disk is full: free 500 MB where this checkout lies, and run ./dev again."
+
 _steps: set[subprocess.Popen[bytes]] = set()
 _interrupted = threading.Event()
 
@@ -76,9 +78,7 @@ def run_step(
 def failure(name: str, output: str, mend: str, log: Path) -> str:
     """The sentence for a step that failed: its last words, what to do, and where the rest is."""
     if "No space left on device" in output or os.strerror(errno.EDQUOT) in output:
-        return (
-            f"{name} failed for want of disk space: free 500 MB and run ./dev again (log: {log})."
-        )
+        return DISK_FULL
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = [line for line in lines if line.lower().startswith(("error", "e:", "fatal"))]
     last = (telling or lines or ["it said nothing"])[-1]

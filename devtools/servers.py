@@ -6,7 +6,9 @@ told to keep ends with its last user; a user that died without a word doesn't co
 
 import os
 import platform
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +32,7 @@ class Server(Protocol):
 
     @property
     def url(self) -> str: ...
+    def alive(self) -> bool: ...
     def ready(self) -> bool: ...
     def start(self) -> object: ...
     def stop(self, seconds: float) -> None: ...
@@ -234,10 +237,24 @@ def servers(*, keep: bool = False) -> Iterator[dict[str, str]]:
             variables["INGEST_REQUIRE_USER_ID"] = os.environ.get("INGEST_REQUIRE_USER_ID", "false")
         yield variables
     finally:
-        if keys:
-            with ledger.lock():
-                ledger.leave()
-                ledger.settle()
+        with _undisturbed(), ledger.lock():
+            ledger.leave()
+            ledger.settle()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal break off the cleaning up: a second Ctrl-C would leave servers behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop(*, now: bool) -> list[str]:
@@ -248,7 +265,7 @@ def stop(*, now: bool) -> list[str]:
     ledger = Ledger()
     with ledger.lock():
         before = ledger.read()
-        running = {key for key in before if _server(key).ready()}
+        running = {key for key in before if _server(key).alive()}
         after = {
             key: {"kept": False, "users": [] if now else entry["users"]}
             for key, entry in before.items()
@@ -269,9 +286,9 @@ def report() -> list[str]:
     lines = []
     for key, entry in sorted(Ledger().read().items()):
         server = _server(key)
-        state = "running" if server.ready() else "stopped"
+        state = "running" if server.ready() else "starting" if server.alive() else "stopped"
         why = ["left by ./dev up"] if entry["kept"] else []
         why += [f"in use by process {user['pid']}" for user in entry["users"]]
-        where = f" {server.url}" if state == "running" else ""
+        where = f" {server.url}" if server.alive() else ""
         lines.append(f"{key}: {state}{where}{' (' + ', '.join(why) + ')' if why else ''}")
     return lines

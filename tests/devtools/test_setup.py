@@ -1,0 +1,145 @@
+"""Folders, the environment, apt's sources and the command line: what goes wrong is said."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from devtools import commands, debian, environment, places, rabbitmq
+from devtools.errors import DevError
+
+DEV = str(places.CHECKOUT / "dev")
+
+
+def test_folders_that_servers_can_not_live_in() -> None:
+    assert "has a space" in str(places.obstacle(Path("/tmp/a b")))
+    assert "longer than" in str(places.obstacle(Path("/tmp") / ("x" * 100)))
+
+
+def test_a_folder_that_root_alone_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    assert "lets only root pass" in str(places.obstacle(tmp_path / "x"))
+
+
+def test_a_folder_that_somebody_else_made(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "trap").symlink_to(tmp_path / "real")
+    with pytest.raises(DevError, match="belongs to somebody else: remove it"):
+        places.private_folder(tmp_path / "trap")
+    assert places.private_folder(tmp_path / "fresh").is_dir()
+
+
+def test_a_python_without_venv_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DevError, match="install the package python3-venv"):
+        environment._create()
+
+
+def test_the_environment_is_made_again_when_what_it_is_made_from_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "CHECKOUT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    seen = set()
+    for lock in ("one", "two"):
+        (tmp_path / "requirements.lock").write_text(lock)
+        seen.add(environment.digest())
+    monkeypatch.setattr("sys.version_info", type("Newer", (), {"major": 3, "minor": 99}))
+    seen.add(environment.digest())
+    assert len(seen) == 3
+
+
+SOURCES = """\
+Types: deb
+URIs: mirror
+Suites: bookworm bookworm-updates
+Components: main
+
+Types: deb
+URIs: mirror
+Suites: bookworm-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: elsewhere
+Suites: bookworm-pgdg
+Components: main
+"""
+
+LIST = """\
+deb [signed-by=/k] mirror/debian bookworm main
+deb mirror/debian-security bookworm-security main contrib
+deb elsewhere bookworm-pgdg main
+deb elsewhere bookworm stable
+"""
+
+
+def test_sources_of_another_suite_are_derived_from_the_machines_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources.list.d").mkdir()
+    (tmp_path / "sources.list").write_text(LIST)
+    (tmp_path / "sources.list.d/debian.sources").write_text(SOURCES)
+    (tmp_path / "sources.list.d/old.sources.disabled").write_text(SOURCES)
+    target = tmp_path / "target"
+    target.mkdir()
+    monkeypatch.setattr(debian, "APT", tmp_path)
+    monkeypatch.setattr(debian, "own_suite", lambda: "bookworm")
+    debian._write_sources("trixie", target)
+    assert (target / "sources.list").read_text() == (
+        "deb [signed-by=/k] mirror/debian trixie main\n"
+        "deb mirror/debian-security trixie-security main contrib\n"
+    )
+    written = (target / "debian.sources").read_text()
+    assert "Suites: trixie trixie-updates\n" in written
+    assert "Suites: trixie-security\n" in written
+    assert "pgdg" not in written
+    assert len(list(target.iterdir())) == 2
+
+
+def test_a_machine_without_sources_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "APT", tmp_path)
+    monkeypatch.setattr(debian, "own_suite", lambda: "bookworm")
+    with pytest.raises(DevError, match="has no source for bookworm: set INGEST_AMQP_URL"):
+        debian._write_sources("bookworm", tmp_path)
+
+
+def test_a_suite_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEV_RABBITMQ_SUITE", "sarge")
+    with pytest.raises(DevError, match=r"^DEV_RABBITMQ_SUITE is 'sarge': give bookworm or trixie"):
+        rabbitmq.default_suite()
+
+
+@pytest.mark.parametrize("words", [[], ["dance"], ["up", "north"], ["run"], ["run", "--"]])
+def test_a_wrong_command_line_exits_2(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, DEV, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("dev: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_names_every_command() -> None:
+    done = subprocess.run(
+        [sys.executable, DEV, "--help"], capture_output=True, text=True, check=True
+    )
+    for command in commands.COMMANDS:
+        assert f"  {command.name} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_an_unreachable_server_exits_1_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGEST_AMQP_URL", "amqp://127.0.0.1:1/")
+    argv = [sys.executable, DEV, "run", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no RabbitMQ answers at INGEST_AMQP_URL" in done.stderr
+    assert "Traceback" not in done.stderr
