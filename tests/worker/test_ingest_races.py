@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -168,3 +168,25 @@ async def test_when_the_first_dies_in_the_middle_the_one_who_waits_ingests(
     assert await crew[0]([delivery]) == [Duplicate()]
     row = (await make.progress(engine))[1, question.question_id]
     assert row["attempts_count"] == 1
+
+
+async def test_groups_that_share_batches_wait_for_each_other_and_never_crosswise(
+    engine: AsyncEngine, crew: list[Ingest], question: Published
+) -> None:
+    """Each stops at the middle batch, which a third holds, with what came before it in hand."""
+    group = [sent(right(question, at(n)), uuid=UUID(int=n)) for n in (1, 2, 3)]
+    async with engine.connect() as third:
+        await third.execute(
+            text(
+                "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id)"
+                " VALUES (:uuid, sha256(''), 9)"
+            ),
+            {"uuid": UUID(int=2)},
+        )
+        one = asyncio.create_task(crew[0](group))
+        await make.blocked(engine, 1)
+        other = asyncio.create_task(crew[1](group[::-1]))
+        await make.blocked(engine, 2)
+        await third.rollback()
+    kinds = [type(each) for each in [*await one, *await other]]
+    assert Counter(kinds) == {Ingested: 3, Duplicate: 3}
