@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from devtools.errors import DevError
 
 PORTS = range(20_000, 32_000)  # below what the kernel hands to outgoing connections
+LETTING_GO = 2.0  # s; a server that was killed may hold its ports for a moment after it is gone
 
 
 @contextmanager
@@ -50,13 +52,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def ports(path: Path, names: Sequence[str]) -> dict[str, int]:
-    """A port on the loopback for each name: those stored in the file while they are still free.
+    """A port on the loopback for each name: those stored in the file unless somebody has them.
 
     Raises DevError where no port is to be had.
     """
     stored = read_json(path)
     known = [stored[name] for name in names if isinstance(stored.get(name), int)]
-    if len(known) < len(names) or not all_free(known):
+    if len(known) < len(names) or not _soon_free(known):
         known = free_ports(len(names))
         write_json(path, dict(zip(names, known, strict=True)))
     return dict(zip(names, known, strict=True))
@@ -89,6 +91,16 @@ def all_free(wanted: Sequence[int]) -> bool:
             _listener(port).close()
         except OSError:
             return False
+    return True
+
+
+def _soon_free(wanted: Sequence[int]) -> bool:
+    """Whether all these ports are free, or become so while their last owner lets go of them."""
+    end = time.monotonic() + LETTING_GO
+    while not all_free(wanted):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
     return True
 
 

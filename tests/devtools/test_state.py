@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from devtools.state import PORTS, free_ports, locked, ports, read_json, write_json
@@ -55,6 +56,16 @@ def test_what_can_not_be_read_counts_as_nothing(tmp_path: Path) -> None:
     write_json(state, {"whole": 1})
     assert read_json(state) == {"whole": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_ports_stay_when_their_last_owner_lets_go_late(tmp_path: Path) -> None:
+    file = tmp_path / "ports.json"
+    first = ports(file, ["one"])
+    dying = socket.create_server(("127.0.0.1", first["one"]))
+    letting_go = threading.Timer(0.2, dying.close)
+    letting_go.start()
+    assert ports(file, ["one"]) == first
+    letting_go.join()
 
 
 def test_ports_stay_until_somebody_else_has_one(tmp_path: Path) -> None:
