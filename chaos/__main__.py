@@ -33,6 +33,9 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=120, help="longest drain in seconds (default 120)"
     )
+    parser.add_argument(
+        "--only", action="append", metavar="KIND", help="this kind of fault; may be given again"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     seed = int(time.time()) if arguments.seed is None else arguments.seed
@@ -49,6 +52,7 @@ def main() -> int:
             arguments.seconds,
             pace=arguments.pace,
             patience=arguments.patience,
+            only=arguments.only,
             folder=folder,
             say=lambda line: console.print(line, soft_wrap=True, highlight=False),
         )

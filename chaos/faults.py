@@ -309,7 +309,7 @@ FAULTS: Final = (
         "broker",
         _alarm("set_vm_memory_high_watermark", "absolute", "1MB"),
     ),
-    Fault("broker out of disk", _SHORT, "broker", _alarm("set_disk_free_limit", "1000TB")),
+    Fault("broker out of disk", _SHORT, "broker", _alarm("set_disk_free_limit", "100000GB")),
     Fault("connections closed by broker", _AT_ONCE, "broker", _close_connections),
     Fault("database restarted", _AT_ONCE, "database", _restart_database),
     Fault("database killed", _AT_ONCE, "database", _kill_database),

@@ -7,7 +7,7 @@ import asyncio
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,13 +66,23 @@ class Outcome:
 
 
 async def run(
-    seed: int, seconds: float, *, pace: float, patience: float, folder: Path, say: Say
+    seed: int,
+    seconds: float,
+    *,
+    pace: float,
+    patience: float,
+    only: Collection[str] | None,
+    folder: Path,
+    say: Say,
 ) -> Outcome:
-    """The whole run; `patience` bounds the drain. Leaves logs and outboxes in `folder`."""
+    """The whole run; `patience` bounds the drain. Leaves logs and outboxes in `folder`.
+
+    With `only`, just these kinds of fault.
+    """
     outcome = Outcome(seed, seconds)
     questions = bank.made_up(seed, _USERS, _QUESTIONS_EACH)
     bank.save(folder / "bank.json", questions)
-    kinds = {fault.kind: fault.seconds for fault in FAULTS}
+    kinds = {fault.kind: fault.seconds for fault in FAULTS if only is None or fault.kind in only}
     plan = schedule(seed, seconds, kinds, pace)
     async with stage(folder, questions) as servers:
         say("the servers are ready")

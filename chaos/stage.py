@@ -6,6 +6,7 @@ so that the run can look and repair while they are locked out. Knows how servers
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -98,6 +99,9 @@ async def stage(folder: Path, questions: list[bank.Question]) -> AsyncIterator[S
         await _tap(broker.url)
         yield made
     finally:
+        for log, name in ((postgres.log, "postgres.log"), (broker.log, "rabbitmq.log")):
+            if log.exists():
+                shutil.copyfile(log, folder / name)
         await asyncio.shield(asyncio.to_thread(at_once, [postgres.close, broker.close]))
 
 
