@@ -9,6 +9,10 @@ from typing import Final
 INGEST_EXCHANGE: Final = "study.ingest"
 ATTEMPTS_QUEUE: Final = "study.attempts"
 ATTEMPTS_BINDING: Final = "attempts.v1.#"
+NEWER_BINDING: Final = "attempts.#"
+"""Batches of a newer major version as well: what an older worker can't read waits."""
+NEWER_QUEUE: Final = "study.attempts.newer"
+"""Where they wait, and come back from time to time, until a worker takes them that can."""
 
 RETRY_QUEUE_PREFIX: Final = "study.attempts.retry."
 """Followed by the delay in milliseconds; a message waits there, then returns."""
@@ -45,8 +49,8 @@ VIEWER_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
 """A viewer's name is one word of a routing key and part of queue names: no dots, no wildcards."""
 
 _VIEWER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_ATTEMPTS_KEY = re.compile(r"attempts\.v1\.([A-Za-z0-9_-]{1,64})")
-_BATCH_TYPE = re.compile(r"study\.attempt_batch\.v1(\.[0-9]{1,4})?")
+_ATTEMPTS_KEY = re.compile(r"attempts\.v([1-9][0-9]{0,2})\.([A-Za-z0-9_-]{1,64})")
+_BATCH_TYPE = re.compile(r"study\.attempt_batch\.v([1-9][0-9]{0,2})(?:\.([0-9]{1,4}))?")
 
 
 def is_viewer(name: str) -> bool:
@@ -63,9 +67,9 @@ def attempts_key(viewer: str) -> str:
 
 
 def viewer_of_key(routing_key: str) -> str | None:
-    """The viewer that a batch's routing key names; None when it names none."""
+    """The viewer that a batch's routing key names, whatever the version; None for no viewer."""
     match = _ATTEMPTS_KEY.fullmatch(routing_key)
-    return match[1] if match else None
+    return match[2] if match else None
 
 
 def result_key(viewer: str) -> str:
@@ -83,9 +87,13 @@ def followups_queue(routing_key: str) -> str:
     return f"{FOLLOWUPS_EXCHANGE}.{routing_key}"
 
 
-def is_supported_batch_type(message_type: str) -> bool:
-    """Whether `message_type` is major version 1 of the attempt batch, whatever its minor."""
-    return _BATCH_TYPE.fullmatch(message_type) is not None
+def version_of_batch(message_type: str | None, routing_key: str) -> tuple[int, int] | None:
+    """Major and minor version of a batch: its type says, or else its routing key; None: neither."""
+    if message_type:
+        match = _BATCH_TYPE.fullmatch(message_type)
+        return (int(match[1]), int(match[2] or 0)) if match else None
+    match = _ATTEMPTS_KEY.fullmatch(routing_key)
+    return (int(match[1]), 0) if match else None
 
 
 def _checked(viewer: str) -> str:

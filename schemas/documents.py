@@ -153,7 +153,8 @@ def asyncapi() -> Json:
                     "One local session of a viewer",
                     f"At most {MAX_ATTEMPTS} attempts and {MAX_BODY_BYTES} bytes, unless the"
                     " operator says otherwise. A later minor version is"
-                    f" {amqp.ATTEMPT_BATCH_TYPE}.1 and so on; another major version is rejected.",
+                    f" {amqp.ATTEMPT_BATCH_TYPE}.1 and so on; a newer major version waits until a"
+                    " worker comes that knows it.",
                     message_id="New for each publish, also of the same batch: what makes a batch"
                     " the same is its client_session_uuid.",
                     more={

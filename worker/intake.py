@@ -24,6 +24,8 @@ from worker.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
+_MAJOR: Final = 1
+"""The version of the attempt batch that this worker knows, with all its minor versions."""
 _PLAIN_ENCODINGS: Final = ("", "utf-8", "identity")
 _COPYING_HEADERS: Final = ("CC", "BCC")
 """Routing keys in headers: the broker's topic permissions don't see them before 4.0."""
@@ -32,11 +34,23 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A delivery in hand, read."""
+    """A delivery in hand, read; `version` is the batch's, as (major, minor), if it has one."""
 
     delivery: Delivery
     envelope: Envelope
     incoming: Incoming
+    version: tuple[int, int] | None = None
+
+    @property
+    def is_for_newer_worker(self) -> bool:
+        """Whether nothing is wrong with it but that this worker is too old for it."""
+        content = self.incoming.content
+        return (
+            isinstance(content, Rejection)
+            and content.reason is RejectReason.UNSUPPORTED_VERSION
+            and self.version is not None
+            and self.version[0] > _MAJOR
+        )
 
     @property
     def is_exhausted(self) -> bool:
@@ -59,6 +73,7 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
     returned = delivery.exchange == amqp.RETURN_EXCHANGE
     envelope = _returned_envelope(delivery) if returned else _envelope(delivery, settings)
     headers = delivery.headers
+    version = amqp.version_of_batch(delivery.properties.message_type, envelope.routing_key)
     content: AttemptBatch | Rejection
     try:
         if not returned:
@@ -69,7 +84,7 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
                 "The publisher could not be told: publish to study.ingest under the routing key"
                 " of the viewer whose login is used.",
             )
-        content = _decode(delivery, envelope.routing_key, settings)
+        content = _decode(delivery, version, settings)
         uuid: UUID | None = content.client_session_uuid
     except Rejection as rejection:
         content = rejection
@@ -86,6 +101,7 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
             if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent)
             else None,
         ),
+        version,
     )
 
 
@@ -125,13 +141,10 @@ def _refuse_forgeries(delivery: Delivery) -> None:
         )
 
 
-def _decode(delivery: Delivery, routing_key: str, settings: Settings) -> AttemptBatch:
-    message_type = delivery.properties.message_type
-    if message_type:
-        supported = amqp.is_supported_batch_type(message_type)
-    else:
-        supported = amqp.viewer_of_key(routing_key) is not None
-    if not supported:
+def _decode(
+    delivery: Delivery, version: tuple[int, int] | None, settings: Settings
+) -> AttemptBatch:
+    if version is None or version[0] != _MAJOR:
         _refuse(
             RejectReason.UNSUPPORTED_VERSION,
             f"The message's type is not {amqp.ATTEMPT_BATCH_TYPE}: publish that version, or"

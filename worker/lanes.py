@@ -23,7 +23,7 @@ from worker.hand import Hand
 from worker.intake import Taken, read
 from worker.resolve import Incoming
 from worker.settings import Settings
-from worker.settle import Deferred, Settler
+from worker.settle import Deferred, Postponed, Settler
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Lanes:
             group = hand.take()
             hand.in_work += len(group)
             try:
-                await self._work(await self._read(group))
+                await self._deal_with(await self._read(group))
             finally:
                 hand.in_work -= len(group)
                 conditions.tell()
@@ -77,6 +77,11 @@ class Lanes:
             taken.append(read(delivery, self._settings))
             await asyncio.sleep(0)  # large bodies must not keep heartbeats waiting
         return taken
+
+    async def _deal_with(self, group: list[Taken]) -> None:
+        newer = [taken for taken in group if taken.is_for_newer_worker]
+        await self._settle(newer, [Postponed() for _ in newer])
+        await self._work([taken for taken in group if not taken.is_for_newer_worker])
 
     async def _work(self, group: list[Taken]) -> None:
         """Sees the group through to the end, whatever comes between."""
@@ -122,7 +127,7 @@ class Lanes:
             await self._settle(group, [Rejected(RejectReason.RETRIES_EXHAUSTED, detail)])
 
     async def _settle(
-        self, group: list[Taken], dispositions: Sequence[Disposition | Deferred]
+        self, group: list[Taken], dispositions: Sequence[Disposition | Deferred | Postponed]
     ) -> None:
         copied = []
         for taken, disposition in zip(group, dispositions, strict=True):
@@ -133,7 +138,7 @@ class Lanes:
         await asyncio.gather(*copied)
 
     async def _settle_by_copy(
-        self, taken: Taken, disposition: Disposition | Deferred, group_size: int
+        self, taken: Taken, disposition: Disposition | Deferred | Postponed, group_size: int
     ) -> None:
         """Tries until the copy is confirmed; the original stays in hand as long."""
         conditions = self._conditions

@@ -127,6 +127,11 @@ class Settings(BaseSettings):
         description="Waits in the broker before each new try of a deferred message; afterwards "
         "it is parked. Long enough in all (12 minutes) to outlast a failover.",
     )
+    newer_version_delay: Seconds = Field(
+        default=600.0,
+        description="How long a batch of a newer major version waits in the broker before each "
+        "new look: a newer worker takes it, an older one lets it wait again.",
+    )
     delivery_limit: int = Field(
         default=20, ge=5, description="Returns after which the broker parks a message itself."
     )

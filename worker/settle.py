@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from schemas.words import RejectReason
 from worker.broker import dead_letters
 from worker.broker.publisher import Publisher
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
@@ -26,10 +27,14 @@ class Deferred:
     delay: float
 
 
+class Postponed:
+    """In a version that only a newer worker knows: to wait for one, as often as it takes."""
+
+
 class Settler:
     """Settles deliveries, and counts and logs what became of them.
 
-    `counts` has a number for each of `ingested`, `duplicate`, `rejected`, `deferred`,
+    `counts` has a number for each of `ingested`, `duplicate`, `rejected`, `deferred`, `postponed`,
     `given_back` and `stale` (the broker had already taken it back: it comes again, as a
     duplicate where it was committed). `last_progress` is the time (`time.monotonic`) of the
     last one that was neither given back nor stale.
@@ -41,7 +46,7 @@ class Settler:
         self.last_progress = time.monotonic()
 
     async def settle(
-        self, taken: Taken, disposition: Disposition | Deferred, group_size: int
+        self, taken: Taken, disposition: Disposition | Deferred | Postponed, group_size: int
     ) -> None:
         """Makes the disposition durable where it isn't yet, then acks.
 
@@ -62,6 +67,9 @@ class Settler:
                 await dead_letters.defer(
                     self._publisher, taken.delivery, taken.envelope, disposition.delay
                 )
+            case Postponed():
+                reason = RejectReason.UNSUPPORTED_VERSION
+                await dead_letters.postpone(self._publisher, taken.delivery, taken.envelope)
             case Ingested() | Duplicate():
                 pass
         word = type(disposition).__name__.lower()
@@ -74,6 +82,7 @@ class Settler:
             "delivery.settled",
             client_session_uuid=str(taken.incoming.client_session_uuid),
             viewer=taken.incoming.viewer,
+            version=None if taken.version is None else "{}.{}".format(*taken.version),
             disposition=word,
             reason=reason,
             retries=taken.envelope.retries,

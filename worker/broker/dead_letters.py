@@ -60,6 +60,14 @@ async def defer(publisher: Publisher, delivery: Delivery, envelope: Envelope, de
     await publisher.send("", retry_queue(delay), _copy(delivery, headers))
 
 
+async def postpone(publisher: Publisher, delivery: Delivery, envelope: Envelope) -> None:
+    """Puts a copy where it waits for a newer worker; that counts as no try.
+
+    Raises `Unconfirmed` as `park` does.
+    """
+    await publisher.send("", amqp.NEWER_QUEUE, _copy(delivery, _ours(envelope)))
+
+
 async def replay(publisher: Publisher, delivery: Delivery, envelope: Envelope) -> None:
     """Puts a copy into the queue that workers consume, as one that was never tried before.
 

@@ -6,7 +6,7 @@ know how messages are consumed or what they mean. The same on RabbitMQ 3.10 and 
 
     study.ingest --attempts.v1.#--> study.attempts --limit--> study.attempts.dlx --> ...dead
                                       ^        |
-              study.attempts.return --+        +--worker--> study.attempts.retry.<ms>
+              study.attempts.return --+        +--worker--> study.attempts.retry.<ms>, ...newer
                         ^                                            |
                         +---------------- time is up ----------------+
     study.results (viewers bind their own queues)
@@ -115,19 +115,10 @@ def retry_queue(delay: float) -> str:
 
 def wanted(settings: Settings) -> Topology:
     """Everything that must exist for `settings`."""
-    ladder = tuple(
-        Queue(
-            retry_queue(delay),
-            # One queue for each delay: in a queue only the head expires.
-            _QUORUM
-            | {
-                "x-message-ttl": _milliseconds(delay),
-                "x-dead-letter-exchange": amqp.RETURN_EXCHANGE,
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": _SAFE_OVERFLOW,
-            },
-        )
-        for delay in sorted(set(settings.retry_delays))
+    # One queue for each delay: in a queue only the head expires.
+    ladder = (
+        *(_waiting(retry_queue(delay), delay) for delay in sorted(set(settings.retry_delays))),
+        _waiting(amqp.NEWER_QUEUE, settings.newer_version_delay),
     )
     kept = _QUORUM | {"x-delivery-limit": _NO_DELIVERY_LIMIT}
     followups = (amqp.EXPLANATION_REQUESTED, amqp.REVIEW_REQUESTED)
@@ -148,6 +139,7 @@ def wanted(settings: Settings) -> Topology:
         ),
         bindings=(
             Binding(amqp.INGEST_EXCHANGE, amqp.ATTEMPTS_QUEUE, amqp.ATTEMPTS_BINDING),
+            Binding(amqp.INGEST_EXCHANGE, amqp.ATTEMPTS_QUEUE, amqp.NEWER_BINDING),
             Binding(amqp.RETURN_EXCHANGE, amqp.ATTEMPTS_QUEUE),
             Binding(amqp.DEAD_EXCHANGE, amqp.DEAD_QUEUE),
             *(
@@ -167,6 +159,20 @@ def wanted(settings: Settings) -> Topology:
                 },
             ),
         ),
+    )
+
+
+def _waiting(name: str, delay: float) -> Queue:
+    """A queue in which each message waits `delay` seconds, and then goes back to the workers."""
+    return Queue(
+        name,
+        _QUORUM
+        | {
+            "x-message-ttl": _milliseconds(delay),
+            "x-dead-letter-exchange": amqp.RETURN_EXCHANGE,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": _SAFE_OVERFLOW,
+        },
     )
 
 
