@@ -43,7 +43,8 @@ def configure(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    # The clients' own chatter on reconnects: what matters of it, the worker says itself.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for name in ("aio_pika", "aiormq", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+    # The client calls every try to reconnect an error; the worker says it once, when it is lost.
+    for name in ("aio_pika", "aiormq"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
