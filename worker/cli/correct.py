@@ -95,7 +95,7 @@ def rescore(
     if as_json:
         typer.echo(json.dumps(done._asdict()))
     elif not done.attempts:
-        typer.echo("Every attempt on it has been scored by that key; nothing to do.")
+        typer.echo("No attempt had to be scored again.")
     else:
         typer.echo(
             f"Scored {done.attempts} attempts of {done.sessions} sessions again; {done.told}"

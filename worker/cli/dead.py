@@ -28,7 +28,7 @@ from worker.settings import Settings, load_settings
 from worker.store import audit, schema
 from worker.store.engine import transaction
 
-_PIPED_WIDTH = 200
+_PIPED_WIDTH = 1_000
 
 _Reasons = Annotated[
     list[RejectReason] | None,

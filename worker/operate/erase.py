@@ -49,6 +49,8 @@ async def survey(
 ) -> Found:
     """Looks for everything of the user, and changes nothing.
 
+    Sees no dead letter that another command has in hand at the moment.
+
     Raises `DatabaseAway`, `BrokerAway`, `TopologyError`.
     """
     async with transaction(engine) as connection:

@@ -11,8 +11,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from schemas import amqp
 from tests import factories as make

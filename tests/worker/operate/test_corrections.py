@@ -2,14 +2,17 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.words import Outcome, Pattern, Status
 from tests import factories as make
-from tests.factories import RIGHT, WRONG, at, right, sent, unsure, wrong
+from tests.factories import RIGHT, WRONG, answer, at, right, sent, unsure, wrong
 from worker.domain.dispositions import Disposition, Duplicate, Ingested
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
@@ -151,6 +154,61 @@ async def test_voids_and_batches_of_one_user_at_once_lose_nothing(
 
     assert {row["attempts_count"] for row in (await make.progress(engine)).values()} == {8}
     await _nothing_amiss(engine)
+
+
+SESSIONS = st.lists(
+    st.tuples(
+        st.lists(  # question, choice, unsure, hour
+            st.tuples(
+                st.integers(0, 2), st.sampled_from([RIGHT, WRONG]), st.booleans(), st.integers(0, 9)
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        st.one_of(st.none(), st.integers(0, 5)),  # voided after so many more sessions
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(drawn=SESSIONS)
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_whatever_is_voided_and_when_the_rest_is_all_there_is(
+    engine: AsyncEngine, ingest: Ingest, drawn: list[tuple[list[Any], int | None]]
+) -> None:
+    questions = await make.publish(engine, 3)
+    deliveries = [
+        sent(
+            *(
+                answer(questions[number], choice, at(hours=hour), unsure=unsure)
+                for number, choice, unsure, hour in answers
+            )
+        )
+        for answers, _ in drawn
+    ]
+    for n, delivery in enumerate(deliveries):
+        await ingest([delivery])
+        for earlier, (_, wait) in enumerate(drawn[: n + 1]):
+            if wait is not None and (earlier + wait == n or n == len(drawn) - 1):
+                uuid = deliveries[earlier].client_session_uuid
+                assert uuid is not None
+                await void(engine, uuid, THRESHOLDS, BY)
+    await _nothing_amiss(engine)
+    found = await make.progress(engine)
+    await make.forget(engine)
+
+    for delivery, (_, wait) in zip(deliveries, drawn, strict=True):
+        if wait is None:
+            await ingest([delivery])
+    expected = await make.progress(engine)
+    await make.forget(engine)
+
+    for row in [*found.values(), *expected.values()]:
+        row.pop("explanation_requested")  # once asked for, it stays so
+    assert found == expected
 
 
 # ------------------------------------------------------------------------------------- rescore
