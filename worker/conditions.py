@@ -10,6 +10,7 @@ from typing import Literal
 import structlog
 
 from worker.signals import Signal
+from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +55,8 @@ class Conditions:
         """Pauses for `cause`, if it isn't already."""
         if cause not in self._since:
             self._since[cause] = _now()
+            metrics.PAUSED.labels(cause).inc()
+            metrics.IS_PAUSED.labels(cause).set(1)
             _log.warning("consumer.paused", cause=cause, reason=reason)
             self.tell()
 
@@ -61,6 +64,7 @@ class Conditions:
         """Resumes, as far as `cause` goes."""
         since = self._since.pop(cause, None)
         if since is not None:
+            metrics.IS_PAUSED.labels(cause).set(0)
             _log.info("consumer.resumed", cause=cause, seconds=round(_now() - since, 3))
             self.tell()
 

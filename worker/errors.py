@@ -9,6 +9,7 @@ IngestError                 anything the worker says in one sentence
 ├── NotConfirmed            nobody was there to say yes                 exit 2
 ├── DatabaseAway            the database can't be reached now           paused, waited for
 ├── BrokerAway              the broker can't be reached now             waited for
+├── Stuck                   the worker makes no progress                exit 7
 ├── TransientFault          this group failed in a way that may pass    run apart, deferred
 └── Unconfirmed             a publish was refused or not confirmed      tried again
 """
@@ -66,6 +67,12 @@ class BrokerAway(IngestError):
     """Raised by commands when the broker can't be reached."""
 
     exit_code = 6
+
+
+class Stuck(IngestError):
+    """Raised by a worker that makes no progress, so that its supervisor starts another."""
+
+    exit_code = 7
 
 
 class TransientFault(IngestError):

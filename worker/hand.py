@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from worker.broker.subscription import Delivery
 from worker.settings import Settings
+from worker.telemetry import metrics
 
 
 class Hand:
@@ -95,8 +96,9 @@ class Hand:
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """Returns these to the broker."""
         for delivery in deliveries:
-            given_back = await delivery.give_back()
-            self._counts["given_back" if given_back else "stale"] += 1
+            how = "given_back" if await delivery.give_back() else "stale"
+            self._counts[how] += 1
+            metrics.RETURNED.labels(how).inc()
         self._on_change()
 
     def drop_stale(self) -> None:

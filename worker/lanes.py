@@ -24,6 +24,7 @@ from worker.intake import Taken, read
 from worker.resolve import Incoming
 from worker.settings import Settings
 from worker.settle import Deferred, Postponed, Settler
+from worker.telemetry import metrics, traces
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +67,10 @@ class Lanes:
             group = hand.take()
             hand.in_work += len(group)
             try:
-                await self._deal_with(await self._read(group))
+                with metrics.stage("read"):
+                    read_group = await self._read(group)
+                with traces.delivered(read_group) as traced:
+                    await self._deal_with(traced)
             finally:
                 hand.in_work -= len(group)
                 conditions.tell()
@@ -87,8 +91,11 @@ class Lanes:
         """Sees the group through to the end, whatever comes between."""
         while group := [taken for taken in group if self._is_live(taken)]:
             try:
-                dispositions = await self._ingest([taken.incoming for taken in group])
+                metrics.GROUP_SIZE.observe(len(group))
+                with metrics.stage("ingest"):
+                    dispositions = await self._ingest([taken.incoming for taken in group])
             except DatabaseAway as away:
+                metrics.FAILED.labels("DatabaseAway").inc()
                 self._conditions.pause("database", str(away))
                 if not await self._conditions.passes("database"):
                     await self._hand.give_back([taken.delivery for taken in group])
@@ -98,10 +105,12 @@ class Lanes:
                 return
             else:
                 self._on_ingested()
-                await self._settle(group, dispositions)
+                with metrics.stage("settle"):
+                    await self._settle(group, dispositions)
                 return
 
     async def _failed(self, group: list[Taken], fault: Exception) -> None:
+        metrics.FAILED.labels(type(fault).__name__).inc()
         if len(group) > 1:
             _log.warning("group.split", group_size=len(group), error=type(fault).__name__)
             for taken in group:

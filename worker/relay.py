@@ -20,6 +20,7 @@ from worker.settings import Settings
 from worker.store import outbox
 from worker.store.engine import transaction
 from worker.store.outbox import Message, Waiting
+from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)
 
@@ -80,6 +81,8 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
         fates = await asyncio.gather(*(self._publish_one(row.message) for row in rows))
+        metrics.RELAYED.labels("confirmed").inc(fates.count(None))
+        metrics.RELAYED.labels("unconfirmed").inc(len(fates) - fates.count(None))
         confirmed: list[int] = []
         stuck: set[str] = set()
         failure: Unconfirmed | None = None

@@ -186,6 +186,23 @@ class Settings(BaseSettings):
         default=5.0, description="How often the broker is asked whether it lists our consumer."
     )
 
+    stuck_timeout: Seconds = Field(
+        default=120.0,
+        description="A worker that consumes and has deliveries in hand, but settled none for this "
+        "long, exits 7 for its supervisor; well above every other timeout.",
+    )
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_535,
+        description="Where /live, /ready and /metrics are served; none: nowhere, so that several "
+        "workers can share a machine.",
+    )
+    http_host: str = Field(
+        default="127.0.0.1",
+        description="The address of that port; 0.0.0.0 in a container that others probe.",
+    )
+
     relay_in_worker: bool = Field(default=True, description="Whether `worker` relays as well.")
     relay_batch: int = Field(
         default=500, ge=1, description="Outbox rows published and marked in one transaction."

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from schemas.attempt_batch import AttemptBatch
 from schemas.words import RejectReason
 from worker.broker import dead_letters
 from worker.broker.publisher import Publisher
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
 from worker.intake import Taken
+from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +80,11 @@ class Settler:
             return
         self.last_progress = time.monotonic()
         self.counts[word] += 1
+        metrics.SETTLED.labels(word, reason or "").inc()
+        if taken.version is not None:
+            metrics.BATCHES_BY_VERSION.labels("{}.{}".format(*taken.version)).inc()
+        if isinstance(disposition, Ingested):
+            _measure_ages(taken, disposition)
         _log.info(
             "delivery.settled",
             client_session_uuid=str(taken.incoming.client_session_uuid),
@@ -94,4 +101,24 @@ class Settler:
     def stale(self, taken: Taken) -> None:
         """Notes a delivery that the broker has taken back."""
         self.counts["stale"] += 1
+        metrics.RETURNED.labels("stale").inc()
         _log.debug("delivery.stale", client_session_uuid=str(taken.incoming.client_session_uuid))
+
+
+def _measure_ages(taken: Taken, ingested: Ingested) -> None:
+    """Splits the batch's age into the viewer's, the broker's and the worker's part."""
+    batch = taken.incoming.content
+    assert isinstance(batch, AttemptBatch)
+    delivery = taken.delivery
+    answered_at = batch.attempts[-1].sent_at()
+    published_at = delivery.properties.timestamp
+    if answered_at is not None:
+        age = (ingested.received_at - answered_at).total_seconds()
+        metrics.RECORDED_TO_COMMITTED.observe(max(0.0, age))
+    if published_at is not None:
+        published = published_at.timestamp()
+        if answered_at is not None:
+            offline = published - answered_at.timestamp()
+            metrics.AGE.labels("viewer").observe(max(0.0, offline))
+        metrics.AGE.labels("broker").observe(max(0.0, delivery.arrived_at - published))
+    metrics.AGE.labels("worker").observe(time.time() - delivery.arrived_at)

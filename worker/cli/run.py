@@ -20,7 +20,7 @@ from worker.broker.publisher import Publisher
 from worker.cli.shared import engine_of, run, thresholds_of
 from worker.consumer import Consumer
 from worker.domain.dispositions import Disposition
-from worker.errors import BrokerAway, DatabaseAway, IngestError
+from worker.errors import BrokerAway, DatabaseAway, IngestError, SettingsError, Stuck
 from worker.ingest import Ingest
 from worker.operate.gate import Gate
 from worker.relay import Relay
@@ -28,7 +28,9 @@ from worker.resolve import Incoming
 from worker.settings import Settings, load_settings
 from worker.store import schema
 from worker.store.engine import is_ready
-from worker.telemetry import logs
+from worker.telemetry import logs, traces
+from worker.telemetry.http import served
+from worker.watch import Watch
 
 _log = structlog.get_logger(__name__)
 
@@ -112,8 +114,10 @@ async def _worker(settings: Settings) -> None:
             gate_open=Gate(engine, enabled=settings.enabled),
             management=management,
         )
-        with _on_signals(consumer.drain):
+        watch = Watch(consumer, settings)
+        with traces.exported(), _probed(settings, watch), _on_signals(consumer.drain):
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_watch(watch))
                 if settings.relay_in_worker:
                     tasks.create_task(relay.run())
                 await consumer.run()
@@ -123,6 +127,33 @@ async def _worker(settings: Settings) -> None:
             with suppress(IngestError):
                 await relay.relay()
     _log.info("worker.stopped", settled=dict(consumer.counts))
+
+
+async def _watch(watch: Watch) -> None:
+    """Ends a process that is stuck: at once, because what hangs would hang a drain as well."""
+    try:
+        await watch.run()
+    except Stuck as stuck:
+        _log.critical("worker.stuck", reason=str(stuck))
+        os._exit(stuck.exit_code)
+
+
+@contextmanager
+def _probed(settings: Settings, watch: Watch) -> Iterator[None]:
+    """Serves probes and metrics while the block runs, where a port is set."""
+    if settings.http_port is None:
+        yield
+        return
+    try:
+        with served(
+            settings.http_host, settings.http_port, live=watch.live, ready=watch.ready
+        ) as port:
+            _log.info("http.serving", host=settings.http_host, port=port)
+            yield
+    except OSError as error:
+        raise SettingsError(
+            f"INGEST_HTTP_PORT {settings.http_port} can't be served on ({error}): choose another."
+        ) from None
 
 
 async def _relay(settings: Settings) -> None:

@@ -1,0 +1,93 @@
+"""What the worker measures of itself, by Prometheus' conventions: base units, `_total`, `_seconds`.
+
+One process, one set; whoever knows a fact records it here with one line. Labels have few values:
+never a uuid, a user or a viewer. Knows no other part of the worker.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Literal
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SHORT: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LONG: Final = (
+    *(0.01, 0.05, 0.25, 1, 5, 30, 120, 600, 3_600, 21_600),
+    *(86_400, 3 * 86_400, 7 * 86_400, 30 * 86_400, 90 * 86_400),
+)
+"""Seconds, from a hundredth to a season: a phone may come back after three months."""
+
+SETTLED: Final = Counter(
+    "study_ingest_deliveries_settled",
+    "Deliveries settled, by what became of them; reason is empty but for rejections.",
+    ["disposition", "reason"],
+)
+RETURNED: Final = Counter(
+    "study_ingest_deliveries_returned",
+    "Deliveries that went back to the broker unsettled.",
+    ["how"],
+)
+GROUP_SIZE: Final = Histogram(
+    "study_ingest_group_size_batches",
+    "Batches in one transaction.",
+    buckets=(1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 200),
+)
+STAGE: Final = Histogram(
+    "study_ingest_stage_duration_seconds",
+    "Time that one group spends in a stage of its way.",
+    ["stage"],
+    buckets=_SHORT,
+)
+AGE: Final = Histogram(
+    "study_ingest_batch_age_seconds",
+    "Age of an ingested batch by where it grew old: at the viewer (last answer to publish), in"
+    " the broker (publish to arrival), in the worker (arrival to settled).",
+    ["place"],
+    buckets=_LONG,
+)
+RECORDED_TO_COMMITTED: Final = Histogram(
+    "study_ingest_recorded_to_committed_seconds",
+    "From a batch's last answer to the commit that ingested it.",
+    buckets=_LONG,
+)
+BATCHES_BY_VERSION: Final = Counter(
+    "study_ingest_batches_by_version",
+    "Batches by the version of the message they came as: which are still in the field.",
+    ["version"],
+)
+FAILED: Final = Counter(
+    "study_ingest_groups_failed",
+    "Groups whose transaction failed, by what kind of error.",
+    ["error"],
+)
+PAUSED: Final = Counter("study_ingest_pauses", "Times that consuming was paused.", ["cause"])
+IS_PAUSED: Final = Gauge("study_ingest_paused", "1 while consuming is paused for this.", ["cause"])
+RESUBSCRIBED: Final = Counter(
+    "study_ingest_consumer_restored", "Times that the worker had to consume anew."
+)
+IN_HAND: Final = Gauge("study_ingest_deliveries_in_hand", "Deliveries that are not settled yet.")
+READY: Final = Gauge("study_ingest_ready", "1 while the worker is proved to be consuming.")
+LAST_PROGRESS: Final = Gauge(
+    "study_ingest_last_progress_timestamp_seconds", "When a delivery was last settled."
+)
+RELAYED: Final = Counter(
+    "study_ingest_outbox_relayed",
+    "Outbox messages published, by whether the broker confirmed.",
+    ["outcome"],
+)
+OUTBOX_ROWS: Final = Gauge("study_ingest_outbox_waiting_messages", "Outbox rows not yet relayed.")
+OUTBOX_AGE: Final = Gauge(
+    "study_ingest_outbox_oldest_age_seconds", "Age of the oldest outbox row; 0 when there is none."
+)
+POOL: Final = Gauge(
+    "study_ingest_database_connections", "Database connections of this process.", ["state"]
+)
+
+Stage = Literal["read", "ingest", "settle"]
+
+
+@contextmanager
+def stage(name: Stage) -> Iterator[None]:
+    """Times the block as one stage."""
+    with STAGE.labels(name).time():
+        yield

@@ -1,0 +1,65 @@
+"""Whether this worker lives and is ready, told from what can be seen of it; and its own watchdog.
+
+Ready is *proof of consumption*: the broker itself lists our consumer, and nothing is paused.
+Alive is: the event loop turns, and what is in hand moves on. Called from another thread.
+"""
+
+import asyncio
+import time
+from typing import Final
+
+from worker.consumer import Consumer
+from worker.errors import Stuck
+from worker.settings import Settings
+from worker.telemetry import metrics
+from worker.telemetry.http import Health
+
+_BEAT: Final = 1.0
+"""Seconds between two beats of the event loop."""
+_BEAT_MISSED: Final = 15.0
+"""Seconds without a beat after which the loop counts as stuck; the largest group takes under 5."""
+
+
+class Watch:
+    """Watches one consumer."""
+
+    def __init__(self, consumer: Consumer, settings: Settings) -> None:
+        self._consumer = consumer
+        self._stuck_timeout = settings.stuck_timeout
+        self._last_beat = self._idle_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Beats; raises `Stuck` when what is in hand makes no progress, to end the process."""
+        while self._consumer.state != "stopped":
+            self._last_beat = time.monotonic()
+            if not self._consumer.in_hand or self._consumer.state != "consuming":
+                self._idle_at = self._last_beat
+            metrics.IN_HAND.set(self._consumer.in_hand)
+            if not (health := self._moves()).ok:
+                raise Stuck(health.detail)
+            await asyncio.sleep(_BEAT)
+
+    def live(self) -> Health:
+        """Whether a supervisor should leave the process alone."""
+        silent = time.monotonic() - self._last_beat
+        if silent > _BEAT_MISSED:
+            return Health(False, f"the event loop has not turned for {silent:.0f} seconds")
+        return self._moves()
+
+    def ready(self) -> Health:
+        """Whether it is proved to be consuming."""
+        state = self._consumer.state
+        proved = state == "consuming" and self._consumer.is_proved
+        metrics.READY.set(proved)
+        if state == "consuming" and not proved:
+            return Health(False, "the broker does not list our consumer")
+        return Health(proved, state)
+
+    def _moves(self) -> Health:
+        consumer = self._consumer
+        waited = time.monotonic() - max(consumer.last_progress, self._idle_at)
+        if consumer.in_hand and consumer.state == "consuming" and waited > self._stuck_timeout:
+            return Health(
+                False, f"{consumer.in_hand} deliveries in hand, none settled for {waited:.0f} s"
+            )
+        return Health(True, consumer.state)
