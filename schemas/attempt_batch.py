@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Any, Final, NoReturn
 from uuid import UUID
 
@@ -113,6 +114,11 @@ class AttemptBatch(BaseModel):
         Field(min_length=1, json_schema_extra={"maxItems": MAX_ATTEMPTS}),
     ] = Field(description="In the order in which they were answered.")
 
+    @cached_property
+    def sent_times(self) -> tuple[datetime | None, ...]:
+        """`sent_at` of each attempt, read once."""
+        return tuple([attempt.sent_at() for attempt in self.attempts])
+
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of the content as the worker understands it.
 
@@ -124,9 +130,9 @@ class AttemptBatch(BaseModel):
                 attempt.question_pub_id,
                 attempt.selected_choice,
                 attempt.is_unsure,
-                None if (at := attempt.sent_at()) is None else at.isoformat(),
+                None if at is None else at.isoformat(),
             ]
-            for attempt in self.attempts
+            for attempt, at in zip(self.attempts, self.sent_times, strict=True)
         ]
         text = json.dumps([str(self.client_session_uuid), content], separators=(",", ":"))
         return hashlib.sha256(text.encode()).digest()

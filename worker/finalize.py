@@ -4,7 +4,7 @@ Pure: questions and histories are handed in, rows and messages come out. Batches
 the order of their delivery, with the same effect as one transaction for each.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from schemas.followups import QuestionPattern
 from schemas.ingest_result import IngestResult, SessionSummary
-from schemas.words import Outcome, Status
+from schemas.words import Outcome, Pattern, Status
 from worker import messages
 from worker.domain.history import Change, History, is_late
 from worker.domain.patterns import Thresholds, pattern_of, wants_review
@@ -20,7 +20,7 @@ from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.domain.summary import Summary, summarize
 from worker.errors import TransientFault
-from worker.resolve import Answered, Plan
+from worker.resolve import Plan
 from worker.store.attempts import AttemptRow, SessionRow, storable
 from worker.store.outbox import Message
 from worker.store.progress import Standing, Stored
@@ -59,14 +59,45 @@ def score(plan: Plan, received_at: datetime, standing: Mapping[int, Standing]) -
 
     Raises `TransientFault` when a question has moved or gone since it was resolved.
     """
-    return ScoredBatch(
-        plan,
-        received_at,
-        tuple(
-            _score(plan, answered, received_at, standing.get(answered.question.question_id))
-            for answered in plan.answered
-        ),
-    )
+    uuid = plan.client_session_uuid
+    sent_times = plan.batch.sent_times
+    session_ids: dict[int, UUID] = {}
+    scored = []
+    for position, attempt, (question_id, user_id, topic_id) in plan.answered:
+        question = standing.get(question_id)
+        if question is None or question.user_id != user_id or question.topic_id != topic_id:
+            raise TransientFault(f"Question {question_id} moved while it was being scored.")
+        session_id = session_ids.get(topic_id)
+        if session_id is None:
+            session_id = session_ids[topic_id] = uuid5(uuid, str(topic_id))
+        sent_at = storable(sent_times[position])
+        answered_at = effective_time(sent_at, received_at)
+        selected, right = attempt.selected_choice, question.correct_choice
+        outcome = outcome_of(selected, right, attempt.is_unsure)
+        assert outcome is not None, "attempts without an answer are skipped when planned"
+        is_correct = was_right(selected, right)
+        # By position, as in all that is done for each attempt.
+        scored.append(
+            Scored(
+                ScoredAttempt(
+                    answered_at, sent_at or answered_at, uuid, position, outcome, is_correct
+                ),
+                AttemptRow(
+                    user_id,
+                    question_id,
+                    topic_id,
+                    session_id,
+                    position,
+                    selected,
+                    right,
+                    is_correct,
+                    outcome,
+                    answered_at,
+                    sent_at,
+                ),
+            )
+        )
+    return ScoredBatch(plan, received_at, tuple(scored))
 
 
 def late_questions(
@@ -98,23 +129,24 @@ def finalize(
     for batch in batches:
         outgoing: list[Message] = []
         summaries = []
-        for topic_id, scored in _by(batch.attempts, lambda each: each.row.topic_id).items():
+        for topic_id, scored in _by_topic(batch.attempts).items():
             touched = []
-            for question_id, answers in _by(scored, lambda each: each.row.question_id).items():
+            for question_id, answers in _by_question(scored).items():
                 question = questions.get(question_id)
                 if question is None:
                     question = questions[question_id] = _question(
                         standing[question_id], histories.get(question_id)
                     )
-                change = question.history.add([attempt for attempt, _ in answers])
+                change = question.history.add(answers)
+                question.pattern = pattern_of(change.progress, thresholds)
                 touched.append((question, change))
             summary = summarize(
                 [attempt.outcome for attempt, _ in scored], [change for _, change in touched]
             )
             session_id = scored[0].row.session_id
             done.sessions.append(_session(batch, scored, summary))
-            done.attempts.extend(row for _, row in scored)
-            outgoing += _followups(batch, topic_id, session_id, touched, thresholds)
+            done.attempts += [row for _, row in scored]
+            outgoing += _followups(batch, topic_id, session_id, touched)
             summaries.append(
                 SessionSummary(topic_id=topic_id, quiz_session_id=session_id, **summary._asdict())
             )
@@ -125,22 +157,10 @@ def finalize(
             skipped=batch.plan.skipped,
             sessions=tuple(summaries),
         )
+        outgoing += messages.result(batch.plan.incoming, result)
         done.told[result.client_session_uuid] = result
-        done.messages[result.client_session_uuid] = [
-            *outgoing,
-            *messages.result(batch.plan.incoming, result),
-        ]
-    for question_id, question in questions.items():
-        progress = question.history.progress
-        assert progress is not None
-        done.progress[question_id] = Stored(
-            user_id=question.standing.user_id,
-            question_id=question_id,
-            topic_id=question.standing.topic_id,
-            progress=progress,
-            pattern=pattern_of(progress, thresholds),
-            explanation_requested=question.explanation_requested,
-        )
+        done.messages[result.client_session_uuid] = outgoing
+    done.progress = {question_id: _stored(question) for question_id, question in questions.items()}
     return done
 
 
@@ -149,6 +169,8 @@ class _Question:
     standing: Standing
     history: History
     explanation_requested: bool
+    pattern: Pattern = Pattern.LEARNING
+    """Of all that is known now."""
 
 
 def _question(standing: Standing, history: Sequence[ScoredAttempt] | None) -> _Question:
@@ -160,42 +182,12 @@ def _question(standing: Standing, history: Sequence[ScoredAttempt] | None) -> _Q
     )
 
 
-def _score(
-    plan: Plan, answered: Answered, received_at: datetime, standing: Standing | None
-) -> Scored:
-    position, attempt, question = answered
-    if standing is None or (standing.user_id, standing.topic_id) != (
-        question.user_id,
-        question.topic_id,
-    ):
-        raise TransientFault(f"Question {question.question_id} moved while it was being scored.")
-    sent_at = storable(attempt.sent_at())
-    answered_at = effective_time(sent_at, received_at)
-    outcome = outcome_of(attempt.selected_choice, standing.correct_choice, attempt.is_unsure)
-    assert outcome is not None, "attempts without an answer are skipped when planned"
-    is_correct = was_right(attempt.selected_choice, standing.correct_choice)
-    return Scored(
-        ScoredAttempt(
-            answered_at,
-            sent_at or answered_at,
-            plan.client_session_uuid,
-            position,
-            outcome,
-            is_correct,
-        ),
-        AttemptRow(
-            question.user_id,
-            question.question_id,
-            question.topic_id,
-            uuid5(plan.client_session_uuid, str(question.topic_id)),
-            position,
-            attempt.selected_choice,
-            standing.correct_choice,
-            is_correct,
-            outcome,
-            answered_at,
-            sent_at,
-        ),
+def _stored(question: _Question) -> Stored:
+    progress = question.history.progress
+    assert progress is not None
+    question_id, user_id, topic_id, _, _ = question.standing
+    return Stored(
+        user_id, question_id, topic_id, progress, question.pattern, question.explanation_requested
     )
 
 
@@ -220,23 +212,27 @@ def _followups(
     topic_id: int,
     session_id: UUID,
     touched: Sequence[tuple[_Question, Change]],
-    thresholds: Thresholds,
 ) -> list[Message]:
     user_id, traceparent = batch.plan.user_id, batch.plan.incoming.traceparent
     jobs = []
     to_review = []
     for question, change in touched:
-        question_id = question.standing.question_id
         if change.after is not Outcome.CORRECT and not question.explanation_requested:
             question.explanation_requested = True
             jobs.append(
                 messages.explanation_requested(
-                    user_id, question_id, topic_id, session_id, change.after, traceparent
+                    user_id,
+                    question.standing.question_id,
+                    topic_id,
+                    session_id,
+                    change.after,
+                    traceparent,
                 )
             )
-        pattern = pattern_of(change.progress, thresholds)
-        if wants_review(pattern):
-            to_review.append(QuestionPattern(question_id=question_id, pattern=pattern))
+        if wants_review(question.pattern):
+            to_review.append(
+                QuestionPattern(question_id=question.standing.question_id, pattern=question.pattern)
+            )
     if to_review:
         jobs.append(
             messages.review_requested(user_id, topic_id, session_id, to_review, traceparent)
@@ -244,8 +240,15 @@ def _followups(
     return jobs
 
 
-def _by(scored: Iterable[Scored], key: Callable[[Scored], int]) -> dict[int, list[Scored]]:
-    groups: dict[int, list[Scored]] = {}
+def _by_topic(scored: Iterable[Scored]) -> dict[int, list[Scored]]:
+    topics: dict[int, list[Scored]] = {}
     for each in scored:
-        groups.setdefault(key(each), []).append(each)
-    return groups
+        topics.setdefault(each.row.topic_id, []).append(each)
+    return topics
+
+
+def _by_question(scored: Iterable[Scored]) -> dict[int, list[ScoredAttempt]]:
+    questions: dict[int, list[ScoredAttempt]] = {}
+    for attempt, row in scored:
+        questions.setdefault(row.question_id, []).append(attempt)
+    return questions

@@ -56,7 +56,9 @@ _LATEST: Final = datetime.max.replace(tzinfo=UTC) - timedelta.resolution
 
 def storable(at: datetime | None) -> datetime | None:
     """`at` as it will be read back: the first and the last instant there are move inwards."""
-    return None if at is None else min(max(at, _EARLIEST), _LATEST)
+    if at is None or _EARLIEST <= at <= _LATEST:
+        return at
+    return _EARLIEST if at < _EARLIEST else _LATEST
 
 
 _INSERT: Final = text(
