@@ -1,0 +1,61 @@
+"""Records one session with the outbox library, and waits for its result.
+
+    STUDY_VIEWER=... STUDY_PASSWORD=... STUDY_AMQP_URL=amqp://localhost:5672/ \\
+        python session.py question-1=2 question-2=unsure
+"""
+
+import asyncio
+import os
+import sqlite3
+import sys
+from datetime import UTC, datetime
+from urllib.parse import quote, urlsplit
+from uuid import UUID, uuid4
+
+from schemas.attempt_batch import Attempt, AttemptBatch
+from viewer import Outbox, Relay, RelaySettings
+
+
+def attempt(answer: str) -> Attempt:
+    """One answer as typed: the question's published id, `=`, and the choice or `unsure`."""
+    question, _, choice = answer.rpartition("=")
+    return Attempt(
+        question_pub_id=question,
+        selected_choice=None if choice == "unsure" else int(choice),
+        is_unsure=choice == "unsure",
+        answered_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def record(outbox: Outbox, batch: AttemptBatch) -> None:
+    """In the same transaction as the viewer's own rows: both are there, or neither."""
+    with sqlite3.connect(outbox.path) as database:
+        database.execute("CREATE TABLE IF NOT EXISTS my_sessions (uuid TEXT PRIMARY KEY)")
+        database.execute(
+            "INSERT OR IGNORE INTO my_sessions VALUES (?)", (str(batch.client_session_uuid),)
+        )
+        outbox.record(database, batch)
+
+
+async def main(answers: list[str]) -> None:
+    viewer, password = os.environ["STUDY_VIEWER"], os.environ["STUDY_PASSWORD"]
+    url = urlsplit(os.environ["STUDY_AMQP_URL"])
+    url = url._replace(netloc=f"{viewer}:{quote(password, safe='')}@{url.netloc}")
+    session = UUID(os.environ.get("STUDY_SESSION") or str(uuid4()))
+
+    with Outbox(os.environ.get("STUDY_OUTBOX", "viewer.db")) as outbox:
+        if outbox.get(session) is None:
+            batch = AttemptBatch(
+                client_session_uuid=session, attempts=tuple(attempt(each) for each in answers)
+            )
+            record(outbox, batch)
+        # The operator made the results queue: this login may not.
+        settings = RelaySettings(declare_results_queue=False)
+        async with Relay(outbox, url.geturl(), viewer, settings) as relay:
+            entry = await relay.until_settled(session)
+    assert entry.result is not None
+    print(entry.result.model_dump_json(exclude_none=True))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Each example, run as its README says."""
