@@ -28,6 +28,7 @@ from worker.lanes import IngestGroup, Lanes
 from worker.settings import Settings
 from worker.settle import Settler
 from worker.signals import Signal
+from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)
 
@@ -99,6 +100,12 @@ class Consumer:
         return self._subscription is not None and self._subscription.is_consuming
 
     @property
+    def is_proved(self) -> bool:
+        """Whether the broker itself has said that it knows our consumer."""
+        subscription = self._subscription
+        return subscription is not None and subscription.is_consuming and subscription.is_proved
+
+    @property
     def in_hand(self) -> int:
         """Deliveries that are not settled yet."""
         return len(self._hand)
@@ -138,8 +145,13 @@ class Consumer:
                 workers += [
                     tasks.create_task(self._lanes.run()) for _ in range(self._settings.lanes)
                 ]
-                await conditions.turned.until(lambda: conditions.draining)
-                _, late = await asyncio.wait(workers, timeout=self._settings.drain_timeout)
+                try:
+                    await conditions.turned.until(lambda: conditions.draining)
+                    _, late = await asyncio.wait(workers, timeout=self._settings.drain_timeout)
+                finally:
+                    # Where we are cancelled instead, the client may swallow a task's own
+                    # cancellation: it then ends as if we drained.
+                    conditions.drain()
                 if late:
                     _log.warning("consumer.drain_timed_out", in_hand=self.in_hand)
                 for task in (*watchers, *late):
@@ -181,6 +193,8 @@ class Consumer:
                 await conditions.turned.until(lambda: conditions.draining, timeout=backoff.next())
                 continue
             backoff.reset()
+            if started:
+                metrics.RESUBSCRIBED.inc()
             _log.info("consumer.restored" if started else "consumer.started", after=trouble)
             started = True
             await self._attend(subscription)

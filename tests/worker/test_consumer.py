@@ -27,6 +27,7 @@ from worker.consumer import Check, Consumer
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
 from worker.errors import DatabaseAway, TransientFault
 from worker.resolve import Incoming
+from worker.settings import Settings
 
 pytestmark = pytest.mark.broker
 
@@ -389,43 +390,44 @@ async def test_one_that_comes_among_others_waits_for_them_and_comes_again_alone(
     assert consumer.counts["given_back"] == 1
 
 
+async def live_and_die(settings: Settings, script: Script, poison: UUID) -> set[UUID]:
+    """Runs a worker until `poison` kills it, or nothing comes; returns what it settled."""
+
+    def decide(incoming: Incoming) -> Disposition:
+        if incoming.client_session_uuid == poison:
+            life.cancel()
+            raise asyncio.CancelledError  # nothing is settled, as in a death
+        return ingested(incoming)
+
+    script.decide = decide
+    async with Publisher(settings) as publisher:
+        consumer = Consumer(settings, script, publisher, database_ready=script.is_ready)
+        life = asyncio.create_task(consumer.run())
+        async with logged("delivery.settled") as lines:
+            await consumer.changed.until(lambda: consumer.state == "stopped", timeout=0.5)
+            life.cancel()
+            await asyncio.wait([life])
+    return {UUID(line["client_session_uuid"]) for line in lines}
+
+
 async def test_a_batch_that_kills_workers_is_parked_and_takes_nobody_along(
-    broker: Broker, publisher: Publisher, script: Script
+    bare_broker: Broker, management: Management, script: Script
 ) -> None:
-    poison, others = UUIDS[7], [*UUIDS[:7], *UUIDS[8:20]]
+    broker = bare_broker
+    settings = broker.settings.model_copy(update={"delivery_limit": 8})
+    await topology.apply(management, settings)
+    poison, others = UUIDS[7], {*UUIDS[:7], *UUIDS[8:20]}
     for uuid in UUIDS[:20]:
         await broker.publish(body_of(uuid))
-    done: set[UUID | None] = set()
-    deaths = 0
-    while done < set(others) or await broker.depth(amqp.DEAD_QUEUE) < 1:
-        assert deaths < 40
+    done: set[UUID] = set()
+    for _ in range(20):
+        done |= await live_and_die(settings, script, poison)
+        if done == others and await broker.depth(amqp.DEAD_QUEUE) == 1:
+            break
 
-        def decide(incoming: Incoming) -> Disposition:
-            if incoming.client_session_uuid == poison:
-                running.cancel()  # noqa: B023
-                raise asyncio.CancelledError  # nothing is settled, as in a death
-            return ingested(incoming)
-
-        script.decide = decide
-        consumer = Consumer(broker.settings, script, publisher, database_ready=script.is_ready)
-        running = asyncio.create_task(consumer.run())
-        with capture_logs() as lines:
-            await consumer.changed.until(
-                lambda: consumer.state == "stopped" or consumer.counts.total() == 19,  # noqa: B023
-                timeout=1,
-            )
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-        deaths += 1
-        done |= {
-            UUID(line["client_session_uuid"])
-            for line in lines
-            if line["event"] == "delivery.settled"
-        }
-
+    assert done == others
     parked = await broker.take(amqp.DEAD_QUEUE)
     assert json.loads(parked.body)["client_session_uuid"] == str(poison)
-    assert done == set(others)
     assert await broker.depth(amqp.DEAD_QUEUE) == 0
 
 
@@ -433,7 +435,7 @@ async def test_a_batch_that_kills_workers_is_parked_and_takes_nobody_along(
 
 
 async def test_a_database_that_is_away_pauses_and_nothing_is_counted(
-    broker: Broker, start: Start, script: Script, management: Management
+    broker: Broker, start: Start, script: Script
 ) -> None:
     script.away = True
     consumer = await start(lanes=1, group_max=2)
@@ -441,7 +443,6 @@ async def test_a_database_that_is_away_pauses_and_nothing_is_counted(
         for uuid in UUIDS[:4]:
             await broker.publish(body_of(uuid))
         await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
-        await until(lambda: management.consumer_tags(amqp.ATTEMPTS_QUEUE), lambda tags: not tags)
         await broker.publish(body_of(UUIDS[4]))
         await broker.until_depth(amqp.ATTEMPTS_QUEUE, 5 - consumer.in_hand)
     async with logged("consumer.resumed", "delivery.settled") as lines:

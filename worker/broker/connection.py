@@ -69,7 +69,8 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
 async def close(connection: AbstractConnection, timeout: float) -> None:  # noqa: ASYNC109
     """Closes the connection, or gives it up after `timeout` seconds; never raises."""
     with suppress(*CLIENT_ERRORS), client_errors():
-        await asyncio.wait_for(connection.close(), timeout)
+        async with asyncio.timeout(timeout):
+            await connection.close()
 
 
 @contextmanager

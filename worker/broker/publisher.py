@@ -191,7 +191,8 @@ class _Wire:
         try:
             channel = connection.channel(publisher_confirms=True, on_return_raises=True)
             with client_errors():
-                await asyncio.wait_for(channel.initialize(), settings.connect_timeout)
+                async with asyncio.timeout(settings.connect_timeout):
+                    await channel.initialize()
         except CLIENT_ERRORS as error:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None

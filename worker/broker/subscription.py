@@ -9,6 +9,7 @@ delivery means.
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from copy import copy
 from typing import Any, Final, Protocol
@@ -43,6 +44,7 @@ class Delivery:
     __slots__ = (
         "_subscription",
         "_tag",
+        "arrived_at",
         "body",
         "exchange",
         "properties",
@@ -53,6 +55,7 @@ class Delivery:
     def __init__(self, message: DeliveredMessage, subscription: "Settling") -> None:
         self._subscription = subscription
         self._tag = message.delivery_tag or 0
+        self.arrived_at = time.time()
         self.body: bytes = message.body
         self.exchange: str = message.exchange or ""
         self.routing_key: str = message.routing_key or ""
@@ -116,6 +119,9 @@ class Subscription:
         self._on_lost = on_lost
         self._consuming_since = 0.0
         self._was_listed = False
+        self._is_cancelling = False
+        self.is_proved = False
+        """Whether the broker has said, when it was last asked, that it knows our consumer."""
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         channel.closing.add_done_callback(self._closed)
 
@@ -176,7 +182,174 @@ class Subscription:
             self.lose(describe(error))
             raise BrokerAway(f"Nobody can consume {self.queue}: {describe(error)}.") from None
         self.tag = tag
+        self._was_listed = self.is_proved = self._is_cancelling = False
+        self._consuming_since = asyncio.get_running_loop().time()
+
+    async def cancel(self) -> None:
+        """Ends the deliveries: when this returns, all that will come have come.
+
+        What is in hand can still be settled. Never raises; a broker that doesn't answer loses
+        the subscription.
+        """
+        self.is_proved = False
+        if self.tag is None or self.is_lost:
+            return
+        self._is_cancelling = True
+        try:
+            with client_errors():
+                await self._channel.basic_cancel(self.tag, timeout=self._settings.connect_timeout)
+        except CLIENT_ERRORS as error:
+            self.lose(describe(error))
+        self.tag = None
+
+    async def settle(self, frame: Basic.Ack | Basic.Nack) -> bool: ...
+
+
+class Delivery:
+    """One message handed to this worker, to be acked or given back exactly once."""
+
+    __slots__ = (
+        "_subscription",
+        "_tag",
+        "arrived_at",
+        "body",
+        "exchange",
+        "properties",
+        "redelivered",
+        "routing_key",
+    )
+
+    def __init__(self, message: DeliveredMessage, subscription: "Settling") -> None:
+        self._subscription = subscription
+        self._tag = message.delivery_tag or 0
+        self.arrived_at = time.time()
+        self.body: bytes = message.body
+        self.exchange: str = message.exchange or ""
+        self.routing_key: str = message.routing_key or ""
+        self.redelivered: bool = bool(message.redelivered)
+        self.properties: Basic.Properties = message.header.properties
+
+    def as_if(self, exchange: str, routing_key: str, headers: dict[str, Any]) -> "Delivery":
+        """A copy that came by another way, to be read and never settled."""
+        other = copy(self)
+        other.exchange, other.routing_key = exchange, routing_key
+        other.properties = copy(self.properties)
+        other.properties.headers = headers
+        return other
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The publisher's headers: any key, any value."""
+        return self.properties.headers or {}
+
+    @property
+    def delivery_count(self) -> int:
+        """How often the broker took the message back before; 0 on the first delivery."""
+        # A first delivery has no count of the broker's: then a header of this name is forged.
+        count = self.headers.get("x-delivery-count") if self.redelivered else None
+        return count if isinstance(count, int) else 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it can still be settled; if not, the broker hands it out again."""
+        return not self._subscription.is_lost
+
+    async def ack(self) -> bool:
+        """Tells the broker that the message is dealt with; False when it is stale."""
+        return await self._subscription.settle(Basic.Ack(self._tag))
+
+    async def give_back(self) -> bool:
+        """Puts the message back, unstarted, for whoever comes next; False when it is stale."""
+        return await self._subscription.settle(Basic.Nack(self._tag, requeue=True))
+
+
+class Subscription:
+    """One connection with one channel that consumes `queue` while it is told to."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        queue: str,
+        connection: AbstractConnection,
+        channel: AbstractChannel,
+        on_delivery: Callable[[Delivery], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.queue = queue
+        self.tag: str | None = None
+        self.lost: str | None = None
+        self._settings = settings
+        self._connection = connection
+        self._channel = channel
+        self._inspection: AbstractChannel | None = None
+        self._on_delivery = on_delivery
+        self._on_lost = on_lost
+        self._consuming_since = 0.0
         self._was_listed = False
+        self._is_cancelling = False
+        self.is_proved = False
+        """Whether the broker has said, when it was last asked, that it knows our consumer."""
+        channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
+        channel.closing.add_done_callback(self._closed)
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        queue: str,
+        on_delivery: Callable[[Delivery], None],
+        on_lost: Callable[[], None],
+    ) -> "Subscription":
+        """Connects, without consuming yet.
+
+        `on_delivery` is called for each delivery and must not wait or raise; `on_lost` once,
+        when the subscription has come to its end. Raises `BrokerAway`.
+        """
+        connection = await connect(settings, "consumer")
+        try:
+            with client_errors():
+                transport = connection.transport
+                if transport is None:
+                    raise ConnectionError("the connection was closed")
+                async with asyncio.timeout(settings.connect_timeout):
+                    channel = await transport.connection.channel(publisher_confirms=False)
+        except CLIENT_ERRORS as error:
+            await close(connection, settings.connect_timeout)
+            raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
+        return cls(settings, queue, connection, channel, on_delivery, on_lost)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost is not None or self._channel.is_closed
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the broker may send deliveries."""
+        return self.tag is not None and not self.is_lost
+
+    async def consume(self, prefetch: int) -> None:
+        """Begins to receive deliveries, at most `prefetch` of them unsettled at once.
+
+        Raises `BrokerAway`, and then the subscription is lost.
+        """
+        tag = f"study-ingest.{socket.gethostname()[:100]}.{uuid4().hex[:12]}"
+        try:
+            with client_errors():
+                # It holds for consumers that begin after it.
+                await self._channel.basic_qos(
+                    prefetch_count=prefetch, timeout=self._settings.connect_timeout
+                )
+                await self._channel.basic_consume(
+                    self.queue,
+                    self._delivered,
+                    consumer_tag=tag,
+                    timeout=self._settings.connect_timeout,
+                )
+        except CLIENT_ERRORS as error:
+            self.lose(describe(error))
+            raise BrokerAway(f"Nobody can consume {self.queue}: {describe(error)}.") from None
+        self.tag = tag
+        self._was_listed = self.is_proved = self._is_cancelling = False
         self._consuming_since = asyncio.get_running_loop().time()
 
     async def cancel(self) -> None:
@@ -186,6 +359,7 @@ class Subscription:
         the subscription.
         """
         tag, self.tag = self.tag, None
+        self.is_proved = False
         if tag is None or self.is_lost:
             return
         try:
@@ -231,13 +405,17 @@ class Subscription:
             return
         if count == 0:
             self._missing(tag)
-        elif management is not None:
+        elif management is None:
+            self.is_proved = True
+        else:
             try:
                 tags = await management.consumer_tags(self.queue)
             except (BrokerAway, TopologyError):
+                # It counts consumers; whether one is ours can't be asked just now.
+                self.is_proved = True
                 return
             if tag in tags:
-                self._was_listed = True
+                self._was_listed = self.is_proved = True
                 return
             age = asyncio.get_running_loop().time() - self._consuming_since
             if self._was_listed or age > _LISTED_WITHIN:
@@ -248,6 +426,7 @@ class Subscription:
         if self.lost is None:
             self.lost = reason
             self.tag = None
+            self.is_proved = False
             self._on_lost()
 
     async def close(self) -> None:
@@ -266,7 +445,7 @@ class Subscription:
         return declared.consumer_count or 0
 
     def _missing(self, tag: str) -> None:
-        if self.tag == tag:
+        if self.tag == tag and not self._is_cancelling:
             self.lose("the broker does not list our consumer")
 
     async def _delivered(self, message: DeliveredMessage) -> None:
