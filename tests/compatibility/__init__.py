@@ -1,0 +1,1 @@
+"""Batches as they were sent once, which every later version must take."""
