@@ -166,6 +166,7 @@ async def test_ingested_and_duplicate_are_acked(
         "redelivered": False,
         "delivery_count": 0,
         "group_size": 1,
+        "version": "1.0",
     }
     assert [line["disposition"] for line in lines] == ["ingested", "duplicate"]
 
@@ -437,14 +438,18 @@ async def test_a_batch_that_kills_workers_is_parked_and_takes_nobody_along(
 async def test_a_database_that_is_away_pauses_and_nothing_is_counted(
     broker: Broker, start: Start, script: Script
 ) -> None:
-    script.away = True
+    script.go.clear()
     consumer = await start(lanes=1, group_max=2)
     async with logged("consumer.paused") as paused:
         for uuid in UUIDS[:4]:
             await broker.publish(body_of(uuid))
+        await reach(consumer, lambda: consumer.in_hand == 4)
+        script.away = True
+        script.go.set()
         await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
         await broker.publish(body_of(UUIDS[4]))
-        await broker.until_depth(amqp.ATTEMPTS_QUEUE, 5 - consumer.in_hand)
+        await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
+        assert consumer.in_hand == 4
     async with logged("consumer.resumed", "delivery.settled") as lines:
         script.away = False
         await settled(consumer, ingested=5)
