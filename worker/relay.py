@@ -6,8 +6,10 @@ of its keys and forgets nothing: what it had published leaves again, with the sa
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,12 +17,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from worker.backoff import Backoff
 from worker.broker.publisher import Publisher, Unroutable
-from worker.errors import DatabaseAway, TransientFault, Unconfirmed
+from worker.errors import DatabaseAway, IngestError, TransientFault, Unconfirmed
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.engine import transaction
 from worker.store.outbox import Message, Waiting
 from worker.telemetry import metrics
+
+_MEASURE_INTERVAL: Final = 3.0
+"""Seconds between two looks at what waits in the outbox, for the metrics."""
 
 _log = structlog.get_logger(__name__)
 
@@ -34,6 +39,9 @@ class Relay:
         self._settings = settings
         self._wake = asyncio.Event()
         self._stopping = False
+        self._measured_at = float("-inf")
+        self.trouble: str | None = None
+        """Why nothing leaves just now; None while all is well."""
 
     def wake(self) -> None:
         """Says that rows were committed, so that they leave at once."""
@@ -47,19 +55,20 @@ class Relay:
     async def run(self) -> None:
         """Relays as rows come; waits, ever longer, for a database or broker that is away."""
         backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
-        paused = False
+        trouble: IngestError | None = None
         while not self._stopping:
             self._wake.clear()
             try:
                 relayed = await self.relay()
             except (DatabaseAway, TransientFault, Unconfirmed) as error:
-                if not paused:
+                if trouble is None:
                     _log.warning("relay.paused", problem=str(error))
-                paused = True
+                trouble = error
                 await self._wait(backoff.next())
                 continue
-            if paused:
-                paused = False
+            # Nothing to relay proves the database, and says nothing of the broker.
+            if trouble is not None and (relayed or not isinstance(trouble, Unconfirmed)):
+                trouble = None
                 backoff.reset()
                 _log.info("relay.resumed")
             if not relayed:
@@ -78,6 +87,17 @@ class Relay:
         if failure is not None and not confirmed:
             raise failure
         return len(confirmed)
+
+    async def _measure(self) -> None:
+        """Looks, now and then, at what waits: also while nothing can leave."""
+        now = time.monotonic()
+        if now - self._measured_at < _MEASURE_INTERVAL:
+            return
+        self._measured_at = now
+        async with transaction(self._engine) as connection:
+            waiting = await outbox.backlog(connection)
+        metrics.OUTBOX_ROWS.set(waiting.messages)
+        metrics.OUTBOX_AGE.set(waiting.oldest_age)
 
     async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
         fates = await asyncio.gather(*(self._publish_one(row.message) for row in rows))

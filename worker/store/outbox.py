@@ -33,6 +33,13 @@ class Waiting(NamedTuple):
     message: Message
 
 
+class Backlog(NamedTuple):
+    """How many rows wait (100,000: that or more), and the oldest one's age in seconds."""
+
+    messages: int
+    oldest_age: float
+
+
 _RECORD: Final = text(
     "WITH told AS (UPDATE ingest_inbox AS inbox SET summary = told.summary"
     " FROM unnest(CAST(:uuids AS uuid[]), CAST(:summaries AS jsonb[])) AS told (uuid, summary)"
@@ -54,10 +61,18 @@ _LOCK_KEYS: Final = text(
 )
 
 # A second statement, so that its snapshot is younger than the locks: what another relay has
-# just published is gone from it.
+# just published is gone from it. FOR UPDATE: a database that is read-only must refuse before the
+# rows are published, not when they are to be deleted, or they leave again with every try.
 _WAITING: Final = text(
     "SELECT id, message_id, exchange, routing_key, type, CAST(headers AS text), body FROM outbox"
-    " WHERE routing_key = ANY(CAST(:keys AS text[])) ORDER BY id LIMIT :rows"
+    " WHERE routing_key = ANY(CAST(:keys AS text[])) ORDER BY id LIMIT :rows FOR UPDATE"
+)
+
+# The count is bounded: whoever has more than that waiting need not know how many.
+_BACKLOG: Final = text(
+    "SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT 100000) AS counted),"
+    " coalesce(CAST(extract(epoch FROM clock_timestamp() - (SELECT created_at FROM outbox"
+    " ORDER BY id LIMIT 1)) AS double precision), 0)"
 )
 
 _DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
@@ -98,6 +113,11 @@ async def take(connection: AsyncConnection, rows: int) -> list[Waiting]:
         )
         for row in found
     ]
+
+
+async def backlog(connection: AsyncConnection) -> Backlog:
+    """What waits."""
+    return Backlog(*(await connection.execute(_BACKLOG)).one())
 
 
 async def delete(connection: AsyncConnection, ids: Collection[int]) -> None:
