@@ -141,7 +141,9 @@ class Publisher:
             if self._wire is not None:
                 if self._wire.is_open:
                     return self._wire
-                self._lose(self._wire, ConnectionError("the channel was closed"))
+                # It was lost while nothing was published: no try has failed, so none has to wait.
+                self._abandon(self._wire)
+                self._note(ConnectionError("the channel was closed"))
             if asyncio.get_running_loop().time() < self._not_before:
                 raise Unconfirmed(f"Nothing is published for a moment: {self._trouble}.")
             try:
@@ -156,10 +158,13 @@ class Publisher:
             self._abandon(wire)
             self._wait_before_next(error)
 
-    def _wait_before_next(self, error: BaseException) -> None:
+    def _note(self, error: BaseException) -> None:
         if not self._trouble:
             _log.warning("publisher.lost", purpose=self._purpose, error=describe(error))
         self._trouble = describe(error)
+
+    def _wait_before_next(self, error: BaseException) -> None:
+        self._note(error)
         self._not_before = asyncio.get_running_loop().time() + self._backoff.next()
 
     def _confirmed(self) -> None:

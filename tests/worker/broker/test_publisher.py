@@ -103,6 +103,17 @@ async def test_a_lost_connection_fails_what_was_in_flight_and_the_next_works(
     assert events == ["publisher.lost", "publisher.restored"]
 
 
+async def test_a_connection_lost_between_publishes_costs_none_of_them(
+    broker: Broker, publisher: Publisher
+) -> None:
+    await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+    await until(lambda: broker.connections("publisher"), bool)
+    await broker.cut("publisher")
+    await until(lambda: broker.connections("publisher"), lambda names: not names)
+    await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
+
+
 async def test_a_late_confirm_counts_as_unknown(broker: Broker) -> None:
     impatient = broker.settings.model_copy(update={"publish_timeout": 0.000_1})
     async with Publisher(impatient) as publisher:
