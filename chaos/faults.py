@@ -8,9 +8,10 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
+from urllib.parse import quote
 
 import asyncpg
 import httpx
@@ -143,19 +144,15 @@ def _alarm(*command: str) -> Inflict:
 @asynccontextmanager
 async def _close_connections(world: World, rng: random.Random) -> AsyncIterator[str]:
     """As an operator does in the management pages."""
-    async with httpx.AsyncClient(
-        base_url=f"{world.stage.broker.management_url}/api/", trust_env=False, timeout=5
-    ) as client:
-        listed = (await client.get("connections")).json()
-        names = [each["name"] for each in listed if "client_properties" in each]
-        chosen = rng.sample(names, min(len(names), rng.randint(1, 6)))
-        for name in chosen:
-            await client.delete(httpx.URL("connections").join(f"connections/{_quoted(name)}"))
-    yield f"{len(chosen)} connections"
-
-
-def _quoted(name: str) -> str:
-    return name.replace(" ", "%20").replace(">", "%3E").replace(":", "%3A")
+    listed = await world.stage.management("GET", "connections")
+    names = sorted(each["name"] for each in listed)
+    chosen = rng.sample(names, min(len(names), rng.randint(3, 9)))
+    closed = 0
+    for name in chosen:
+        with suppress(httpx.HTTPStatusError):  # it has ended by itself
+            await world.stage.management("DELETE", f"connections/{quote(name, safe='')}")
+            closed += 1
+    yield f"{closed} connections"
 
 
 @asynccontextmanager

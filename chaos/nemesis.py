@@ -105,12 +105,14 @@ async def run(
                 began = time.monotonic()
                 await _hurt(everything, plan, seconds, outcome, say)
                 say("healing")
+                ended = time.monotonic()
                 await everything.heal()
                 for phone in everything.phones:
                     phone.tell("quiet")
                 stranger.quiet()
                 queues = await _working_queues(everything)
-                outcome.drained_after = await _drained(everything, queues, odd, patience)
+                if await _drained(everything, queues, odd, patience):
+                    outcome.drained_after = round(time.monotonic() - ended, 1)
                 say(f"drained after {outcome.drained_after} s")
                 await _stop(everything)
                 outcome.longest_pause = pulse.longest_pause()
@@ -167,15 +169,15 @@ async def _hurt(
 
 async def _drained(
     world: World, queues: list[str], odd: asyncio.Task[None], patience: float
-) -> float | None:
-    """Waits until nothing is on its way; how long that took, None when it took too long."""
+) -> bool:
+    """Waits until nothing is on its way; False when that takes more than `patience` seconds."""
     began = time.monotonic()
     while time.monotonic() - began < patience:
         await asyncio.sleep(_LOOK_EVERY)
         with suppress(OSError, TimeoutError):
             if odd.done() and not await _on_the_way(world, queues):
-                return round(time.monotonic() - began, 1)
-    return None
+                return True
+    return False
 
 
 async def _on_the_way(world: World, queues: list[str]) -> int:
@@ -204,11 +206,11 @@ async def _waiting(world: World, queues: list[str]) -> int:
 
 async def _working_queues(world: World) -> list[str]:
     """The queues that must be empty in the end: all but taps, follow-ups and dead letters."""
-    listed = await asyncio.to_thread(world.stage.broker.ctl, "list_queues", "name", "--silent")
+    names = [queue["name"] for queue in await world.stage.management("GET", "queues")]
     kept = (JOBS_TAP, RESULTS_TAP, amqp.DEAD_QUEUE)
     return [
         name
-        for name in listed.split()
+        for name in names
         if name not in kept and not name.startswith(f"{amqp.FOLLOWUPS_EXCHANGE}.")
     ]
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import aio_pika
 import asyncpg
+import httpx
 
 from chaos import bank
 from devtools.postgres import Postgres
@@ -33,7 +34,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "INGEST_HEARTBEAT": "2",
     "INGEST_CONNECT_TIMEOUT": "3",
     "INGEST_STATEMENT_TIMEOUT": "5",
-    "INGEST_LOCK_TIMEOUT": "2",
+    "INGEST_LOCK_TIMEOUT": "3",
     "INGEST_IDLE_IN_TRANSACTION_TIMEOUT": "6",
     "INGEST_TRANSACTION_TIMEOUT": "12",
     "INGEST_PUBLISH_TIMEOUT": "4",
@@ -63,6 +64,13 @@ class Stage:
             return list(await connection.fetch(statement))
         finally:
             await connection.close(timeout=5)
+
+    async def management(self, method: str, path: str) -> Any:
+        """Asks the broker's management API, past every proxy; `path` is below /api/."""
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+            answer = await client.request(method, f"{self.broker.management_url}/api/{path}")
+            answer.raise_for_status()
+            return answer.json() if answer.content else None
 
     def database_url(self, port: int) -> str:
         """For a worker, through a proxy at `port`."""

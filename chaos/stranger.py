@@ -23,6 +23,14 @@ from schemas import amqp
 _NAME: Final = "stranger"
 _PATIENCE: Final = 5.0
 """Seconds for one confirm, and between tries."""
+_KINDS: Final = (
+    "uuid_reused",
+    "echo",
+    "malformed",
+    "not json",
+    "too_large",
+    "unsupported_version",
+)
 _ATTEMPT: Final = {"question_pub_id": "pub-1-1", "selected_choice": 1}
 
 
@@ -75,9 +83,7 @@ class Stranger:
         uuid = UUID(int=self._rng.getrandbits(128), version=4)
         attempts = [_ATTEMPT]
         message_type = amqp.ATTEMPT_BATCH_TYPE
-        kind = self._rng.choice(
-            ("malformed", "not json", "too_large", "unsupported_version", "uuid_reused", "echo")
-        )
+        kind = _KINDS[len(self.sent) % len(_KINDS)]
         ingested = self._ingested() if kind in ("uuid_reused", "echo") else None
         if kind in ("uuid_reused", "echo") and ingested is None:
             kind = "malformed"
@@ -91,7 +97,7 @@ class Stranger:
             case "too_large":
                 body = {"client_session_uuid": str(uuid), "attempts": attempts * 1_001}
             case "unsupported_version":
-                message_type = "study.attempt_batch.v2"
+                message_type = "study.attempt_batch.v0"
             case "uuid_reused" | "echo":
                 assert ingested is not None
                 uuid = UUID(ingested["client_session_uuid"])
