@@ -109,7 +109,11 @@ async def test_a_connection_lost_between_publishes_costs_none_of_them(
     await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
     await until(lambda: broker.connections("publisher"), bool)
     await broker.cut("publisher")
-    await until(lambda: broker.connections("publisher"), lambda names: not names)
+
+    async def noticed() -> bool:
+        return publisher._wire is not None and not publisher._wire.is_open
+
+    await until(noticed, bool)
     await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
 
