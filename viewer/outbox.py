@@ -223,8 +223,9 @@ class Outbox:
     def settle(self, result: IngestResult) -> bool:
         """Keeps `result` as what became of its batch; returns False for an unknown uuid.
 
-        The first result stands, but an ingest beats a rejection in whatever order they come: a
-        batch that was parked and replayed by an operator counts after all.
+        An ingest beats a rejection in whatever order they come: a batch that was parked and
+        replayed by an operator counts after all. Of two ingests the later stands: it repeats the
+        first, unless a wrong answer key was mended in between.
         """
         self._change(
             """
@@ -232,7 +233,7 @@ class Outbox:
             SET state = 'settled', status = :status, result = :result, problem = NULL,
                 settled_at = :now
             WHERE client_session_uuid = :uuid
-              AND (state <> 'settled' OR (status = 'rejected' AND :status <> 'rejected'))
+              AND (state <> 'settled' OR :status <> 'rejected')
             """,
             {
                 "status": str(result.status),

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from schemas.attempt_batch import MAX_ATTEMPTS, Attempt, AttemptBatch
-from schemas.ingest_result import IngestResult
+from schemas.ingest_result import IngestResult, SessionSummary
 from schemas.words import RejectReason, Status
 from tests.viewer.support import make_batch, make_result, record
 from viewer import (
@@ -175,6 +175,29 @@ def test_a_result_that_overtakes_the_confirm_stands(outbox: Outbox) -> None:
     outbox.confirm(made.client_session_uuid)
     outbox.note_problem(made.client_session_uuid, "too late")
     assert outbox.get(made.client_session_uuid) == before
+
+
+def test_of_two_ingests_the_later_result_stands(outbox: Outbox) -> None:
+    made = make_batch()
+    record(outbox, made)
+    first = make_result(made.client_session_uuid)
+    session = SessionSummary(
+        topic_id=1,
+        quiz_session_id=uuid4(),
+        correct=1,
+        wrong=0,
+        unsure=0,
+        newly_correct=1,
+        recovered=0,
+        relapsed=0,
+    )
+    rescored = first.model_copy(update={"status": Status.ALREADY_INGESTED, "sessions": (session,)})
+    outbox.settle(first)
+    outbox.settle(rescored)
+    outbox.settle(rejected(made.client_session_uuid, "Too late."))
+    entry = outbox.get(made.client_session_uuid)
+    assert entry is not None
+    assert entry.result == rescored
 
 
 def test_an_unknown_result_is_told_from_a_known_one(outbox: Outbox) -> None:

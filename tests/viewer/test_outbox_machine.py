@@ -85,7 +85,7 @@ class OutboxMachine(RuleBasedStateMachine):
         if uuid in self.model:
             known = self.model[uuid]
             known.state = State.SETTLED
-            if known.status in (None, Status.REJECTED):
+            if known.status is None or status is not Status.REJECTED:
                 known.status = status
 
     @rule()
