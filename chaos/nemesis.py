@@ -7,9 +7,9 @@ import asyncio
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -116,7 +116,9 @@ async def run(
                 say(f"drained after {outcome.drained_after} s")
                 await _stop(everything)
                 outcome.longest_pause = pulse.longest_pause()
-                outcome.inflicted = [_recovered(each, pulse, began) for each in outcome.inflicted]
+                outcome.inflicted = [
+                    _recovered(each, outcome.inflicted, pulse, began) for each in outcome.inflicted
+                ]
                 outcome.found.strange = stranger.sent
                 await _collect(outcome.found, everything, queues)
             finally:
@@ -235,8 +237,19 @@ async def _collect(found: Evidence, world: World, queues: list[str]) -> None:
     )
 
 
-def _recovered(each: Inflicted, pulse: Pulse, began: float) -> Inflicted:
+def _recovered(
+    each: Inflicted, others: Sequence[Inflicted], pulse: Pulse, began: float
+) -> Inflicted:
+    """With the time from the end of the fault to the next commit.
+
+    Where other faults overlapped it, and nothing was committed before they were over as well,
+    that time begins when the last of them was.
+    """
+    clear = each.ended
+    for other in sorted(others, key=lambda other: other.began):
+        if other.began <= clear < other.ended:
+            clear = other.ended
     after = pulse.first_after(began + each.ended)
-    return Inflicted(
-        each.kind, each.hit, each.began, each.ended, None if after is None else round(after, 3)
-    )
+    if after is not None and each.ended + after > clear:
+        after -= clear - each.ended
+    return replace(each, recovered_after=None if after is None else round(after, 3))

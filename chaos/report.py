@@ -70,7 +70,7 @@ def as_json(figures: dict[str, Any]) -> str:
 
 def show(figures: dict[str, Any], console: Console) -> None:
     """The tables."""
-    table = Table(title="Faults, and seconds from their end to the next commit")
+    table = Table(title="Faults, and seconds from the end of their cause to the next commit")
     for name in ("fault", "times", "median", "worst"):
         table.add_column(name, justify="left" if name == "fault" else "right")
     for kind, each in figures["faults"].items():
