@@ -6,6 +6,7 @@ IngestError                 anything the worker says in one sentence
 ├── TopologyError           the broker is not set up safely             exit 4
 ├── ViewerError             a viewer's name or grant is not as asked    exit 2
 ├── RoleError               a database role is not a worker's           exit 2
+├── NoHistory               there is nothing to report of a user        exit 1
 ├── NotConfirmed            nobody was there to say yes                 exit 2
 ├── DatabaseAway            the database can't be reached now           paused, waited for
 ├── BrokerAway              the broker can't be reached now             waited for
@@ -37,6 +38,10 @@ class TopologyError(IngestError):
     """Raised when the broker's exchanges, queues or policies are missing or unsafe."""
 
     exit_code = 4
+
+
+class NoHistory(IngestError):
+    """Raised by `report` for a user who has answered nothing."""
 
 
 class RoleError(IngestError):

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from worker.cli import control, correct, dead, export, repair, run, settings, setup, viewer
+from worker.cli import control, correct, dead, export, repair, report, run, settings, setup, viewer
 from worker.errors import IngestError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ correct.add_to(app)
 dead.add_to(app)
 export.add_to(app)
 viewer.add_to(app)
+report.add_to(app)
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""The learner's picture: its numbers, and how it looks."""

@@ -1,0 +1,62 @@
+"""The command `report`: one learner's picture, as a page or as JSON."""
+
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.cli.shared import engine_of, run
+from worker.errors import NoHistory
+from worker.report.page import page
+from worker.report.picture import Picture, picture, since
+from worker.settings import load_settings
+from worker.store import pictures, schema
+from worker.store.engine import transaction
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(report)
+
+
+def report(
+    user: Annotated[int, typer.Option("--user", help="Whose picture.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", help="The file to write. Default: report-USER.html.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and write no file.")
+    ] = False,
+) -> None:
+    """Writes what one user knows, forgets and is to review, as one page that needs no server.
+
+    It is personal: only you can read the file.
+
+    Example: study-ingest report --user 42 --html report.html
+    """
+    found = run(_picture(user))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), default=lambda time: time.isoformat()))
+        return
+    path = html or Path(f"report-{user}.html")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(page(found))
+    typer.echo(f"Wrote {path}: open it in a browser.")
+
+
+async def _picture(user_id: int) -> Picture:
+    now = datetime.now(UTC)
+    async with engine_of(load_settings(), connections=1, name="study-ingest report") as engine:
+        await schema.check(engine)
+        # One snapshot, so that the parts agree with each other.
+        async with transaction(engine, isolation="REPEATABLE READ") as connection:
+            questions = await pictures.questions(connection, user_id)
+            weeks = await pictures.weeks(connection, user_id, since(now))
+    if not questions:
+        raise NoHistory(f"User {user_id} has no study history.")
+    return picture(user_id, questions, weeks, now)

@@ -1,0 +1,79 @@
+"""The rows behind a learner's picture: where each question stands, and how reviews went."""
+
+from datetime import date, datetime
+from typing import Final, NamedTuple
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.words import Outcome, Pattern
+
+
+class QuestionNow(NamedTuple):
+    """One question's progress, and what people call it. Times are UTC; stability in days."""
+
+    question_id: int
+    pub_id: str | None
+    topic_id: int
+    topic_name: str
+    attempts: int
+    lapses: int
+    last_outcome: Outcome
+    last_answered_at: datetime
+    pattern: Pattern
+    stability: float
+    difficulty: float
+    due_at: datetime
+
+
+class Week(NamedTuple):
+    """The reviews of one week, from its Monday (UTC): attempts a day or more after the last."""
+
+    monday: date
+    reviews: int
+    recalled: int
+
+
+_QUESTIONS: Final = text(
+    "SELECT progress.study_question_id,"
+    " (SELECT min(pub_id) FROM published"
+    " WHERE kind = 'question' AND source_id = progress.study_question_id AND NOT deleted),"
+    " progress.study_topic_id, coalesce(topic.name, ''), progress.attempts_count,"
+    " progress.lapse_count, progress.last_outcome, progress.last_answered_at, progress.pattern,"
+    " progress.stability, progress.difficulty, progress.due_at"
+    " FROM study_question_progress AS progress"
+    " LEFT JOIN study_topics AS topic ON topic.id = progress.study_topic_id"
+    " WHERE progress.user_id = :user_id ORDER BY progress.study_question_id"
+)
+
+# A pass is what the scheduler takes for one: correct, or unsure with the right selection.
+_WEEKS: Final = text(
+    "WITH answered AS (SELECT answered_at, outcome, is_correct,"
+    " lag(answered_at) OVER (PARTITION BY study_question_id ORDER BY answered_at) AS before"
+    " FROM study_question_attempts AS attempt"
+    " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
+    " WHERE attempt.user_id = :user_id AND session.voided_at IS NULL)"
+    " SELECT CAST(date_trunc('week', answered_at AT TIME ZONE 'UTC') AS date) AS monday,"
+    " count(*), count(*) FILTER (WHERE is_correct)"
+    " FROM answered"
+    " WHERE answered_at >= before + interval '1 day' AND answered_at >= :since"
+    " GROUP BY monday ORDER BY monday"
+)
+
+
+async def questions(connection: AsyncConnection, user_id: int) -> list[QuestionNow]:
+    """Every question that the user has answered."""
+    rows = await connection.execute(_QUESTIONS, {"user_id": user_id})
+    return [
+        QuestionNow(
+            *(row[0], row[1], row[2], row[3], row[4], row[5]),
+            *(Outcome(row[6]), row[7], Pattern(row[8]), row[9], row[10], row[11]),
+        )
+        for row in rows
+    ]
+
+
+async def weeks(connection: AsyncConnection, user_id: int, since: datetime) -> list[Week]:
+    """The user's weeks from `since` on in which something was reviewed."""
+    rows = await connection.execute(_WEEKS, {"user_id": user_id, "since": since})
+    return [Week(*row) for row in rows]
