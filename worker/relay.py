@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from worker.backoff import Backoff
 from worker.broker.publisher import Publisher, Unroutable
-from worker.errors import DatabaseAway, IngestError, TransientFault, Unconfirmed
+from worker.errors import DatabaseAway, TransientFault, Unconfirmed
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.engine import transaction
@@ -55,20 +55,21 @@ class Relay:
     async def run(self) -> None:
         """Relays as rows come; waits, ever longer, for a database or broker that is away."""
         backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
-        trouble: IngestError | None = None
+        broker_away = False
         while not self._stopping:
             self._wake.clear()
             try:
                 relayed = await self.relay()
             except (DatabaseAway, TransientFault, Unconfirmed) as error:
-                if trouble is None:
+                if self.trouble is None:
                     _log.warning("relay.paused", problem=str(error))
-                trouble = error
+                self.trouble = str(error)
+                broker_away = isinstance(error, Unconfirmed)
                 await self._wait(backoff.next())
                 continue
             # Nothing to relay proves the database, and says nothing of the broker.
-            if trouble is not None and (relayed or not isinstance(trouble, Unconfirmed)):
-                trouble = None
+            if self.trouble is not None and (relayed or not broker_away):
+                self.trouble = None
                 backoff.reset()
                 _log.info("relay.resumed")
             if not relayed:

@@ -80,6 +80,7 @@ async def test_nothing_to_relay_does_not_mean_that_the_broker_is_back(
         async with waiting.begin() as connection:
             await connection.execute(text("DELETE FROM outbox"))  # another relay took it
         await asyncio.sleep(0.1)
+        assert relay.trouble == "The broker is away."
         relay.stop()
         await running
     assert [line["event"] for line in lines] == ["relay.paused"]
