@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -38,6 +39,9 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
+    # The clients' despair over servers that we kill is no news.
+    for name in ("aio_pika", "aiormq"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     seed = int(time.time()) if arguments.seed is None else arguments.seed
     folder = _folder(seed)
     console = Console(stderr=True)
