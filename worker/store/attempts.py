@@ -11,7 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
+from worker.store.literals import words
 
+_OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _STREAMED_AT_ONCE: Final = 2_000
 """Rows fetched in one round trip of a stream."""
 _SOURCE: Final = "viewer"
@@ -70,18 +72,23 @@ _INSERT: Final = text(
     f" jsonb_build_object(topic_id, correct + wrong + unsure), '{_STATUS}',"
     f" correct + wrong + unsure, '{_SOURCE}', uuid, correct, wrong, unsure, finished_at,"
     " received_at, received_at, received_at"
-    " FROM unnest(CAST(:s0 AS uuid[]), CAST(:s1 AS bigint[]), CAST(:s2 AS bigint[]),"
-    " CAST(:s3 AS jsonb[]), CAST(:s4 AS uuid[]), CAST(:s5 AS integer[]),"
-    " CAST(:s6 AS integer[]), CAST(:s7 AS integer[]), CAST(:s8 AS timestamptz[]),"
-    " CAST(:s9 AS timestamptz[])) AS session (id, user_id, topic_id, question_ids, uuid,"
-    " correct, wrong, unsure, finished_at, received_at))"
+    " FROM unnest(CAST(:ids AS uuid[]), CAST(:user_ids AS bigint[]),"
+    " CAST(:topic_ids AS bigint[]), CAST(:asked AS jsonb[]), CAST(:uuids AS uuid[]),"
+    " CAST(:corrects AS integer[]), CAST(:wrongs AS integer[]), CAST(:unsures AS integer[]),"
+    " CAST(:finished AS timestamptz[]), CAST(:received AS timestamptz[])) AS session (id,"
+    " user_id, topic_id, question_ids, uuid, correct, wrong, unsure, finished_at, received_at))"
     " INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
     " quiz_session_id, position, selected_choice, correct_choice, is_correct, outcome,"
     " answered_at, answered_at_sent)"
-    " SELECT * FROM unnest(CAST(:a0 AS bigint[]), CAST(:a1 AS bigint[]), CAST(:a2 AS bigint[]),"
-    " CAST(:a3 AS uuid[]), CAST(:a4 AS integer[]), CAST(:a5 AS integer[]),"
-    " CAST(:a6 AS integer[]), CAST(:a7 AS boolean[]), CAST(:a8 AS text[]),"
-    " CAST(:a9 AS timestamptz[]), CAST(:a10 AS timestamptz[]))"
+    # What an attempt has from its session is sent once: `place` is the session's in the arrays.
+    " SELECT (CAST(:user_ids AS bigint[]))[place], question_id,"
+    " (CAST(:topic_ids AS bigint[]))[place], (CAST(:ids AS uuid[]))[place], position, selected,"
+    " right_one, selected = right_one, outcome, answered_at, sent_at"
+    " FROM unnest(CAST(:places AS integer[]), CAST(:question_ids AS bigint[]),"
+    " CAST(:positions AS integer[]), CAST(:selections AS integer[]),"
+    " CAST(:right_ones AS integer[]), CAST(CAST(:outcomes AS text) AS text[]),"
+    " CAST(:answered AS timestamptz[]), CAST(:sent AS timestamptz[])) AS attempt (place,"
+    " question_id, position, selected, right_one, outcome, answered_at, sent_at)"
 )
 
 _SCORED: Final = (
@@ -120,12 +127,46 @@ async def insert(
     connection: AsyncConnection, sessions: Sequence[SessionRow], attempts: Sequence[AttemptRow]
 ) -> None:
     """Writes the sessions and their attempts in one statement."""
-    session_columns = [list(column) for column in zip(*sessions, strict=True)]
-    session_columns[3] = [json.dumps(question_ids) for question_ids in session_columns[3]]
-    parameters = {f"s{n}": column for n, column in enumerate(session_columns)} | {
-        f"a{n}": list(column) for n, column in enumerate(zip(*attempts, strict=True))
-    }
-    await connection.execute(_INSERT, parameters)
+    ids, user_ids, topic_ids, asked, uuids, corrects, wrongs, unsures, finished, received = zip(
+        *sessions, strict=True
+    )
+    place_of = {id: place for place, id in enumerate(ids, start=1)}
+    (
+        _,
+        question_ids,
+        _,
+        sessions_of,
+        positions,
+        selections,
+        right_ones,
+        _,
+        outcomes,
+        answered,
+        sent,
+    ) = zip(*attempts, strict=True)
+    await connection.execute(
+        _INSERT,
+        {
+            "ids": ids,
+            "user_ids": user_ids,
+            "topic_ids": topic_ids,
+            "asked": [json.dumps(question_ids) for question_ids in asked],
+            "uuids": uuids,
+            "corrects": corrects,
+            "wrongs": wrongs,
+            "unsures": unsures,
+            "finished": finished,
+            "received": received,
+            "places": [place_of[id] for id in sessions_of],
+            "question_ids": question_ids,
+            "positions": positions,
+            "selections": selections,
+            "right_ones": right_ones,
+            "outcomes": words(outcomes),
+            "answered": answered,
+            "sent": sent,
+        },
+    )
 
 
 async def histories(
@@ -168,12 +209,13 @@ async def log(
         {"user_id": user_id, "question_ids": _list(question_ids)},
         execution_options={"yield_per": _STREAMED_AT_ONCE},
     ) as rows:
-        async for row in rows:
-            if row[0] != question_id:
-                if question_id is not None:
-                    yield question_id, topic_id, attempts
-                question_id, topic_id, attempts = row[0], row[1], []
-            attempts.append(_scored(row[2:]))
+        async for part in rows.partitions():  # a part at a time: awaiting each row costs as much
+            for row in part:
+                if row[0] != question_id:
+                    if question_id is not None:
+                        yield question_id, topic_id, attempts
+                    question_id, topic_id, attempts = row[0], row[1], []
+                attempts.append(_scored(row[2:]))
     if question_id is not None:
         yield question_id, topic_id, attempts
 
@@ -183,4 +225,4 @@ def _list(ids: Collection[int] | None) -> list[int] | None:
 
 
 def _scored(row: Sequence[Any]) -> ScoredAttempt:
-    return ScoredAttempt(row[0], row[1], row[2], row[3], Outcome(row[4]), row[5])
+    return ScoredAttempt(row[0], row[1], row[2], row[3], _OUTCOMES[row[4]], row[5])
