@@ -18,6 +18,8 @@ from schemas import amqp
 
 Command = Sequence[str]
 
+OURS: Final = str(Path(sys.executable).with_name("study-ingest"))
+
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 
 
@@ -39,12 +41,16 @@ class Contender:
 def ours(processes: int, *, relay: bool = False, **settings: object) -> Contender:
     """The worker as an operator runs it."""
     variables = {f"INGEST_{name.upper()}": str(value) for name, value in settings.items()}
-    program = str(Path(sys.executable).with_name("study-ingest"))
     return Contender(
         name=f"ours_{processes}" + ("_relaying" if relay else ""),
         what=f"study-ingest worker, {processes} process{'es' if processes > 1 else ''}",
-        commands=lambda: [(program, "worker")] * processes,
-        variables={"INGEST_RELAY_IN_WORKER": str(relay).lower(), **variables},
+        commands=lambda: [(OURS, "worker")] * processes,
+        variables={
+            "INGEST_RELAY_IN_WORKER": str(relay).lower(),
+            # The benchmark publishes with whatever login the URL has.
+            "INGEST_REQUIRE_USER_ID": "false",
+            **variables,
+        },
     )
 
 

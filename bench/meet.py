@@ -9,9 +9,11 @@ from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 
-from bench import courses, floor, growth, latency, race, round_trips
+from bench import courses, floor, latency, race, round_trips
 from bench.contenders import PEERS, Contender, ours, usual
 from bench.figures import ratios, spread
+from bench.growth import Growth
+from bench.growth import Sizes as GrowthSizes
 from bench.race import Course, Lap
 from bench.stage import Stage
 from bench.workload import Shape, batches
@@ -29,6 +31,7 @@ class Sizes(NamedTuple):
 
     course: courses.Sizes = courses.Sizes()
     wait: latency.Sizes = latency.Sizes()
+    growth: GrowthSizes = GrowthSizes()
 
     @classmethod
     def tiny(cls) -> "Sizes":
@@ -37,6 +40,7 @@ class Sizes(NamedTuple):
         return cls(
             courses.Sizes(shape, warm_up=50, long=50, short=50),
             latency.Sizes(peak=40, seconds=0.5, alone=2),
+            GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 50, 2_000, 200, 500, 2.0),
         )
 
 
@@ -68,7 +72,9 @@ class Meet:
             )
             measured = _headlines(laps, trips, told)
             if with_growth:
-                measured["growth"] = await growth.measure(self._stage, self._say)
+                measured["growth"] = await Growth(
+                    self._stage, self._sizes.growth, self._say
+                ).measure()
             return measured
         finally:
             await self._stage.drop()

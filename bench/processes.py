@@ -80,6 +80,10 @@ class Processes:
                 last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
                 raise BenchError(f"{leader.args!r} ended early: {''.join(last)} (log: {self._log})")
 
+    def are_over(self) -> bool:
+        """Whether every one has ended."""
+        return all(leader.poll() is not None for leader in self._leaders)
+
     def hold(self) -> None:
         """Stops all of them where they are."""
         for leader in self._leaders:

@@ -1,10 +1,74 @@
-"""The measured figures as tables for a person: ratios first."""
+"""The measured figures as tables for a person: ratios first, and beside each its goal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+
+from bench.figures import Spread
 
 
-def show(measured: dict[str, Any], console: Console) -> None:
+def show(measured: Mapping[str, Any], console: Console) -> None:
     """Prints them."""
-    console.print({k: v for k, v in measured.items() if k != "raw"})
+    console.print(_headlines(measured))
+    for state, figures in measured["raw"]["states"].items():
+        console.print(_contenders(state, figures))
+    console.print(_latency(measured["raw"]["latency"]))
+    if "growth" in measured:
+        for name, figures in measured["growth"].items():
+            console.print(f"[bold]{name}[/bold] {_plain(figures)}", highlight=False)
+
+
+def _headlines(measured: Mapping[str, Any]) -> Table:
+    table = Table("figure", "measured", "goal", title="Of two states, the less flattering")
+    waits = measured["latency_ms"]
+    for figure, value, goal in (
+        ("throughput, against the usual handler", measured["throughput_vs_usual"], "10 or more"),
+        (
+            "CPU a batch, against the usual handler",
+            measured["worker_cpu_vs_usual"],
+            "0.067 or less",
+        ),
+        ("throughput, against the floor", measured["throughput_vs_floor"], "0.40 or more"),
+        ("round trips for a group", measured["round_trips_per_group"], "12 at most"),
+        ("ms to the result at half load, p50", waits["p50"], "under 25"),
+        ("ms to the result at half load, p99", waits["p99"], "under 150"),
+        ("ms to the result of a lone message, p50", waits["alone_p50"], "not held back"),
+    ):
+        table.add_row(figure, f"{value:.3g}", goal)
+    return table
+
+
+def _contenders(state: str, figures: Mapping[str, Any]) -> Table:
+    table = Table(
+        "contender", "batches/s", "ms CPU a batch", "MB", title=f"{state}: median (least to most)"
+    )
+    for name, each in figures["contenders"].items():
+        table.add_row(
+            name,
+            str(Spread(**each["batches_per_second"])),
+            str(Spread(**each["cpu_ms_per_batch"])) if each["memory_mb"] else "-",
+            f"{each['memory_mb']:.0f}" if each["memory_mb"] else "-",
+        )
+    return table
+
+
+def _latency(told: Mapping[str, Any]) -> Table:
+    table = Table(
+        *("load", "batches/s", "p50 ms", "p90", "p99", "worst"),
+        title=f"From publish to result; peak {told['peak']:.0f} batches/s with the relay",
+    )
+    for each in (told["alone"], *told["loads"]):
+        load = f"{each['load']:.0%}" if each["load"] else "alone"
+        waits = [f"{each[name]:.1f}" for name in ("p50", "p90", "p99", "worst")]
+        table.add_row(load, f"{each['rate']:.0f}", *waits)
+    return table
+
+
+def _plain(figures: object) -> str:
+    if isinstance(figures, Mapping):
+        return "  ".join(f"{name} {_plain(each)}" for name, each in figures.items())
+    if isinstance(figures, list):
+        return "".join(f"\n  {_plain(each)}" for each in figures)
+    return f"{figures:,.4g}" if isinstance(figures, float) else f"{figures}"

@@ -9,18 +9,17 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 VIEWER: Final = "bench"
 CHOICES: Final = 4
-_FIRST_DAY: Final = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
+_FIRST_DAY: Final = datetime(2024, 1, 1, 8, 0, tzinfo=UTC)
 _RIGHT, _UNSURE = 0.80, 0.08
 """Shares of answers; the rest are wrong. A log of real reviews has some 85 % right."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """How large the world is; every user has equally many questions, in topics of one size."""
 
     users: int = 500
@@ -78,6 +77,12 @@ def earlier(shape: Shape, share: float) -> Iterator[Batch]:
         chosen = source.sample(own, round(len(own) * share))
         for start in range(0, len(chosen), 20):
             yield _session(source, chosen[start : start + 20], _FIRST_DAY + _moment(0, start))
+
+
+def same_question(question_id: int, attempts: int, *, day: int, seed: str = "") -> Batch:
+    """A session that answers one question again and again."""
+    source = random.Random(f"same {question_id} {attempts} {day} {seed}")
+    return _session(source, [question_id] * attempts, _FIRST_DAY + timedelta(days=day))
 
 
 def _moment(day: int, number: int) -> timedelta:
