@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Self
 
 from devtools import instances
-from devtools.rabbitmq import MANAGEMENT, Epmd, RabbitMQ, default_suite
+from devtools.erlang import Epmd, default_suite
+from devtools.rabbitmq import MANAGEMENT, RabbitMQ
 
 
 class RabbitMQCluster:

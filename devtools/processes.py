@@ -154,7 +154,15 @@ def leave_running(
 
 
 def started_at(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since boot; None where there is none."""
+    """When a process began, in the kernel's ticks since boot; None where there is none.
+
+    0 for any process that lives, on systems that don't tell.
+    """
+    if not Path("/proc/self").exists():
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            return 0
+        return None
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
@@ -181,8 +189,8 @@ def our_process(pid_file: Path, folder: Path) -> int | None:
 def tree(pid: int) -> list[int]:
     """The process and all its descendants, parents first."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+    for entry in Path("/proc").glob("[0-9]*"):
+        if fields := _stat(int(entry.name)):
             children.setdefault(int(fields[1]), []).append(int(entry.name))
     found = [pid]
     for parent in found:  # grows while it is walked

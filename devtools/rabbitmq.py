@@ -4,33 +4,20 @@ Runs the scripts of an installed RabbitMQ, or of one unpacked from Debian's pack
 private environment. Knows nothing of PostgreSQL, of our topology, or of who uses the server.
 """
 
-import os
 import secrets
-import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from devtools import debian, instances
+from devtools.erlang import Epmd, Programs, default_suite, erlang_environment, programs
 from devtools.errors import DevError
 from devtools.probe import amqp_ready, management_ready
-from devtools.processes import (
-    freeze,
-    gone,
-    kill_tree,
-    leave_running,
-    our_process,
-    run_step,
-    send,
-    thaw,
-    wait_until,
-)
-from devtools.state import all_free, ports, read_json
+from devtools.processes import leave_running, run_step, wait_until
+from devtools.server import Server
+from devtools.state import ports, read_json
 
 MEND = "see the log, or set INGEST_AMQP_URL to a RabbitMQ of yours"
-INSTALLED = Path("/usr/lib/rabbitmq/bin")
 MANAGEMENT = "rabbitmq_management"
 
 # Where each plugin listens, in rabbitmq.conf's words; {} is the port.
@@ -43,53 +30,7 @@ LISTENERS = {
 }
 
 
-class Programs(NamedTuple):
-    """The scripts to run, what else has to be on PATH, and where shared libraries lie."""
-
-    scripts: Path
-    erlang: Path | None
-    libraries: Path | None
-
-
-def installed(suite: str | None) -> bool:
-    """Whether the machine's own RabbitMQ is of the suite."""
-    return (INSTALLED / "rabbitmq-server").exists() and suite == debian.own_suite()
-
-
-def default_suite() -> str | None:
-    """The Debian suite to take RabbitMQ from: DEV_RABBITMQ_SUITE, else the machine's own.
-
-    None where it isn't a Debian. Raises DevError for a suite that isn't known.
-    """
-    asked = os.environ.get("DEV_RABBITMQ_SUITE")
-    if asked and asked not in debian.SUITES:
-        raise DevError(f"DEV_RABBITMQ_SUITE is {asked!r}: give {' or '.join(debian.SUITES)}.")
-    return asked or debian.own_suite()
-
-
-def programs(suite: str | None) -> Programs:
-    """RabbitMQ's programs of this suite: the installed ones where they are it, else unpacked ones.
-
-    Raises DevError where there are neither.
-    """
-    if installed(suite):
-        return Programs(INSTALLED, None, None)
-    if suite is None:
-        raise DevError(
-            "RabbitMQ isn't installed, and can only be unpacked on Debian: install it, "
-            "or set INGEST_AMQP_URL to one of yours."
-        )
-    root = debian.unpacked(suite)
-    libraries = next((lib.parent for lib in root.glob("usr/lib/*/libcrypto.so.3")), None)
-    own_loader = any(root.glob("usr/lib/*/ld-linux*.so.*"))  # then the programs know the way
-    return Programs(
-        root / "usr/lib/rabbitmq/bin",
-        root / "usr/lib/erlang/bin",
-        None if own_loader else libraries,
-    )
-
-
-class RabbitMQ:
+class RabbitMQ(Server):
     """One node. `with RabbitMQ() as node:` makes a private one and removes it at the end.
 
     `folder` keeps the data; None: a disposable one. `suite` is the Debian release that the
@@ -100,6 +41,7 @@ class RabbitMQ:
     """
 
     name = "rabbitmq"
+    stopped_by = signal.SIGTERM
 
     def __init__(
         self,
@@ -112,10 +54,9 @@ class RabbitMQ:
         kernel: Mapping[str, str] | None = None,
         cluster: Sequence[str] = (),
         cookie: str | None = None,
-        epmd: "Epmd | None" = None,
+        epmd: Epmd | None = None,
     ) -> None:
-        self.disposable = folder is None
-        self.folder = folder or instances.new_folder(self.name)
+        super().__init__(folder)
         self.suite = suite or default_suite()
         self.node = node
         self.plugins = tuple(plugins)
@@ -152,28 +93,15 @@ class RabbitMQ:
         return f"http://guest:guest@127.0.0.1:{self.port_of(MANAGEMENT)}"
 
     @property
-    def pid(self) -> int | None:
-        """The Erlang machine's process id; None while it doesn't run."""
-        return our_process(self.folder / "server.pid", self.folder)
-
-    @property
     def log(self) -> Path:
         """What the node logs."""
         return self.folder / "log" / f"{self.node}.log"
-
-    def alive(self) -> bool:
-        """Whether its process runs, ready or not."""
-        return self.pid is not None
 
     def ready(self) -> bool:
         """Whether it runs and answers on AMQP, and on the management API where that is on."""
         if self.pid is None or not amqp_ready(self.port):
             return False
         return MANAGEMENT not in self.plugins or management_ready(self.port_of(MANAGEMENT))
-
-    def prepare(self) -> None:
-        """Fetch what is needed to start. Raises DevError where that can't be had."""
-        programs(self.suite)
 
     def start(self, seconds: float = 90) -> Self:
         """Start, or wait for one that is starting; return when clients can connect.
@@ -201,38 +129,13 @@ class RabbitMQ:
             raise DevError(f"RabbitMQ {self.node} didn't start: {MEND} (log: {log}).")
         return self
 
-    def stop(self, seconds: float = 30) -> None:
-        """End it cleanly; kill -9 after that many seconds. Ends its port mapper too."""
-        if pid := self.pid:
-            send(pid, signal.SIGTERM)
-            if not gone(pid, seconds):
-                kill_tree(pid)
-        if self._own_epmd:
-            self._epmd.stop()
-
-    def kill(self) -> None:
-        """kill -9 the node's whole Erlang machine."""
-        if pid := self.pid:
-            kill_tree(pid)
-
     def pause(self) -> None:
         """SIGSTOP the node: connections stay open, and nothing answers.
 
         A node of a cluster that the others held for dead meanwhile comes back partitioned from
         them, whatever cluster_partition_handling says but autoheal: restart it then.
         """
-        if pid := self.pid:
-            freeze(pid)
-
-    def resume(self) -> None:
-        """SIGCONT after `pause`."""
-        if pid := self.pid:
-            thaw(pid)
-
-    def restart(self) -> Self:
-        """Stop cleanly and start again, on the same ports."""
-        self.stop()
-        return self.start()
+        super().pause()
 
     def ctl(self, *words: str, program: str = "rabbitmqctl") -> str:
         """Run rabbitmqctl (or another of RabbitMQ's programs) on this node; its output.
@@ -252,30 +155,9 @@ class RabbitMQ:
         """
         self.ctl("eval", "lists:foreach(fun dets:sync/1, dets:all()).")
 
-    def close(self) -> None:
-        """Stop; a disposable one is killed, and its data removed."""
-        if not self.disposable:
-            self.stop()
-            return
-        self.kill()
+    def _tidy(self) -> None:
         if self._own_epmd:
             self._epmd.stop()
-        instances.remove(self.folder)
-
-    def __enter__(self) -> Self:
-        try:
-            return self if self.ready() else self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _configure(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -314,56 +196,3 @@ class RabbitMQ:
             # makes the script give way to the Erlang machine, instead of staying its parent
             "RUNNING_UNDER_SYSTEMD": "true",
         }
-
-
-class Epmd:
-    """Erlang's port mapper, by which nodes on one machine find each other; on the loopback."""
-
-    def __init__(self, folder: Path, suite: str | None) -> None:
-        self.folder = folder
-        self.suite = suite
-
-    @property
-    def port(self) -> int:
-        """Its TCP port on 127.0.0.1; 0 before the first start."""
-        return int(read_json(self.folder / "epmd.json").get("epmd", 0))
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id; None while it doesn't run."""
-        return our_process(self.folder / "epmd.pid", self.folder)
-
-    def start(self) -> None:
-        """Start it where it doesn't run. Raises DevError where it won't."""
-        if self.pid is not None:
-            return
-        port = ports(self.folder / "epmd.json", ["epmd"])["epmd"]
-        found = programs(self.suite)
-        env = erlang_environment(found, self.folder, port)
-        epmd = shutil.which("epmd", path=env["PATH"])
-        if epmd is None:
-            raise DevError(f"Erlang's epmd is on none of {env['PATH']}: install erlang-base.")
-        argv = (epmd, "-port", str(port), "-address", "127.0.0.1")
-        leave_running(argv, self.folder / "epmd.pid", self.folder / "epmd.log", env=env)
-        wait_until(lambda: not all_free([port]), 10)
-
-    def stop(self) -> None:
-        """End it."""
-        if pid := self.pid:
-            send(pid, signal.SIGTERM)
-            gone(pid, 5)
-
-
-def erlang_environment(found: Programs, folder: Path, epmd_port: int) -> dict[str, str]:
-    """What Erlang's programs need to keep to their own folder and port mapper, on the loopback."""
-    path = [str(part) for part in (found.erlang, found.scripts, "/usr/bin", "/bin") if part]
-    environment = {
-        "PATH": ":".join(path),
-        "HOME": str(folder),
-        "LC_ALL": "C.UTF-8",
-        "ERL_EPMD_PORT": str(epmd_port),
-        "ERL_EPMD_ADDRESS": "127.0.0.1",
-    }
-    if found.libraries:
-        environment["LD_LIBRARY_PATH"] = str(found.libraries)
-    return environment

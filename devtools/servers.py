@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from devtools import compose, debian, environment, instances, rabbitmq
+from devtools import compose, debian, environment, instances
+from devtools.compose import ComposePostgres, ComposeRabbitMQ
+from devtools.erlang import default_suite, installed
 from devtools.errors import DevError
 from devtools.places import home, in_home
 from devtools.postgres import Postgres
@@ -25,17 +27,6 @@ from devtools.state import locked, read_json, write_json
 
 WAITING = "another ./dev is starting or stopping the servers: waiting for it"
 PATIENCE = 3.0  # s; RabbitMQ 3.10 idles for 5 s at its end, when its queues are closed already
-
-
-class Server(Protocol):
-    """What the ledger needs of a server; PostgreSQL and RabbitMQ, run either way."""
-
-    @property
-    def url(self) -> str: ...
-    def alive(self) -> bool: ...
-    def ready(self) -> bool: ...
-    def start(self) -> object: ...
-    def stop(self, seconds: float) -> None: ...
 
 
 class Service(NamedTuple):
@@ -67,8 +58,8 @@ def _no_postgres() -> str | None:
 
 
 def _no_rabbitmq() -> str | None:
-    suite = rabbitmq.default_suite()
-    if _no_linux() or rabbitmq.installed(suite) or debian.own_suite():
+    suite = default_suite()
+    if _no_linux() or installed(suite) or debian.own_suite():
         return _no_linux()
     return "RabbitMQ isn't installed, and this is no Debian to unpack it from"
 
@@ -138,17 +129,17 @@ def _key(name: str, choice: Choice) -> str:
     """What the ledger and the folder of a server of ours are called: brokers by their suite."""
     if choice.source == "docker":
         return f"docker-{name}"
-    return name if name == "postgres" else f"{name}-{rabbitmq.default_suite()}"
+    return name if name == "postgres" else f"{name}-{default_suite()}"
 
 
-def _server(key: str) -> Postgres | RabbitMQ | compose.ComposePostgres | compose.ComposeRabbitMQ:
+def _server(key: str) -> Postgres | RabbitMQ | ComposePostgres | ComposeRabbitMQ:
     folder = in_home("pair") / key
     if key == "postgres":
         return Postgres(folder)
     if key == "docker-postgres":
-        return compose.ComposePostgres(folder)
+        return ComposePostgres(folder)
     if key == "docker-rabbitmq":
-        return compose.ComposeRabbitMQ(folder)
+        return ComposeRabbitMQ(folder)
     return RabbitMQ(folder, suite=key.removeprefix("rabbitmq-"))
 
 
@@ -227,7 +218,7 @@ def servers(*, keep: bool = False) -> Iterator[dict[str, str]]:
             for name, service in SERVICES.items()
         }
         broker = ours.get("rabbitmq")
-        if isinstance(broker, RabbitMQ | compose.ComposeRabbitMQ):
+        if isinstance(broker, RabbitMQ | ComposeRabbitMQ):
             variables["INGEST_MANAGEMENT_URL"] = broker.management_url
         elif given := os.environ.get("INGEST_MANAGEMENT_URL"):
             variables["INGEST_MANAGEMENT_URL"] = given

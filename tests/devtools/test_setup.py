@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import commands, debian, environment, places, rabbitmq
+from devtools import commands, debian, environment, erlang, places
 from devtools.errors import DevError
 
 DEV = str(places.CHECKOUT / "dev")
@@ -113,7 +113,7 @@ def test_a_machine_without_sources_is_told_what_to_do(
 def test_a_suite_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEV_RABBITMQ_SUITE", "sarge")
     with pytest.raises(DevError, match=r"^DEV_RABBITMQ_SUITE is 'sarge': give bookworm or trixie"):
-        rabbitmq.default_suite()
+        erlang.default_suite()
 
 
 @pytest.mark.parametrize("words", [[], ["dance"], ["up", "north"], ["run"], ["run", "--"]])

@@ -1,0 +1,116 @@
+"""RabbitMQ's and Erlang's programs: where they are, and how they keep to themselves.
+
+Knows Debian's suites and Erlang's port mapper, and nothing of nodes.
+"""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+from devtools import debian
+from devtools.errors import DevError
+from devtools.processes import gone, leave_running, our_process, send, wait_until
+from devtools.state import all_free, ports, read_json
+
+INSTALLED = Path("/usr/lib/rabbitmq/bin")
+
+
+class Programs(NamedTuple):
+    """The scripts to run, what else has to be on PATH, and where shared libraries lie."""
+
+    scripts: Path
+    erlang: Path | None
+    libraries: Path | None
+
+
+def installed(suite: str | None) -> bool:
+    """Whether the machine's own RabbitMQ is of the suite."""
+    return (INSTALLED / "rabbitmq-server").exists() and suite == debian.own_suite()
+
+
+def default_suite() -> str | None:
+    """The Debian suite to take RabbitMQ from: DEV_RABBITMQ_SUITE, else the machine's own.
+
+    None where it isn't a Debian. Raises DevError for a suite that isn't known.
+    """
+    asked = os.environ.get("DEV_RABBITMQ_SUITE")
+    if asked and asked not in debian.SUITES:
+        raise DevError(f"DEV_RABBITMQ_SUITE is {asked!r}: give {' or '.join(debian.SUITES)}.")
+    return asked or debian.own_suite()
+
+
+def programs(suite: str | None) -> Programs:
+    """RabbitMQ's programs of this suite: the installed ones where they are it, else unpacked ones.
+
+    Raises DevError where there are neither.
+    """
+    if installed(suite):
+        return Programs(INSTALLED, None, None)
+    if suite is None:
+        raise DevError(
+            "RabbitMQ isn't installed, and can only be unpacked on Debian: install it, "
+            "or set INGEST_AMQP_URL to one of yours."
+        )
+    root = debian.unpacked(suite)
+    libraries = next((lib.parent for lib in root.glob("usr/lib/*/libcrypto.so.3")), None)
+    own_loader = any(root.glob("usr/lib/*/ld-linux*.so.*"))  # then the programs know the way
+    return Programs(
+        root / "usr/lib/rabbitmq/bin",
+        root / "usr/lib/erlang/bin",
+        None if own_loader else libraries,
+    )
+
+
+class Epmd:
+    """Erlang's port mapper, by which nodes on one machine find each other; on the loopback."""
+
+    def __init__(self, folder: Path, suite: str | None) -> None:
+        self.folder = folder
+        self.suite = suite
+
+    @property
+    def port(self) -> int:
+        """Its TCP port on 127.0.0.1; 0 before the first start."""
+        return int(read_json(self.folder / "epmd.json").get("epmd", 0))
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while it doesn't run."""
+        return our_process(self.folder / "epmd.pid", self.folder)
+
+    def start(self) -> None:
+        """Start it where it doesn't run. Raises DevError where it won't."""
+        if self.pid is not None:
+            return
+        port = ports(self.folder / "epmd.json", ["epmd"])["epmd"]
+        found = programs(self.suite)
+        env = erlang_environment(found, self.folder, port)
+        epmd = shutil.which("epmd", path=env["PATH"])
+        if epmd is None:
+            raise DevError(f"Erlang's epmd is on none of {env['PATH']}: install erlang-base.")
+        argv = (epmd, "-port", str(port), "-address", "127.0.0.1")
+        leave_running(argv, self.folder / "epmd.pid", self.folder / "epmd.log", env=env)
+        wait_until(lambda: not all_free([port]), 10)
+
+    def stop(self) -> None:
+        """End it."""
+        if pid := self.pid:
+            send(pid, signal.SIGTERM)
+            gone(pid, 5)
+
+
+def erlang_environment(found: Programs, folder: Path, epmd_port: int) -> dict[str, str]:
+    """What Erlang's programs need to keep to their own folder and port mapper, on the loopback."""
+    path = [str(part) for part in (found.erlang, found.scripts, "/usr/bin", "/bin") if part]
+    environment = {
+        "PATH": ":".join(path),
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+    if found.libraries:
+        environment["LD_LIBRARY_PATH"] = str(found.libraries)
+    return environment

@@ -1,0 +1,104 @@
+"""What the servers of our own have in common: a folder, a process in it, and its ends and halts.
+
+Knows neither PostgreSQL nor RabbitMQ.
+"""
+
+import signal
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+from devtools import instances
+from devtools.processes import freeze, gone, kill_tree, our_process, send, thaw
+
+
+class Server(ABC):
+    """One server. As a context it runs inside, and is gone afterwards if it is disposable.
+
+    `folder` keeps its data; None: a disposable one.
+    """
+
+    name: ClassVar[str]
+    stopped_by: ClassVar[signal.Signals]
+
+    def __init__(self, folder: Path | None) -> None:
+        self.disposable = folder is None
+        self.folder = folder or instances.new_folder(self.name)
+
+    @property
+    def pid(self) -> int | None:
+        """The main process's id; None while it doesn't run."""
+        return our_process(self.folder / "server.pid", self.folder)
+
+    def alive(self) -> bool:
+        """Whether its process runs, ready or not."""
+        return self.pid is not None
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it runs and clients can connect."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start, or wait for one that is starting; return when clients can connect.
+
+        Raises DevError where that takes too long.
+        """
+
+    def stop(self, seconds: float = 30) -> None:
+        """End it cleanly; kill -9 after that many seconds."""
+        if pid := self.pid:
+            thaw(pid)
+            send(pid, self.stopped_by)
+            if not gone(pid, seconds):
+                kill_tree(pid)
+        self._tidy()
+
+    def kill(self) -> None:
+        """kill -9 the whole server, all its processes at one moment, as a power cut would."""
+        if pid := self.pid:
+            kill_tree(pid)
+
+    def pause(self) -> None:
+        """SIGSTOP the whole server: connections stay open, and nothing answers."""
+        if pid := self.pid:
+            freeze(pid)
+
+    def resume(self) -> None:
+        """SIGCONT after `pause`."""
+        if pid := self.pid:
+            thaw(pid)
+
+    def restart(self) -> Self:
+        """Stop cleanly and start again, on the same ports."""
+        self.stop()
+        return self.start()
+
+    def close(self) -> None:
+        """Stop; a disposable one is killed, and its data removed."""
+        if self.disposable:
+            self.kill()
+            self._tidy()
+            instances.remove(self.folder)
+        else:
+            self.stop()
+
+    @abstractmethod
+    def _tidy(self) -> None:
+        """Take away what outlives the main process."""
+
+    def __enter__(self) -> Self:
+        try:
+            return self if self.ready() else self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
