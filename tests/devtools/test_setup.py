@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import commands, debian, environment, erlang, places
+from devtools import commands, debian, environment, erlang, places, processes
 from devtools.errors import DevError
 
 DEV = str(places.CHECKOUT / "dev")
@@ -143,3 +143,26 @@ def test_an_unreachable_server_exits_1_with_a_sentence(monkeypatch: pytest.Monke
     assert done.returncode == 1
     assert "no RabbitMQ answers at INGEST_AMQP_URL" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_exit_code_is_the_commands_own() -> None:
+    argv = [sys.executable, DEV, "run", "--", "sh", "-c", "exit 7"]
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == 7
+
+
+def test_sigterm_is_passed_on_and_nothing_is_left(tmp_path: Path) -> None:
+    script = 'sleep 60 & echo $! ; trap "exit 7" TERM; wait'
+    argv = [sys.executable, DEV, "run", "--", "sh", "-c", script]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        left_behind = int(child.stdout.readline())
+        child.terminate()
+    assert child.returncode == 7
+    assert processes.gone(left_behind, 5)
+
+
+def test_a_missing_command_is_named() -> None:
+    argv = [sys.executable, DEV, "run", "no-such-command"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no-such-command can't be run" in done.stderr
