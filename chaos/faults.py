@@ -141,11 +141,19 @@ def _alarm(*command: str) -> Inflict:
     return inflict
 
 
+_LOOKS: Final = 10
+_FEW: Final = 3
+
+
 @asynccontextmanager
 async def _close_connections(world: World, rng: random.Random) -> AsyncIterator[str]:
     """As an operator does in the management pages."""
-    listed = await world.stage.management("GET", "connections")
-    names = sorted(each["name"] for each in listed)
+    names: list[str] = []
+    for _ in range(_LOOKS):  # the list comes late, most of all when the broker has just begun
+        names = sorted(each["name"] for each in await world.stage.management("GET", "connections"))
+        if len(names) > _FEW:
+            break
+        await asyncio.sleep(0.5)
     chosen = rng.sample(names, min(len(names), rng.randint(3, 9)))
     closed = 0
     for name in chosen:

@@ -19,6 +19,7 @@ import asyncpg
 import httpx
 
 from chaos import bank
+from devtools import instances
 from devtools.postgres import Postgres
 from devtools.processes import at_once
 from devtools.rabbitmq import RabbitMQ
@@ -95,6 +96,7 @@ class Stage:
 @asynccontextmanager
 async def stage(folder: Path, questions: list[bank.Question]) -> AsyncIterator[Stage]:
     """Starts and prepares both servers; kills them and removes their data at the end."""
+    await asyncio.to_thread(instances.sweep)  # what a run that was killed has left
     postgres = Postgres(settings={"max_connections": "60"})
     broker = RabbitMQ()
     try:
