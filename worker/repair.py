@@ -4,7 +4,7 @@ Reads one user's log at a time, question by question, so memory stays flat. Know
 broker.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -111,8 +111,6 @@ def _expected(
 ) -> Stored:
     folded = fold(None, history)
     assert folded is not None
-    last = {attempt.client_session_uuid: attempt.outcome for attempt in history}
-    went_wrong = any(outcome is not Outcome.CORRECT for outcome in last.values())
     return Stored(
         user_id=user_id,
         question_id=question_id,
@@ -120,5 +118,12 @@ def _expected(
         progress=folded,
         pattern=pattern_of(folded, thresholds),
         # A request once made stays made, whatever becomes of the attempts behind it.
-        explanation_requested=went_wrong or (before is not None and before.explanation_requested),
+        explanation_requested=(before is not None and before.explanation_requested)
+        or (folded.correct_count < folded.attempts_count and _went_wrong(history)),
     )
+
+
+def _went_wrong(history: Sequence[ScoredAttempt]) -> bool:
+    """Whether a session left the question wrong or unsure."""
+    last = {attempt.client_session_uuid: attempt.outcome for attempt in history}
+    return any(outcome is not Outcome.CORRECT for outcome in last.values())
