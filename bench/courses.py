@@ -5,6 +5,7 @@ The short list is for contenders that would need a minute for the long one; both
 first batches, and both have their own reference.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench import floor, reference, rows
@@ -12,29 +13,32 @@ from bench.race import Course
 from bench.stage import Stage
 from bench.workload import Shape, batches, earlier
 
-STATES = ("fresh", "half")
+FRESH, HALF = "fresh", "half"
 
 
 class Sizes(NamedTuple):
     """How much is ingested; all are multiples of the floor's group."""
 
     shape: Shape = Shape()
+    states: Sequence[str] = (FRESH, HALF)
     warm_up: int = 50
     long: int = 2_000
     short: int = 250
 
 
-async def worlds(stage: Stage, shape: Shape) -> None:
-    """Makes the two states."""
-    await stage.world("fresh", shape)
-    await stage.copy("half", "fresh")
-    await reference.ingest(stage, "half", earlier(shape, share=0.5))
-    connection = await stage.connect("half")
+async def worlds(stage: Stage, sizes: Sizes) -> None:
+    """Makes the states that are asked for; there is always the fresh one."""
+    await stage.world(FRESH, sizes.shape)
+    if HALF not in sizes.states:
+        return
+    await stage.copy(HALF, FRESH)
+    await reference.ingest(stage, HALF, earlier(sizes.shape, share=0.5))
+    connection = await stage.connect(HALF)
     try:
         await connection.execute("TRUNCATE outbox")  # long relayed
     finally:
         await connection.close()
-    await stage.settle("half")
+    await stage.settle(HALF)
 
 
 async def course(stage: Stage, state: str, sizes: Sizes, *, short: bool) -> Course:

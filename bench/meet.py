@@ -15,7 +15,7 @@ from bench.figures import ratios, spread
 from bench.growth import Growth
 from bench.growth import Sizes as GrowthSizes
 from bench.race import Course, Lap
-from bench.stage import Stage
+from bench.stage import PREFIX, Stage
 from bench.workload import Shape, batches
 from worker.settings import Settings
 
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
         """Just enough to see that it works."""
         shape = Shape(users=10, questions=2_000)
         return cls(
-            courses.Sizes(shape, warm_up=50, long=50, short=50),
+            courses.Sizes(shape, (courses.FRESH,), warm_up=50, long=50, short=50),
             latency.Sizes(peak=40, seconds=0.5, alone=2),
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 50, 2_000, 200, 500, 2.0),
         )
@@ -47,8 +47,10 @@ class Sizes(NamedTuple):
 class Meet:
     """Measures everything once."""
 
-    def __init__(self, settings: Settings, sizes: Sizes, console: Console) -> None:
-        self._stage = Stage(settings)
+    def __init__(
+        self, settings: Settings, sizes: Sizes, console: Console, prefix: str = PREFIX
+    ) -> None:
+        self._stage = Stage(settings, prefix)
         self._sizes = sizes
         self._console = console
 
@@ -58,11 +60,11 @@ class Meet:
         try:
             self._say("making the worlds")
             shape = self._sizes.course.shape
-            await courses.worlds(self._stage, shape)
+            await courses.worlds(self._stage, self._sizes.course)
             laps = await self._race(rounds, PEERS if with_peers else ())
             self._say("round trips")
             enough = batches(shape, 2 * sum(round_trips.GROUPS), seed="trips", day=30)
-            trips = await round_trips.measure(self._stage, enough)
+            trips = await round_trips.measure(self._stage, self._sizes.course.states[-1], enough)
             self._say("latency")
             told = await latency.measure(
                 self._stage,
@@ -80,9 +82,13 @@ class Meet:
             await self._stage.drop()
 
     async def _race(self, rounds: int, peers: Sequence[Contender]) -> Laps:
-        long = {state: await self._course(state, short=False) for state in courses.STATES}
-        short = {state: await self._course(state, short=True) for state in courses.STATES}
-        laps: Laps = {state: {} for state in courses.STATES}
+        long = {
+            state: await self._course(state, short=False) for state in self._sizes.course.states
+        }
+        short = {
+            state: await self._course(state, short=True) for state in self._sizes.course.states
+        }
+        laps: Laps = {state: {} for state in self._sizes.course.states}
 
         def note(state: str, name: str, number: int, lap: Lap) -> None:
             laps[state].setdefault(name, []).append(lap)
@@ -92,12 +98,12 @@ class Meet:
             )
 
         for number in range(1, rounds + 1):
-            for state in courses.STATES:
+            for state in self._sizes.course.states:
                 for contender, course in (
                     (ours(1), long[state]),
                     (usual(), short[state]),
                     (ours(2), long[state]),
-                    *((peer, short[state]) for peer in peers if state == courses.STATES[0]),
+                    *((peer, short[state]) for peer in peers if state == courses.FRESH),
                 ):
                     lap = await race.run(self._stage, contender, course)
                     note(state, contender.name, number, lap)
@@ -129,7 +135,7 @@ def _headlines(laps: Laps, trips: Mapping[int, int], told: latency.Report) -> di
         },
         "peers": {
             name: spread([lap.throughput for lap in by_round]).median
-            for name, by_round in laps[courses.STATES[0]].items()
+            for name, by_round in laps[courses.FRESH].items()
             if name not in (_ONE, _TWO, _USUAL, _FLOOR)
         },
         "raw": {

@@ -63,12 +63,12 @@ async def _counted(settings: Settings) -> AsyncIterator[tuple[Settings, _Counter
         yield settings.model_copy(update={"database_url": SecretStr(through)}), counter
 
 
-async def measure(stage: Stage, batches: Sequence[Batch]) -> dict[int, int]:
+async def measure(stage: Stage, state: str, batches: Sequence[Batch]) -> dict[int, int]:
     """Round trips by the number of batches in the group; needs twice the sum of `GROUPS`.
 
     Each size goes twice, and the second counts: the first prepares the statements.
     """
-    await stage.copy("trips", "half")
+    await stage.copy("trips", state)
     found = {}
     source = iter(batches)
     async with _counted(stage.on_database("trips")) as (settings, counter):

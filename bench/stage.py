@@ -19,7 +19,7 @@ from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import make_engine
 
-_PREFIX: Final = "study_bench"
+PREFIX: Final = "study_bench"
 """Of every database and vhost: whatever is called so is ours to drop."""
 
 
@@ -38,21 +38,17 @@ def _fill(shape: Shape) -> tuple[str, ...]:
     )
 
 
-def database(name: str) -> str:
-    """The full name of one of our databases."""
-    return f"{_PREFIX}_{name}"
-
-
 class Stage:
     """Makes what contenders run on."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, prefix: str = PREFIX) -> None:
         self.settings = settings
+        self._prefix = prefix
 
     def on_database(self, name: str) -> Settings:
         """The settings, pointed at our database `name`."""
         server = make_url(self.settings.database_url.get_secret_value())
-        url = server.set(database=database(name)).render_as_string(hide_password=False)
+        url = server.set(database=self._database(name)).render_as_string(hide_password=False)
         return self.settings.model_copy(update={"database_url": SecretStr(url)})
 
     async def connect(self, name: str) -> asyncpg.Connection:
@@ -84,10 +80,12 @@ class Stage:
 
     async def copy(self, name: str, template: str | None) -> None:
         """Makes the database `name` anew, as a copy of another of ours."""
-        source = "" if template is None else f" TEMPLATE {database(template)} STRATEGY FILE_COPY"
+        source = (
+            "" if template is None else f" TEMPLATE {self._database(template)} STRATEGY FILE_COPY"
+        )
         await self._administer(
-            f"DROP DATABASE IF EXISTS {database(name)} WITH (FORCE)",
-            f"CREATE DATABASE {database(name)}{source}",
+            f"DROP DATABASE IF EXISTS {self._database(name)} WITH (FORCE)",
+            f"CREATE DATABASE {self._database(name)}{source}",
         )
 
     async def drop(self) -> None:
@@ -95,7 +93,8 @@ class Stage:
         connection = await asyncpg.connect(self.settings.database_url.get_secret_value())
         try:
             names = await connection.fetch(
-                "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", _PREFIX
+                "SELECT datname FROM pg_database WHERE starts_with(datname, $1)",
+                f"{self._prefix}__",
             )
             for row in names:
                 await connection.execute(f"DROP DATABASE IF EXISTS {row[0]} WITH (FORCE)")
@@ -103,13 +102,13 @@ class Stage:
             await connection.close()
         async with Management(self.settings) as management:
             for vhost in await management.vhosts():
-                if vhost["name"].startswith(_PREFIX):
+                if vhost["name"].startswith(f"{self._prefix}--"):
                     await management.delete_vhost(vhost["name"])
 
     @asynccontextmanager
     async def vhost(self, name: str, settings: Settings) -> AsyncIterator[Settings]:
         """A vhost with the project's topology, while the block runs."""
-        full = f"{_PREFIX}-{name}"
+        full = f"{self._prefix}--{name}"
         url = urlsplit(settings.amqp_url.get_secret_value())._replace(path=f"/{full}").geturl()
         inside = settings.model_copy(update={"amqp_url": SecretStr(url)})
         async with Management(self.settings) as management:
@@ -122,6 +121,9 @@ class Stage:
         finally:
             async with Management(self.settings) as management:
                 await management.delete_vhost(full)
+
+    def _database(self, name: str) -> str:
+        return f"{self._prefix}__{name}"
 
     async def _administer(self, *statements: str) -> None:
         connection = await asyncpg.connect(self.settings.database_url.get_secret_value())
