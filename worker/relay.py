@@ -59,6 +59,7 @@ class Relay:
         while not self._stopping:
             self._wake.clear()
             try:
+                await self._measure()
                 relayed = await self.relay()
             except (DatabaseAway, TransientFault, Unconfirmed) as error:
                 if self.trouble is None:

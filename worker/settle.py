@@ -79,10 +79,11 @@ class Settler:
             self.stale(taken)
             return
         self.last_progress = time.monotonic()
+        metrics.LAST_PROGRESS.set_to_current_time()
         self.counts[word] += 1
         metrics.SETTLED.labels(word, reason or "").inc()
         if taken.version is not None:
-            metrics.BATCHES_BY_VERSION.labels("{}.{}".format(*taken.version)).inc()
+            metrics.BATCHES_BY_VERSION.labels(metrics.version_label(taken.version)).inc()
         if isinstance(disposition, Ingested):
             _measure_ages(taken, disposition)
         _log.info(

@@ -121,7 +121,8 @@ class Subscription:
         self._was_listed = False
         self._is_cancelling = False
         self.is_proved = False
-        """Whether the broker has said, when it was last asked, that it knows our consumer."""
+        """Whether the broker has said, when it was last asked, that it knows our consumer; a new
+        one on the same channel, which it has just confirmed, is trusted until it is asked again."""
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         channel.closing.add_done_callback(self._closed)
 
@@ -182,7 +183,7 @@ class Subscription:
             self.lose(describe(error))
             raise BrokerAway(f"Nobody can consume {self.queue}: {describe(error)}.") from None
         self.tag = tag
-        self._was_listed = self.is_proved = self._is_cancelling = False
+        self._was_listed = self._is_cancelling = False
         self._consuming_since = asyncio.get_running_loop().time()
 
     async def cancel(self) -> None:
@@ -192,7 +193,6 @@ class Subscription:
         moment the broker may take back, and count once.) Never raises; a broker that doesn't
         answer loses the subscription.
         """
-        self.is_proved = False
         if self.tag is None or self.is_lost:
             return
         self._is_cancelling = True

@@ -6,12 +6,13 @@ SIGTERM and SIGINT drain and exit 0; a second one gives up at once.
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import structlog
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import QueuePool
 
 from worker.backoff import Backoff
 from worker.broker import topology
@@ -28,9 +29,9 @@ from worker.resolve import Incoming
 from worker.settings import Settings, load_settings
 from worker.store import schema
 from worker.store.engine import is_ready
-from worker.telemetry import logs, traces
+from worker.telemetry import logs, metrics, traces
 from worker.telemetry.http import served
-from worker.watch import Watch
+from worker.watch import RelayWatch, Watch
 
 _log = structlog.get_logger(__name__)
 
@@ -93,8 +94,6 @@ async def _worker(settings: Settings) -> None:
         Publisher(settings, "copies") as copies,
         Publisher(settings, "relay") as outgoing,
     ):
-        with _cancelled_by_signals():
-            await _ready(settings, engine, management)
         relay = Relay(engine, outgoing, settings)
         ingest = Ingest(engine, thresholds_of(settings), default_deny=settings.require_user_id)
 
@@ -114,22 +113,40 @@ async def _worker(settings: Settings) -> None:
             gate_open=Gate(engine, enabled=settings.enabled),
             management=management,
         )
-        watch = Watch(consumer, settings)
-        with traces.exported(), _probed(settings, watch), _on_signals(consumer.drain):
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_watch(watch))
-                if settings.relay_in_worker:
-                    tasks.create_task(relay.run())
-                await consumer.run()
-                relay.stop()
-        if settings.relay_in_worker:
-            # What the last groups wrote leaves before we do, if it can at once.
-            with suppress(IngestError):
-                await relay.relay()
+        async with _watched(settings, Watch(consumer, settings), engine):
+            with _cancelled_by_signals():
+                await _ready(settings, engine, management)
+            with traces.exported(), _on_signals(consumer.drain):
+                async with asyncio.TaskGroup() as tasks:
+                    if settings.relay_in_worker:
+                        tasks.create_task(relay.run())
+                    await consumer.run()
+                    relay.stop()
+            if settings.relay_in_worker:
+                # What the last groups wrote leaves before we do, if it can at once.
+                with suppress(IngestError):
+                    await relay.relay()
     _log.info("worker.stopped", settled=dict(consumer.counts))
 
 
-async def _watch(watch: Watch) -> None:
+@asynccontextmanager
+async def _watched(
+    settings: Settings, watch: Watch | RelayWatch, engine: AsyncEngine
+) -> AsyncIterator[None]:
+    """Watches, and serves probes and metrics where a port is set, from before the servers are
+    there until after the last delivery is settled.
+    """
+    _measure_pool(engine)
+    watching = asyncio.create_task(_end_if_stuck(watch))
+    try:
+        with _served(settings, watch):
+            yield
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
+
+
+async def _end_if_stuck(watch: Watch | RelayWatch) -> None:
     """Ends a process that is stuck: at once, because what hangs would hang a drain as well."""
     try:
         await watch.run()
@@ -139,21 +156,30 @@ async def _watch(watch: Watch) -> None:
 
 
 @contextmanager
-def _probed(settings: Settings, watch: Watch) -> Iterator[None]:
-    """Serves probes and metrics while the block runs, where a port is set."""
+def _served(settings: Settings, watch: Watch | RelayWatch) -> Iterator[None]:
     if settings.http_port is None:
         yield
         return
-    try:
-        with served(
-            settings.http_host, settings.http_port, live=watch.live, ready=watch.ready
-        ) as port:
-            _log.info("http.serving", host=settings.http_host, port=port)
-            yield
-    except OSError as error:
-        raise SettingsError(
-            f"INGEST_HTTP_PORT {settings.http_port} can't be served on ({error}): choose another."
-        ) from None
+    with ExitStack() as serving:
+        try:
+            port = serving.enter_context(
+                served(settings.http_host, settings.http_port, live=watch.live, ready=watch.ready)
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"INGEST_HTTP_PORT {settings.http_port} can't be served on ({error.strerror}):"
+                " choose another."
+            ) from None
+        _log.info("http.serving", host=settings.http_host, port=port)
+        yield
+
+
+def _measure_pool(engine: AsyncEngine) -> None:
+    pool = engine.pool
+    if isinstance(pool, QueuePool):
+        metrics.POOL.labels("in_use").set_function(pool.checkedout)
+        metrics.POOL.labels("idle").set_function(pool.checkedin)
+        metrics.POOL_MAX.set(pool.size())
 
 
 async def _relay(settings: Settings) -> None:
@@ -162,15 +188,16 @@ async def _relay(settings: Settings) -> None:
         Management(settings) as management,
         Publisher(settings, "relay") as outgoing,
     ):
-        with _cancelled_by_signals():
-            await _ready(settings, engine, management)
         relay = Relay(engine, outgoing, settings)
 
         async def stop() -> None:
             relay.stop()
 
-        with _on_signals(stop):
-            await relay.run()
+        async with _watched(settings, RelayWatch(relay), engine):
+            with _cancelled_by_signals():
+                await _ready(settings, engine, management)
+            with _on_signals(stop):
+                await relay.run()
     _log.info("relay.stopped")
 
 

@@ -19,7 +19,7 @@ _LONG: Final = (
 
 SETTLED: Final = Counter(
     "study_ingest_deliveries_settled",
-    "Deliveries settled, by what became of them; reason is empty but for rejections.",
+    "Deliveries settled, by what became of them; reason is empty unless they were refused.",
     ["disposition", "reason"],
 )
 RETURNED: Final = Counter(
@@ -75,13 +75,21 @@ RELAYED: Final = Counter(
     "Outbox messages published, by whether the broker confirmed.",
     ["outcome"],
 )
-OUTBOX_ROWS: Final = Gauge("study_ingest_outbox_waiting_messages", "Outbox rows not yet relayed.")
+OUTBOX_ROWS: Final = Gauge(
+    "study_ingest_outbox_waiting_messages", "Outbox rows not yet relayed (up to 100,000)."
+)
 OUTBOX_AGE: Final = Gauge(
     "study_ingest_outbox_oldest_age_seconds", "Age of the oldest outbox row; 0 when there is none."
 )
 POOL: Final = Gauge(
     "study_ingest_database_connections", "Database connections of this process.", ["state"]
 )
+POOL_MAX: Final = Gauge(
+    "study_ingest_database_connections_max", "The most that this process opens."
+)
+
+_MINORS_TOLD_APART: Final = 20
+"""A stranger can write any version: past these it is one more label, not ten thousand."""
 
 Stage = Literal["read", "ingest", "settle"]
 
@@ -91,3 +99,11 @@ def stage(name: Stage) -> Iterator[None]:
     """Times the block as one stage."""
     with STAGE.labels(name).time():
         yield
+
+
+def version_label(version: tuple[int, int]) -> str:
+    """The label of a batch's version: few values, whatever a publisher writes."""
+    major, minor = version
+    if major != 1:
+        return "newer"
+    return f"1.{minor}" if minor < _MINORS_TOLD_APART else f"1.{_MINORS_TOLD_APART}+"

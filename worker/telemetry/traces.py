@@ -6,9 +6,11 @@ outbox carries it on to the result and the follow-ups. Off, at no cost, until th
 """
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -19,7 +21,9 @@ from schemas import amqp
 from worker.intake import Taken
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_LAST_EXPORT: Final = 2.0
+"""Seconds that the last spans have to leave when the process ends."""
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 @contextmanager
@@ -34,13 +38,19 @@ def exported() -> Iterator[None]:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({"service.name": "study-ingest"}))
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": "study-ingest"}), shutdown_on_exit=False
+    )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     try:
         yield
     finally:
-        provider.shutdown()
+        # On a thread that may be left behind: the exporter tries a collector that is away for
+        # 10 seconds, which are a third of a worker's grace period.
+        last = threading.Thread(target=provider.shutdown, daemon=True)
+        last.start()
+        last.join(_LAST_EXPORT)
 
 
 @contextmanager

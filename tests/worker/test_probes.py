@@ -1,0 +1,136 @@
+"""The HTTP probes of a real worker process: what they say, and when they change their mind."""
+
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas import amqp
+from tests import factories as make
+from tests.broker_fixtures import Broker
+from tests.worker.telemetry.conftest import question, settings
+from tests.worker_process import running
+from worker.cli.asking import by
+from worker.settings import Settings
+from worker.store import control
+from worker.store.engine import transaction
+
+pytestmark = pytest.mark.broker
+__all__ = ["question", "settings"]
+
+
+async def test_ready_is_proof_of_consumption(settings: Settings, broker: Broker) -> None:
+    async with running(settings) as worker:
+        assert await worker.get("/live") == (200, {"ok": True, "detail": "connecting"})
+        assert (await worker.get("/ready"))[0] == 503
+        assert await worker.until_ready() == {"ok": True, "detail": "consuming"}
+        assert await broker.consumers() == 1
+        assert (await worker.metrics())["study_ingest_ready"] == 1
+
+        await broker.delete_queue(amqp.ATTEMPTS_QUEUE)
+        await worker.until_ready(False)
+        assert (await worker.metrics())["study_ingest_ready"] == 0
+        assert (await worker.get("/live"))[0] == 200
+
+
+async def test_a_worker_that_waits_for_its_servers_lives_and_is_not_ready(
+    settings: Settings, broker: Broker, engine: AsyncEngine
+) -> None:
+    nowhere = settings.model_copy(
+        update={"database_url": type(settings.database_url)("postgresql://127.0.0.1:1/nowhere")}
+    )
+    async with running(nowhere) as worker:
+        await worker.logged("worker.waiting")
+        assert (await worker.get("/live"))[0] == 200
+        assert await worker.get("/ready") == (503, {"ok": False, "detail": "connecting"})
+        assert await worker.end() == 0
+
+
+async def test_a_paused_worker_lives_and_is_not_ready(
+    settings: Settings, engine: AsyncEngine, broker: Broker
+) -> None:
+    async with running(settings) as worker:
+        await worker.until_ready()
+        async with transaction(engine) as connection:
+            await control.pause(connection, by("a test"))
+        assert await worker.until_ready(False) == {"ok": False, "detail": "paused"}
+        assert (await worker.get("/live"))[0] == 200
+        await worker.until_metric('study_ingest_paused{cause="gate"}', 1)
+        async with transaction(engine) as connection:
+            await control.resume(connection, by("a test"))
+        await worker.until_ready()
+        assert (await worker.metrics())['study_ingest_paused{cause="gate"}'] == 0
+        assert (await worker.metrics())['study_ingest_pauses_total{cause="gate"}'] == 1
+
+
+async def test_without_its_database_a_worker_is_not_ready(
+    settings: Settings, engine: AsyncEngine, broker: Broker, question: make.Published
+) -> None:
+    name = settings.database_url.get_secret_value().rpartition("/")[2]
+    async with running(settings) as worker:
+        await worker.until_ready()
+        await _allow_connections(engine, name, False)
+        await broker.publish(make.batch(make.right(question)).model_dump_json())
+        await worker.logged("consumer.paused", cause="database")
+        assert await worker.get("/ready") == (503, {"ok": False, "detail": "paused"})
+        assert (await worker.get("/live"))[0] == 200
+
+        await _allow_connections(engine, name, True)
+        await worker.logged("delivery.settled", disposition="ingested")
+        await worker.until_ready()
+
+
+async def _allow_connections(engine: AsyncEngine, name: str, allowed: bool) -> None:
+    async with engine.connect() as connection:
+        connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(
+            text(f"ALTER DATABASE {name} CONNECTION LIMIT {-1 if allowed else 0}")
+        )
+        if not allowed:
+            await connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND application_name LIKE 'study-%'"
+                )
+            )
+
+
+async def test_a_loop_that_does_not_turn_is_not_alive(
+    settings: Settings, broker: Broker, tmp_path: Path
+) -> None:
+    program = tmp_path / "wedged.py"
+    program.write_text(
+        "import signal, time\n"
+        "from worker import cli, watch\n"
+        "watch._BEAT_MISSED = 0.5\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: time.sleep(60))\n"
+        "cli.main()\n"
+    )
+    async with running(settings, program=program) as worker:
+        await worker.until_ready()
+        worker.process.send_signal(signal.SIGUSR1)
+        health = await worker.until("/live", 503)
+        health = await relay.until_ready(False)
+        assert health["detail"]
+        await relay.until_metric("study_ingest_outbox_waiting_messages", 1)
+        assert (await relay.metrics())["study_ingest_outbox_oldest_age_seconds"] >= 3600
+
+
+async def test_a_port_that_is_taken_is_one_sentence(settings: Settings) -> None:
+    async with running(settings) as worker:
+        port = (await worker.logged("http.serving"))["port"]
+        async with running(settings, INGEST_HTTP_PORT=str(port)) as other:
+            assert await other.ended() == 2
+        assert other.events[-1]["event"].startswith(
+            f"study-ingest: INGEST_HTTP_PORT {port} can't be served on"
+        )
+
+
+async def test_other_paths_are_not_there(settings: Settings) -> None:
+    async with running(settings) as worker:
+        port = (await worker.logged("http.serving"))["port"]
+        async with httpx.AsyncClient(trust_env=False) as http:
+            assert (await http.get(f"http://127.0.0.1:{port}/")).status_code == 404
