@@ -24,6 +24,8 @@ DEAD_EXCHANGE: Final = "study.attempts.dlx"
 DEAD_QUEUE: Final = "study.attempts.dead"
 
 RESULTS_EXCHANGE: Final = "study.results"
+RESULTS_BINDING: Final = "result.*"
+"""The results of all viewers."""
 FOLLOWUPS_EXCHANGE: Final = "study.followups"
 EXPLANATION_REQUESTED: Final = "explanation.requested"
 REVIEW_REQUESTED: Final = "review.requested"

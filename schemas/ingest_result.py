@@ -42,6 +42,15 @@ class SessionSummary(BaseModel):
     relapsed: int = Field(ge=0, description="Questions correct last before, not after.")
 
 
+class Due(BaseModel):
+    """When a question that the batch answered is to be asked again, as of when it was ingested."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    question_pub_id: str
+    due_at: datetime
+
+
 class IngestResult(BaseModel):
     """The receipt for one attempt batch; a duplicate is told all that the first was."""
 
@@ -56,6 +65,9 @@ class IngestResult(BaseModel):
     )
     skipped: tuple[Skipped, ...] = ()
     sessions: tuple[SessionSummary, ...] = ()
+    due: tuple[Due, ...] = Field(
+        default=(), description="One for each question whose answers counted."
+    )
     reason: Open[RejectReason] | None = Field(
         default=None, description="Only with status rejected."
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from uuid import UUID, uuid5
 
 from schemas.followups import QuestionPattern
-from schemas.ingest_result import IngestResult, SessionSummary
+from schemas.ingest_result import Due, IngestResult, SessionSummary
 from schemas.words import Outcome, Pattern, Status
 from worker import messages
 from worker.domain.history import Change, History, is_late
@@ -129,6 +129,11 @@ def finalize(
     for batch in batches:
         outgoing: list[Message] = []
         summaries = []
+        due: list[Due] = []
+        pub_ids = {
+            question.question_id: attempt.question_pub_id
+            for _, attempt, question in batch.plan.answered
+        }
         for topic_id, scored in _by_topic(batch.attempts).items():
             touched = []
             for question_id, answers in _by_question(scored).items():
@@ -140,6 +145,8 @@ def finalize(
                 change = question.history.add(answers)
                 question.pattern = pattern_of(change.progress, thresholds)
                 touched.append((question, change))
+                due_at = change.progress.memory.due_at
+                due.append(Due(question_pub_id=pub_ids[question_id], due_at=due_at))
             summary = summarize(
                 [attempt.outcome for attempt, _ in scored], [change for _, change in touched]
             )
@@ -156,6 +163,7 @@ def finalize(
             received_at=batch.received_at,
             skipped=batch.plan.skipped,
             sessions=tuple(summaries),
+            due=tuple(due),
         )
         outgoing += messages.result(batch.plan.incoming, result)
         done.told[result.client_session_uuid] = result

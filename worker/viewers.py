@@ -31,12 +31,13 @@ _NOTHING: Final = "^$"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a viewer may come in besides AMQP."""
+    """How a viewer comes in."""
 
     mqtt: str | None = None
-    """The exchange of the broker's MQTT plugin, for a viewer in a browser."""
+    """The exchange of the broker's MQTT plugin: by that alone, for a viewer in a browser. None:
+    by AMQP."""
     http: bool = False
-    """By the management API, which shows its user names of queues: for a first try with curl."""
+    """Also by the management API, which shows its user names of queues: for a first try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,14 @@ def rights(viewer: str, access: Access) -> Rights:
     """
     key = f"^attempts\\.v1\\.{viewer}$"
     topics = {amqp.INGEST_EXCHANGE: (key, _NOTHING)}
-    write, read = "study\\.ingest", f"study\\.results\\.{viewer}"
     if access.mqtt is None:
-        return Rights(_NOTHING, f"^{write}$", f"^{read}$", topics)
-    # An MQTT subscription is a queue named after the client id, which must be the viewer's name.
+        return Rights(_NOTHING, "^study\\.ingest$", f"^study\\.results\\.{viewer}$", topics)
+    # A subscription is a queue that the plugin makes in the viewer's name. It is named after the
+    # client id, which must be the viewer's name for that.
     subscription = f"mqtt-subscription-{viewer}qos[01]"
-    exchange = access.mqtt.replace(".", "\\.")
+    both = "^({}|{})$".format(access.mqtt.replace(".", "\\."), subscription)
     return Rights(
-        f"^{subscription}$",
-        f"^({write}|{exchange}|{subscription})$",
-        f"^({read}|{exchange}|{subscription})$",
-        topics | {access.mqtt: (key, f"^result\\.{viewer}$")},
+        f"^{subscription}$", both, both, topics | {access.mqtt: (key, f"^result\\.{viewer}$")}
     )
 
 
@@ -132,7 +130,9 @@ async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str) -> None:
         await accounts.delete_user(viewer)
         await accounts.close_connections(viewer)
         # Who is given the name next must not read what was meant for this one.
-        await accounts.delete_queue(amqp.results_queue(viewer))
+        await accounts.delete_queues(
+            amqp.results_queue(viewer), *(f"mqtt-subscription-{viewer}qos{qos}" for qos in (0, 1))
+        )
 
 
 async def grant(engine: AsyncEngine, viewer: str, users: Collection[int]) -> None:
@@ -174,8 +174,10 @@ async def _equip(accounts: Accounts, viewer: str, access: Access) -> str:
     """Everything that a viewer needs at the broker; the order leaves no moment of too much."""
     may = rights(viewer, access)
     password = secrets.token_urlsafe(_PASSWORD_BYTES)
-    await accounts.declare_queue(amqp.results_queue(viewer), {})
-    await accounts.bind(amqp.RESULTS_EXCHANGE, amqp.results_queue(viewer), amqp.result_key(viewer))
+    if access.mqtt is None:
+        queue = amqp.results_queue(viewer)
+        await accounts.declare_queue(queue, {})
+        await accounts.bind(amqp.RESULTS_EXCHANGE, queue, amqp.result_key(viewer))
     await accounts.put_user(viewer, password, [TAG, _HTTP_TAG] if access.http else [TAG])
     await accounts.limit_user(viewer, _LIMITS)
     for exchange, (write, read) in may.topics.items():

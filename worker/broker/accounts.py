@@ -80,9 +80,10 @@ class Accounts(Management):
         found: list[Json] = await self._get(f"vhosts/{self._vhost}/topic-permissions")
         return {(each["user"], each["exchange"]) for each in found}
 
-    async def delete_queue(self, name: str) -> None:
-        """Deletes a queue with what is in it; one that is not there is no error."""
-        if any(queue["name"] == name for queue in await self.queues()):
+    async def delete_queues(self, *names: str) -> None:
+        """Deletes queues with what is in them; one that is not there is no error."""
+        there = {queue["name"] for queue in await self.queues()}
+        for name in there.intersection(names):
             await self._send("DELETE", f"queues/{self._vhost}/{_path(name)}")
 
 

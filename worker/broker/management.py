@@ -139,6 +139,14 @@ class Management:
             {"routing_key": routing_key, "arguments": {}},
         )
 
+    async def bind_exchange(self, source: str, exchange: str, routing_key: str) -> None:
+        """Binds the exchange `exchange` to `source`; binding twice makes no difference."""
+        await self._send(
+            "POST",
+            f"bindings/{self._vhost}/e/{quote(source, safe='')}/e/{quote(exchange, safe='')}",
+            {"routing_key": routing_key, "arguments": {}},
+        )
+
     async def set_policy(
         self, name: str, *, pattern: str, apply_to: str, priority: int, definition: Json
     ) -> None:

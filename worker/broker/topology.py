@@ -10,6 +10,7 @@ know how messages are consumed or what they mean. The same on RabbitMQ 3.10 and 
                         ^                                            |
                         +---------------- time is up ----------------+
     study.results (viewers bind their own queues)
+    <MQTT's exchange> --attempts.#--> study.attempts; study.results --result.*--> <MQTT's exchange>
     study.followups --explanation.requested, review.requested--> a durable queue for each
 """
 
@@ -76,6 +77,15 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A binding of one exchange to another."""
+
+    source: str
+    exchange: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What can be changed while messages flow, for the one queue that it names."""
 
@@ -93,6 +103,7 @@ class Topology:
     exchanges: tuple[Exchange, ...]
     queues: tuple[Queue, ...]
     bindings: tuple[Binding, ...]
+    links: tuple[Link, ...]
     policies: tuple[Policy, ...]
 
 
@@ -120,6 +131,7 @@ def wanted(settings: Settings) -> Topology:
         *(_waiting(retry_queue(delay), delay) for delay in sorted(set(settings.retry_delays))),
         _waiting(amqp.NEWER_QUEUE, settings.newer_version_delay),
     )
+    mqtt = settings.mqtt_exchange
     kept = _QUORUM | {"x-delivery-limit": _NO_DELIVERY_LIMIT}
     followups = (amqp.EXPLANATION_REQUESTED, amqp.REVIEW_REQUESTED)
     return Topology(
@@ -146,6 +158,12 @@ def wanted(settings: Settings) -> Topology:
                 Binding(amqp.FOLLOWUPS_EXCHANGE, amqp.followups_queue(key), key)
                 for key in followups
             ),
+            # The plugin publishes there what viewers in a browser send.
+            *(Binding(each, amqp.ATTEMPTS_QUEUE, amqp.NEWER_BINDING) for each in [mqtt] if each),
+        ),
+        # And binds their subscriptions there.
+        links=tuple(
+            Link(amqp.RESULTS_EXCHANGE, each, amqp.RESULTS_BINDING) for each in [mqtt] if each
         ),
         policies=(
             Policy(
@@ -216,6 +234,14 @@ async def apply(management: Management, settings: Settings) -> list[Change]:
         )
         for b in must.bindings
     )
+    changes += await _create(
+        (
+            _describe(each),
+            each in found.links,
+            partial(management.bind_exchange, each.source, each.exchange, each.routing_key),
+        )
+        for each in must.links
+    )
     known = {queue.name for queue in must.queues}
     changes += [
         Change("left", f"queue {name}", "no retry delay uses it; delete it once it is empty")
@@ -241,8 +267,9 @@ async def check(management: Management, settings: Settings) -> None:
     for queue in must.queues:
         if queue.name not in found.queues:
             raise TopologyError(f"Queue {queue.name} is missing: {_MEND}.")
-    for binding in must.bindings:
-        if binding not in found.bindings:
+    wanted_bindings: tuple[Binding | Link, ...] = (*must.bindings, *must.links)
+    for binding in wanted_bindings:
+        if binding not in (found.links if isinstance(binding, Link) else found.bindings):
             raise TopologyError(f"The {_describe(binding)} is missing: {_MEND}.")
     for policy in must.policies:
         _check_policy(policy, found)
@@ -255,6 +282,7 @@ class _Found:
     exchanges: dict[str, Json]
     queues: dict[str, Json]
     bindings: frozenset[Binding]
+    links: frozenset[Link]
     policies: tuple[Json, ...]
 
     @classmethod
@@ -272,6 +300,11 @@ class _Found:
                 Binding(binding["source"], binding["destination"], binding["routing_key"])
                 for binding in bindings
                 if binding["destination_type"] == "queue"
+            ),
+            frozenset(
+                Link(binding["source"], binding["destination"], binding["routing_key"])
+                for binding in bindings
+                if binding["destination_type"] == "exchange"
             ),
             tuple(policies),
         )
@@ -400,8 +433,10 @@ async def _create(
     return [Change("unchanged" if exists else "created", what) for what, exists, _ in objects]
 
 
-def _describe(binding: Binding) -> str:
+def _describe(binding: Binding | Link) -> str:
     key = f" by {binding.routing_key}" if binding.routing_key else ""
+    if isinstance(binding, Link):
+        return f"binding of exchange {binding.exchange} to {binding.source}{key}"
     return f"binding of {binding.queue} to {binding.exchange}{key}"
 
 

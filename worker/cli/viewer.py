@@ -52,7 +52,7 @@ def add(
         list[int] | None, typer.Option("--user", min=1, max=2**63 - 1, help=_USERS_HELP)
     ] = None,
     mqtt: Annotated[
-        bool, typer.Option("--mqtt", help="Also by MQTT, for a browser (INGEST_MQTT_EXCHANGE).")
+        bool, typer.Option("--mqtt", help="By MQTT alone, for a browser (INGEST_MQTT_EXCHANGE).")
     ] = False,
     http: Annotated[
         bool, typer.Option("--http", help="Also by the broker's HTTP API: for a first try alone.")
@@ -81,11 +81,15 @@ def add(
 
     password = run(work())
     if as_json:
-        typer.echo(json.dumps(_login(viewer, password) | {"users": users}))
+        facts: dict[str, object] = {"viewer": viewer, "password": password, "users": users}
+        typer.echo(json.dumps(facts | _place(viewer, mqtt)))
         return
     typer.echo(
-        f"Viewer {viewer} may publish to {amqp.INGEST_EXCHANGE} as {amqp.attempts_key(viewer)}"
-        f" and read {amqp.results_queue(viewer)}."
+        f"Viewer {viewer}, which must also be its client id, may publish to attempts/v1/{viewer}"
+        f" and subscribe to result/{viewer}."
+        if mqtt
+        else f"Viewer {viewer} may publish to {amqp.INGEST_EXCHANGE} as"
+        f" {amqp.attempts_key(viewer)} and read {amqp.results_queue(viewer)}."
     )
     typer.echo(
         f"It may write for user {', '.join(map(str, users))}."
@@ -151,7 +155,8 @@ def rotate(viewer: _NAME, as_json: _JSON = False) -> None:
             return await viewers.rotate(accounts, viewer)
 
     password = run(work())
-    _say(as_json, _login(viewer, password), f"Password, shown this once: {password}")
+    said = f"Password, shown this once: {password}"
+    _say(as_json, {"viewer": viewer, "password": password}, said)
 
 
 def list_viewers(as_json: _JSON = False) -> None:
@@ -188,10 +193,11 @@ async def _servers(settings: Settings) -> AsyncIterator[tuple[Accounts, AsyncEng
         yield accounts, engine
 
 
-def _login(viewer: str, password: str) -> dict[str, object]:
+def _place(viewer: str, mqtt: bool) -> dict[str, object]:
+    if mqtt:
+        topics = {"topic": f"attempts/v1/{viewer}", "subscription": f"result/{viewer}"}
+        return {"client_id": viewer, **topics}
     return {
-        "viewer": viewer,
-        "password": password,
         "exchange": amqp.INGEST_EXCHANGE,
         "routing_key": amqp.attempts_key(viewer),
         "results_queue": amqp.results_queue(viewer),
