@@ -347,12 +347,7 @@ async def test_a_batch_delivered_often_runs_with_nothing_else_in_hand(
     for uuid in UUIDS[1:4]:
         await broker.publish(body_of(uuid))
     async with logged("delivery.settled") as lines:
-        script.go.clear()
         consumer = await start(lanes=2, alone_after=3)
-        await script.began.wait()
-        await broker.until_depth(amqp.ATTEMPTS_QUEUE, 3)
-        assert consumer.in_hand == 1
-        script.go.set()
         await settled(consumer, ingested=4)
 
     first = lines[0]
@@ -391,44 +386,53 @@ async def test_one_that_comes_among_others_waits_for_them_and_comes_again_alone(
     assert consumer.counts["given_back"] == 1
 
 
-async def live_and_die(settings: Settings, script: Script, poison: UUID) -> set[UUID]:
-    """Runs a worker until `poison` kills it, or nothing comes; returns what it settled."""
+async def live_and_die(settings: Settings, poisons: set[UUID]) -> dict[UUID, int]:
+    """Runs a worker until a poison kills it, or nothing comes.
 
-    def decide(incoming: Incoming) -> Disposition:
-        if incoming.client_session_uuid == poison:
+    Returns what it settled, and how often that had been returned before.
+    """
+
+    async def ingest(group: Sequence[Incoming]) -> list[Disposition]:
+        if poisons & {incoming.client_session_uuid for incoming in group}:
+            # It takes a moment to die: time for neighbours to arrive, where they do.
+            await consumer.changed.until(lambda: consumer.in_hand == 16, timeout=0.05)
             life.cancel()
-            raise asyncio.CancelledError  # nothing is settled, as in a death
-        return ingested(incoming)
+            raise asyncio.CancelledError  # nothing is settled
+        return [ingested(incoming) for incoming in group]
 
-    script.decide = decide
+    async def ready() -> bool:
+        return True
+
     async with Publisher(settings) as publisher:
-        consumer = Consumer(settings, script, publisher, database_ready=script.is_ready)
+        consumer = Consumer(settings, ingest, publisher, database_ready=ready)
         life = asyncio.create_task(consumer.run())
         async with logged("delivery.settled") as lines:
             await consumer.changed.until(lambda: consumer.state == "stopped", timeout=0.5)
             life.cancel()
             await asyncio.wait([life])
-    return {UUID(line["client_session_uuid"]) for line in lines}
+    return {UUID(line["client_session_uuid"]): line["delivery_count"] for line in lines}
 
 
-async def test_a_batch_that_kills_workers_is_parked_and_takes_nobody_along(
-    bare_broker: Broker, management: Management, script: Script
+async def test_batches_that_kill_workers_are_parked_and_take_nobody_along(
+    bare_broker: Broker, management: Management
 ) -> None:
     broker = bare_broker
-    settings = broker.settings.model_copy(update={"delivery_limit": 8})
+    settings = broker.settings.model_copy(update={"delivery_limit": 8, "group_max": 1, "lanes": 1})
     await topology.apply(management, settings)
-    poison, others = UUIDS[7], {*UUIDS[:7], *UUIDS[8:20]}
+    poisons = {UUIDS[3], UUIDS[4]}
+    others = {*UUIDS[:3], *UUIDS[5:20]}
     for uuid in UUIDS[:20]:
         await broker.publish(body_of(uuid))
-    done: set[UUID] = set()
-    for _ in range(20):
-        done |= await live_and_die(settings, script, poison)
-        if done == others and await broker.depth(amqp.DEAD_QUEUE) == 1:
+    done: dict[UUID, int] = {}
+    for _ in range(40):
+        done |= await live_and_die(settings, poisons)
+        if done.keys() == others and await broker.depth(amqp.DEAD_QUEUE) == 2:
             break
 
-    assert done == others
-    parked = await broker.take(amqp.DEAD_QUEUE)
-    assert json.loads(parked.body)["client_session_uuid"] == str(poison)
+    assert done.keys() == others
+    assert max(done.values()) <= settings.alone_after + 1
+    parked = [await broker.take(amqp.DEAD_QUEUE) for _ in poisons]
+    assert {UUID(json.loads(each.body)["client_session_uuid"]) for each in parked} == poisons
     assert await broker.depth(amqp.DEAD_QUEUE) == 0
 
 
