@@ -13,7 +13,7 @@ from pathlib import Path
 
 from devtools import environment
 from devtools.errors import DevError
-from devtools.places import in_home
+from devtools.places import in_home, log_file
 from devtools.processes import run_step
 from devtools.state import locked
 
@@ -84,7 +84,10 @@ def _download(suite: str, apt: Path) -> list[Path]:
     except DevError:
         # update warns of a mirror that it can't reach, and ends as if all were well
         if unreachable := re.search(r"^[WE]: Failed to fetch \S+ +(.+)", updated, re.MULTILINE):
-            raise DevError(f"apt can't reach its mirror ({unreachable[1]}): {ONLINE}.") from None
+            why = unreachable[1].strip()
+            raise DevError(
+                f"apt can't reach its mirror ({why}): {ONLINE} (log: {log_file('apt')})."
+            ) from None
         raise
     return sorted(packages.glob("*.deb"))
 
