@@ -38,7 +38,7 @@ class Contender:
     is_peer: bool = False
 
 
-def ours(processes: int, *, relay: bool = False, **settings: object) -> Contender:
+def ours(processes: int, *, relay: bool = False, **settings: int) -> Contender:
     """The worker as an operator runs it."""
     variables = {f"INGEST_{name.upper()}": str(value) for name, value in settings.items()}
     return Contender(

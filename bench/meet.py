@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 
-from bench import courses, floor, latency, race, round_trips
+from bench import courses, floor, latency, race, round_trips, tuning
 from bench.contenders import PEERS, Contender, ours, usual
 from bench.figures import ratios, spread
 from bench.growth import Growth
@@ -74,6 +74,8 @@ class Meet:
             )
             measured = _headlines(laps, trips, told)
             if with_growth:
+                course = await self._course(courses.FRESH, short=False)
+                measured["tuning"] = await tuning.measure(self._stage, course, rounds, self._say)
                 measured["growth"] = await Growth(
                     self._stage, self._sizes.growth, self._say
                 ).measure()

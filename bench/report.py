@@ -16,7 +16,7 @@ def show(measured: Mapping[str, Any], console: Console) -> None:
         console.print(_contenders(state, figures))
     console.print(_latency(measured["raw"]["latency"]))
     if "growth" in measured:
-        for name, figures in measured["growth"].items():
+        for name, figures in {"tuning": measured["tuning"], **measured["growth"]}.items():
             console.print(f"[bold]{name}[/bold] {_plain(figures)}", highlight=False)
 
 

@@ -25,7 +25,9 @@ _DIGESTED: Final = {
     ),
     "progress": ("SELECT * FROM study_question_progress", "user_id, study_question_id"),
     "inbox": (
-        "SELECT client_session_uuid, content_digest, user_id, told.sessions FROM ingest_inbox,"
+        "SELECT client_session_uuid, content_digest, user_id, told.sessions,"
+        " (SELECT array_agg(each ->> 'question_pub_id') FROM"
+        " jsonb_array_elements(summary -> 'due') AS each) AS due FROM ingest_inbox,"
         " LATERAL (SELECT jsonb_agg(each - '{newly_correct,recovered,relapsed}'::text[]"
         " ORDER BY each ->> 'topic_id') AS sessions"
         " FROM jsonb_array_elements(summary -> 'sessions') AS each) AS told",

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from bench.peers import tables
 from schemas.attempt_batch import AttemptBatch
 from schemas.followups import QuestionPattern
-from schemas.ingest_result import IngestResult, SessionSummary
+from schemas.ingest_result import Due, IngestResult, SessionSummary
 from schemas.words import Outcome, Status
 from worker import messages
 from worker.domain.fold import Progress
@@ -118,6 +118,8 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
     stored = _histories(session, user_id, late) if late else {}
     histories: dict[int, History] = {}
     summaries = []
+    due = []
+    pub_ids = {question_id: pub_id for pub_id, question_id in published.items()}
     outgoing: list[Message] = []
     for topic_id, scored_attempts in topics.items():
         by_question: dict[int, list[ScoredAttempt]] = defaultdict(list)
@@ -157,6 +159,8 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         )
         outgoing += _followups(user_id, topic_id, session_id, changes, progress)
         for question_id, change in changes:
+            due_at = change.progress.memory.due_at
+            due.append(Due(question_pub_id=pub_ids[question_id], due_at=due_at))
             _save(session, progress, user_id, topic_id, question_id, change)
     session.flush()  # sessions before the attempts that refer to them
     session.add_all(rows)
@@ -165,6 +169,7 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         status=Status.INGESTED,
         received_at=inbox.received_at,
         sessions=tuple(summaries),
+        due=tuple(due),
     )
     inbox.summary = told.model_dump(mode="json")
     incoming = Incoming(viewer, batch, batch.client_session_uuid)
