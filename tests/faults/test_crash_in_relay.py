@@ -1,0 +1,63 @@
+"""A relay is killed between select, publish, confirm, delete and commit; another comes after it.
+
+Nothing is lost, and what leaves again leaves under the same id and in the same order.
+"""
+
+import pytest
+
+from tests import factories as make
+from tests.broker_fixtures import VIEWER
+from tests.factories import incoming
+from tests.faults.scene import Process, Scene, until
+from worker.domain.patterns import Thresholds
+from worker.ingest import Ingest
+
+pytestmark = pytest.mark.broker
+
+PUBLISH = "relay .*Basic.Publish study.results/"
+CONFIRM = "relay .*Basic.Ack"
+DELETE = "DELETE FROM outbox"
+
+BOUNDARIES = {
+    "keys locked": ("database", "to_client", "pg_try_advisory_xact_lock.*"),
+    "rows selected": ("database", "to_client", "SELECT id, message_id"),
+    "published": ("messages", "to_server", PUBLISH),
+    "some published": ("messages", "to_server", "relay .*Basic.Publish study.followups/"),
+    "confirmed by the broker": ("messages", "to_client", CONFIRM),
+    "confirmed": ("database", "to_server", DELETE),
+    "deleted": ("database", "to_client", DELETE),
+    "commit on its way": ("database", "to_server", f"COMMIT of {DELETE}"),
+    "answer on its way": ("database", "to_client", f"COMMIT of {DELETE}"),
+}
+
+
+async def test_killed_at_each_boundary(scene: Scene) -> None:
+    before: list[str] = []
+    for name, (wire, way, pattern) in BOUNDARIES.items():
+        for _ in range(2):
+            batch = scene.batch()
+            await Ingest(scene.engine, Thresholds())([incoming(batch, VIEWER)])
+            scene.sent.append((batch, None))
+        ids = [str(row["message_id"]) for row in await make.outbox(scene.engine)]
+        there = getattr(scene, wire).hold(way, pattern)
+        relay = scene.start("relay", wired=True)
+        await scene.comes(there, relay)
+        await scene.kill(relay)
+
+        left = [str(row["message_id"]) for row in await make.outbox(scene.engine)]
+        assert left == ([] if name == "answer on its way" else ids), name
+        if left:
+            await recovered(scene)
+        before += ids
+    found = await scene.holds()
+    told = list(dict.fromkeys(each.message_id for each in found.told))
+    jobs = {each.message_id for each in found.jobs}
+    assert told == [each for each in before if each not in jobs]  # the order of first arrivals
+
+
+async def recovered(scene: Scene) -> Process:
+    """Another relay empties the outbox."""
+    relay = scene.start("relay", wired=False)
+    await until(lambda: make.count(scene.engine, "outbox"), (0).__eq__)
+    await relay.stop()
+    return relay
