@@ -1,0 +1,104 @@
+// The relay: carries the outbox to the broker and the results back, whenever there is a network.
+//
+// Everything it knows is in the outbox, so the tab may close at any point: what has no result is
+// published again with the next connection, and the worker tells duplicates by their uuid.
+
+import { connect } from "./mqtt.js";
+
+const SHORTEST = 500, LONGEST = 60_000; // milliseconds between tries
+const RESULT_TIMEOUT = 15 * 60_000; // without a result after that, publish again
+
+export class Relay {
+  #outbox;
+  #tell;
+  #woken = false;
+  #resume = () => {};
+
+  /** `tell` is called with a word on the connection, and after each change of the outbox. */
+  constructor(outbox, tell) {
+    this.#outbox = outbox;
+    this.#tell = tell;
+    window.addEventListener("online", () => this.wake());
+  }
+
+  /** Looks at the outbox, or tries the broker again, now. */
+  wake() {
+    this.#woken = true;
+    this.#resume();
+  }
+
+  async run() {
+    for (let wait = SHORTEST; ; wait = Math.min(wait * 2, LONGEST)) {
+      const login = await this.#outbox.login();
+      if (!login) this.#tell("not logged in");
+      else if (!navigator.onLine) this.#tell("offline");
+      else {
+        try {
+          const began = Date.now();
+          await this.#session(login);
+          if (Date.now() - began > LONGEST) wait = SHORTEST;
+        } catch (error) {
+          this.#tell(`offline: ${error.message}`);
+        }
+      }
+      if (await this.#pause(wait * (0.5 + Math.random() / 2))) wait = SHORTEST;
+    }
+  }
+
+  /** One connection, from opening it to its end. */
+  async #session({ url, vhost, viewer, password }) {
+    const client = await connect({
+      url,
+      clientId: viewer,
+      username: `${vhost}:${viewer}`,
+      password,
+      onMessage: (body) => this.#settle(body),
+    });
+    try {
+      // Before the first batch: a result that comes before its subscription is lost.
+      await client.subscribe(`result/${viewer}`);
+      this.#tell("online");
+      const published = new Set();
+      let open = true;
+      const lost = client.closed.then(() => (open = false));
+      window.addEventListener("offline", () => client.close(), { once: true });
+      while (open) {
+        for (const { uuid, batch, sentAt } of await this.#outbox.unsettled()) {
+          if (published.has(uuid) && Date.now() - sentAt < RESULT_TIMEOUT) continue;
+          await client.publish(`attempts/v1/${viewer}`, JSON.stringify(batch));
+          published.add(uuid);
+          await this.#outbox.sent(uuid);
+          this.#tell("online");
+        }
+        await Promise.race([lost, this.#pause(LONGEST)]);
+      }
+      this.#tell("offline");
+    } finally {
+      client.close();
+    }
+  }
+
+  async #settle(body) {
+    let result;
+    try {
+      result = JSON.parse(body);
+    } catch {
+      return; // can't be read; its batch is published again after a while
+    }
+    await this.#outbox.settle(result);
+    this.#tell("online");
+  }
+
+  /** Waits so long, or until somebody calls `wake`; true then. */
+  #pause(milliseconds) {
+    return new Promise((resolve) => {
+      const end = () => {
+        clearTimeout(over);
+        resolve(this.#woken);
+        this.#woken = false;
+      };
+      const over = setTimeout(end, this.#woken ? 0 : milliseconds);
+      this.#resume = end;
+    });
+  }
+}
