@@ -370,6 +370,7 @@ async def test_one_that_comes_among_others_waits_for_them_and_comes_again_alone(
     consumer = await start(lanes=1, alone_after=3, gate_open=gate_open)
     await broker.publish(body_of(UUIDS[1]))
     await script.began.wait()
+    await reach(consumer, lambda: consumer.is_subscribed)
     gate.clear()  # while this worker is busy, others die of the next
     await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
     await return_often(broker, UUIDS[0], 3)
