@@ -82,8 +82,9 @@ class Process:
 
     async def until(self, path: str, status: int) -> dict[str, Any]:
         """Asks the probe until it answers with `status`; the answer."""
+        # A probe tells nobody of its own accord: there is no event to wait for, here and below.
         async with asyncio.timeout(PATIENCE):
-            while (seen := await self.get(path))[0] != status:
+            while (seen := await self.get(path))[0] != status:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         return seen[1]
 
@@ -100,7 +101,7 @@ class Process:
         """Scrapes until the sample has the value."""
 
         async with asyncio.timeout(PATIENCE):
-            while (await self.metrics()).get(sample) != value:
+            while (await self.metrics()).get(sample) != value:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def end(self) -> int:

@@ -105,16 +105,59 @@ async def test_a_loop_that_does_not_turn_is_not_alive(
     program.write_text(
         "import signal, time\n"
         "from worker import cli, watch\n"
-        "watch._BEAT_MISSED = 0.5\n"
+        "watch._BEAT_MISSED = 4.0\n"
         "signal.signal(signal.SIGUSR1, lambda *_: time.sleep(60))\n"
         "cli.main()\n"
     )
     async with running(settings, program=program) as worker:
         await worker.until_ready()
+        assert (await worker.get("/live"))[0] == 200
         worker.process.send_signal(signal.SIGUSR1)
         health = await worker.until("/live", 503)
+        assert "the event loop has not turned" in health["detail"]
+        assert (await worker.get("/ready"))[0] == 503
+        worker.process.kill()
+        await worker.ended()
+
+
+async def test_a_stuck_worker_ends_itself_and_loses_nothing(
+    settings: Settings, engine: AsyncEngine, broker: Broker, question: make.Published
+) -> None:
+    patient = settings.model_copy(
+        update={"stuck_timeout": 1.0, "lock_timeout": 600.0, "statement_timeout": 600.0}
+    )
+    await broker.publish(make.batch(make.right(question)).model_dump_json())
+    async with engine.begin() as connection, running(patient) as worker:
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        await connection.execute(text("LOCK TABLE ingest_inbox"))
+        assert await worker.ended() == 7
+    stuck = await worker.logged("worker.stuck")
+    assert "1 deliveries in hand, none settled for" in stuck["reason"]
+
+    async with running(settings) as worker:
+        await worker.logged("delivery.settled", disposition="ingested")
+    assert await make.count(engine, "study_question_attempts") == 1
+
+
+async def test_an_idle_worker_is_not_stuck(settings: Settings) -> None:
+    async with running(settings.model_copy(update={"stuck_timeout": 0.01})) as worker:
+        await worker.until_ready()
+        assert (await worker.get("/live"))[0] == 200
+        assert await worker.end() == 0
+
+
+async def test_a_relay_has_probes_too(settings: Settings, engine: AsyncEngine) -> None:
+    async with running(settings, "relay") as relay:
+        await relay.until_ready()
+        assert (await relay.get("/live"))[0] == 200
+        await make.execute(
+            engine,
+            "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body,"
+            " created_at) VALUES (gen_random_uuid(), 'study.nowhere', 'nobody', 'x', '{}', '{}',"
+            " now() - interval '1 hour')",
+        )
         health = await relay.until_ready(False)
-        assert health["detail"]
+        assert "no exchange 'study.nowhere'" in health["detail"]
         await relay.until_metric("study_ingest_outbox_waiting_messages", 1)
         assert (await relay.metrics())["study_ingest_outbox_oldest_age_seconds"] >= 3600
 

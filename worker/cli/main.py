@@ -1,15 +1,28 @@
 """The application: its commands, and how an error ends it.
 
-Exit codes: 0 done; 1 found something wrong (`verify`), found nothing by that name, or was told
-no; 2 usage or settings; 3 schema; 4 broker not set up safely; 5 database away; 6 broker away;
-130 interrupted.
+Exit codes: 0 done; 1 found something wrong (`verify`, `status`, `doctor`), found nothing by that
+name, or was told no; 2 usage or settings; 3 schema; 4 broker not set up safely; 5 database away;
+6 broker away; 7 stuck (`worker`); 130 interrupted.
 """
 
 import sys
 
 import typer
 
-from worker.cli import control, correct, dead, export, repair, report, run, settings, setup, viewer
+from worker.cli import (
+    control,
+    correct,
+    dead,
+    doctor,
+    export,
+    repair,
+    report,
+    run,
+    settings,
+    setup,
+    status,
+    viewer,
+)
 from worker.errors import IngestError
 
 app = typer.Typer(
@@ -23,6 +36,8 @@ app = typer.Typer(
 setup.add_to(app)
 settings.add_to(app)
 run.add_to(app)
+status.add_to(app)
+doctor.add_to(app)
 control.add_to(app)
 repair.add_to(app)
 correct.add_to(app)

@@ -1,0 +1,63 @@
+"""The command `doctor`: everything that is known to bite, with a remedy for each finding."""
+
+import json
+from collections import Counter
+from typing import Final
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from worker.broker.inspection import Inspection
+from worker.cli.asking import Json, printable
+from worker.cli.shared import engine_of, run
+from worker.operate.doctor import Finding, Severity, examine
+from worker.settings import load_settings
+
+_MARKS: Final[dict[Severity, str]] = {
+    "ok": "green",
+    "note": "cyan",
+    "warning": "yellow",
+    "danger": "bold red",
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(doctor)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Checks settings, broker and database for what is known to bite; changes nothing.
+
+    Exits with 1 when there is a warning or a danger. Best run with the login and the settings
+    that workers have.
+
+    Example: study-ingest doctor
+    """
+    settings = load_settings()
+
+    async def work() -> list[Finding]:
+        async with (
+            engine_of(settings, connections=1, name="study-ingest doctor") as engine,
+            Inspection(settings) as inspection,
+        ):
+            return await examine(settings, engine, inspection)
+
+    found = run(work())
+    counts = Counter(each.severity for each in found)
+    healthy = not (counts["warning"] or counts["danger"])
+    if as_json:
+        findings = [each._asdict() for each in found]
+        typer.echo(json.dumps({"healthy": healthy, "findings": findings}, indent=2))
+    else:
+        console = Console(soft_wrap=True)
+        for each in found:
+            line = Text(f"{each.severity:8}", style=_MARKS[each.severity])
+            line.append(f"{each.check}: {printable(each.found)}", style="default")
+            if each.remedy:
+                line.append(f" {printable(each.remedy)}", style="bold")
+            console.print(line)
+        said = ", ".join(f"{counts[word]} {word}" for word in reversed(_MARKS) if counts[word])
+        console.print(Text(f"\n{said}"))
+    raise typer.Exit(0 if healthy else 1)

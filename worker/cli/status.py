@@ -1,0 +1,190 @@
+"""Commands that show how things stand: `status` once, `top` live."""
+
+import asyncio
+import json
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from worker.broker.management import Management
+from worker.cli.asking import Json, printable
+from worker.cli.shared import engine_of, run
+from worker.operate.status import BrokerStatus, DatabaseStatus, Status, look
+from worker.settings import Settings, load_settings
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(status)
+    app.command()(top)
+
+
+def status(as_json: Json = False) -> None:
+    """Shows queues, consumers, rates, dead letters, outbox, pause and schema; changes nothing.
+
+    Exits with 0 when all is well and 1 when something needs attention, which it names. The
+    broker's counts lag by up to 5 seconds.
+
+    Example: study-ingest status --json
+    """
+    settings = load_settings()
+
+    async def work() -> Status:
+        async with (
+            engine_of(settings, connections=1, name="study-ingest status") as engine,
+            Management(settings) as management,
+        ):
+            return await look(settings, engine, management)
+
+    seen = run(work())
+    if as_json:
+        typer.echo(json.dumps(_fields(seen), indent=2))
+    else:
+        _console().print(_shown(seen))
+    raise typer.Exit(1 if seen.attention else 0)
+
+
+def top(
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.5, help="Seconds between two looks.")
+    ] = 2.0,
+) -> None:
+    """Shows what `status` shows, again and again, until q or Ctrl-C; once when piped.
+
+    Example: study-ingest top
+    """
+    console = _console()
+    if not console.is_terminal:
+        status()
+    run(_live(load_settings(), console, interval))
+
+
+async def _live(settings: Settings, console: Console, interval: float) -> None:
+    over = asyncio.Event()
+    seen: Status | None = None
+    async with (
+        engine_of(settings, connections=1, name="study-ingest top") as engine,
+        Management(settings) as management,
+    ):
+        with _ended_by_q(over), Live(console=console, screen=True, auto_refresh=False) as live:
+            while not over.is_set():
+                seen = await look(settings, engine, management, before=seen)
+                live.update(Group(_shown(seen), Text("\nq ends", style="dim")), refresh=True)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), interval)
+
+
+@contextmanager
+def _ended_by_q(over: asyncio.Event) -> Iterator[None]:
+    """Sets the event when q is typed; leaves the terminal as it was."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    loop = asyncio.get_running_loop()
+
+    def typed() -> None:
+        if sys.stdin.read(1) in ("q", "Q", ""):
+            over.set()
+
+    tty.setcbreak(keyboard)
+    loop.add_reader(keyboard, typed)
+    try:
+        yield
+    finally:
+        loop.remove_reader(keyboard)
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _console() -> Console:
+    """Colours only on a terminal; piped lines are never folded."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160, no_color=True)
+
+
+def _fields(seen: Status) -> dict[str, Any]:
+    fields = asdict(seen)
+    if seen.database is not None:
+        pause, outbox = seen.database.pause, seen.database.outbox
+        fields["database"]["pause"] = None if pause is None else pause._asdict()
+        fields["database"]["outbox"] = None if outbox is None else outbox._asdict()
+    return {"healthy": not seen.attention, **_plain(fields)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _shown(seen: Status) -> Group:
+    parts: list[Any] = []
+    if seen.broker is not None:
+        parts += [_queues(seen.broker), Text(), *_dead(seen.broker)]
+    if seen.database is not None:
+        parts += _database(seen.database)
+    if seen.attention:
+        parts += [
+            Text(),
+            *(Text(f"! {printable(line)}", style="bold red") for line in seen.attention),
+        ]
+    else:
+        parts += [Text(), Text("All is well.", style="green")]
+    return Group(*parts)
+
+
+def _queues(broker: BrokerStatus) -> Table:
+    table = Table(
+        box=None, pad_edge=False, title=f"RabbitMQ {broker.version}", title_justify="left"
+    )
+    table.add_column("queue")
+    for name in ("ready", "in hand", "consumers", "in/s", "done/s"):
+        table.add_column(name, justify="right")
+    for queue in broker.queues:
+        rates = (queue.published_per_second, queue.acknowledged_per_second)
+        table.add_row(
+            queue.name,
+            str(queue.ready),
+            str(queue.unacknowledged),
+            str(queue.consumers),
+            *("-" if rate is None else f"{rate:.1f}" for rate in rates),
+        )
+    return table
+
+
+def _dead(broker: BrokerStatus) -> Iterator[Text]:
+    dead = broker.dead
+    if dead is not None and dead.read:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dead.by_reason.items())
+        oldest = "" if dead.oldest is None else f"; the oldest died {_ago(dead.oldest)} ago"
+        yield Text(f"dead letters  {printable(reasons)}{oldest}")
+
+
+def _database(database: DatabaseStatus) -> Iterator[Text]:
+    if (waiting := database.outbox) is not None:
+        oldest = f", the oldest for {waiting.oldest_age:.0f} s" if waiting.messages else ""
+        yield Text(f"outbox        {waiting.messages} wait{oldest}")
+    yield Text(f"ingest        {'paused' if database.pause else 'open'}")
+    yield Text(f"schema        {database.schema or 'none'}")
+
+
+def _ago(then: datetime) -> str:
+    seconds = int((datetime.now(UTC) - then).total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,291 @@
+"""What the broker says: topology, limits, dead-lettering, ack timeout, alarms, rights, clock."""
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from schemas import amqp
+from worker.broker import topology
+from worker.broker.inspection import Inspection
+from worker.broker.management import Json
+from worker.errors import TopologyError
+from worker.operate.doctor.finding import Finding, by_sentence
+from worker.settings import Settings
+
+_ACK_TIMEOUT = 1_800.0
+"""The broker's own, in seconds; it tells nobody where an operator has changed it."""
+_SKEW = 5.0
+_PUBLISHES_TO = (
+    amqp.RESULTS_EXCHANGE,
+    amqp.FOLLOWUPS_EXCHANGE,
+    amqp.DEAD_EXCHANGE,
+    amqp.RETURN_EXCHANGE,
+    "amq.default",
+)
+"""Where a worker, and an operator's replay, publish."""
+
+
+async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
+    """The findings."""
+    found = _version(await inspection.version())
+    try:
+        await topology.check(inspection, settings)
+        found.append(
+            Finding("topology", "ok", "Exchanges, queues and policies are as they must be.")
+        )
+    except TopologyError as error:
+        found.append(by_sentence("topology", str(error)))
+    queues = {queue["name"]: queue for queue in await inspection.queues()}
+    if (attempts := queues.get(amqp.ATTEMPTS_QUEUE)) is not None:
+        found += [
+            *_delivery_limit(attempts, settings),
+            *_dead_lettering(attempts),
+            *_ack_timeout(attempts, settings),
+        ]
+    found += _members([queue for name, queue in queues.items() if name.startswith("study.")])
+    found += await _nodes(inspection)
+    found += await _rights(inspection)
+    found += _clock(await inspection.clock(), datetime.now(UTC))
+    return found
+
+
+def _version(version: str) -> list[Finding]:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if numbers >= (4, 3):
+        counts = (
+            "counts a return when a worker dies or rejects, and not when one gives messages back"
+        )
+    else:
+        counts = (
+            "counts every return, also those of a worker that gives messages back or is cut off"
+        )
+    found = [Finding("returns", "ok", f"RabbitMQ {version} {counts}.")]
+    if (4, 3) <= numbers < (4, 3, 3):
+        found.append(
+            Finding(
+                "version",
+                "warning",
+                f"RabbitMQ {version} can lose what a leader took for committed.",
+                "Upgrade it to 4.3.3 or later.",
+            )
+        )
+    elif numbers < (3, 13):
+        found.append(
+            Finding(
+                "version",
+                "note",
+                f"RabbitMQ {version} is out of its makers' support.",
+                "Upgrade it to 4.x when you can; both are tested.",
+            )
+        )
+    return found
+
+
+def _delivery_limit(queue: Json, settings: Settings) -> Iterator[Finding]:
+    limits = [
+        limit
+        for limit in (
+            queue["arguments"].get("x-delivery-limit"),
+            (queue.get("effective_policy_definition") or {}).get("delivery-limit"),
+        )
+        if isinstance(limit, int)
+    ]
+    limit = min(limits, default=None)
+    if limit is None:
+        yield Finding(
+            "delivery limit",
+            "danger",
+            f"{queue['name']} has none: a batch that kills workers comes again for ever.",
+            "Delete the queue once nothing waits in it, and run `study-ingest topology`.",
+        )
+    elif limit <= settings.alone_after:
+        yield Finding(
+            "delivery limit",
+            "danger",
+            f"{queue['name']} parks after {limit} returns, before a suspect runs alone (after"
+            f" {settings.alone_after}): innocent batches die with it.",
+            "Remove the policy that sets delivery-limit, or lower INGEST_ALONE_AFTER.",
+        )
+    else:
+        yield Finding("delivery limit", "ok", f"A batch is parked after {limit} returns.")
+
+
+def _dead_lettering(queue: Json) -> Iterator[Finding]:
+    policy = queue.get("effective_policy_definition") or {}
+    must = {"dead-letter-strategy": "at-least-once", "overflow": "reject-publish"}
+    wrong = [f"{key} {policy.get(key) or 'none'}" for key in must if policy.get(key) != must[key]]
+    if wrong or "dead-letter-exchange" not in policy:
+        yield Finding(
+            "dead letters",
+            "danger",
+            f"{queue['name']} works with {', '.join(wrong) or 'no dead-letter exchange'}: batches"
+            " that the broker parks can be lost on the way.",
+            "Run `study-ingest topology`, and remove operator policies that override its policy.",
+        )
+    else:
+        yield Finding("dead letters", "ok", "What the broker parks is moved at least once.")
+
+
+def _ack_timeout(queue: Json, settings: Settings) -> Iterator[Finding]:
+    policy = queue.get("effective_policy_definition") or {}
+    said = queue["arguments"].get("x-consumer-timeout") or policy.get("consumer-timeout")
+    timeout = said / 1000 if isinstance(said, int) else _ACK_TIMEOUT
+    longest = settings.hold_timeout + settings.transaction_timeout + settings.publish_timeout
+    whose = "the queue's" if said else "the broker's usual"
+    if longest >= timeout:
+        yield Finding(
+            "ack timeout",
+            "danger",
+            f"A worker may hold a batch for {longest:g} s, and {whose} ack timeout is"
+            f" {timeout:g} s: then its channel is closed, and all of it comes again.",
+            "Lower INGEST_HOLD_TIMEOUT, or raise consumer_timeout in the broker.",
+        )
+    else:
+        yield Finding(
+            "ack timeout",
+            "ok",
+            f"A worker holds a batch for at most {longest:g} s, {whose} ack timeout is"
+            f" {timeout:g} s.",
+        )
+
+
+def _members(queues: Sequence[Json]) -> Iterator[Finding]:
+    for queue in queues:
+        missing = set(queue.get("members") or ()) - set(queue.get("online") or ())
+        if missing:
+            yield Finding(
+                "replicas",
+                "warning",
+                f"{queue['name']} misses {', '.join(sorted(missing))} of its members.",
+                "Bring the node back, or remove it from the cluster.",
+            )
+
+
+async def _nodes(inspection: Inspection) -> list[Finding]:
+    try:
+        nodes = await inspection.nodes()
+    except TopologyError:
+        return [
+            Finding(
+                "alarms",
+                "note",
+                "Our login may not look at the broker's nodes and alarms.",
+                "Give it the tag monitoring to have them checked.",
+            )
+        ]
+    found = []
+    for node in nodes:
+        for alarm, what in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
+            if node.get(alarm):
+                found.append(
+                    Finding(
+                        "alarms",
+                        "danger",
+                        f"{node['name']} is short of {what}, and blocks everybody who publishes.",
+                        f"Free {what} on that node; viewers keep their batches until then.",
+                    )
+                )
+        if not node.get("running", True):
+            found.append(
+                Finding(
+                    "nodes",
+                    "warning",
+                    f"{node['name']} does not run.",
+                    "Start it: queues need a majority of their members.",
+                )
+            )
+    if not found:
+        found.append(Finding("alarms", "ok", f"No alarm on any of {len(nodes)} nodes."))
+    if len(nodes) == 1:
+        found.append(
+            Finding(
+                "nodes",
+                "note",
+                "The broker is one node: what it holds is as safe as its disk.",
+                "Run three nodes where batches must survive a lost disk.",
+            )
+        )
+    return found
+
+
+async def _rights(inspection: Inspection) -> list[Finding]:
+    login = await inspection.login()
+    found = []
+    if "impersonator" in login["tags"]:
+        found.append(
+            Finding(
+                "rights",
+                "danger",
+                f"Login {login['name']!r} has the tag impersonator: it can publish as any viewer.",
+                "Take the tag away.",
+            )
+        )
+    try:
+        rights = (await inspection.permissions()).get(login["name"])
+    except TopologyError:
+        return [
+            *found,
+            Finding(
+                "rights",
+                "note",
+                f"Login {login['name']!r} may not look at permissions, so its own are not checked.",
+                "Run the doctor once with an administrator's INGEST_MANAGEMENT_URL.",
+            ),
+        ]
+    if rights is None:
+        return [
+            *found,
+            Finding(
+                "rights",
+                "danger",
+                f"Login {login['name']!r} has no permissions in vhost {inspection.vhost!r}.",
+                "Give it read on the queues and write on the exchanges of study-ingest.",
+            ),
+        ]
+    missing = [f"write to {name}" for name in _PUBLISHES_TO if not _allows(rights["write"], name)]
+    for queue in (amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE):
+        if not _allows(rights["read"], queue):
+            missing.append(f"read from {queue}")
+    if missing:
+        found.append(
+            Finding(
+                "rights",
+                "danger",
+                f"Login {login['name']!r} may not {', nor '.join(missing)}.",
+                "Add that to its permissions.",
+            )
+        )
+    elif "administrator" in login["tags"] or _allows(rights["configure"], "anything-else"):
+        found.append(
+            Finding(
+                "rights",
+                "note",
+                f"Login {login['name']!r} may do more than a worker needs.",
+                "Give workers a login that configures nothing, with the tag monitoring.",
+            )
+        )
+    else:
+        found.append(Finding("rights", "ok", "The login may do what a worker does, and no more."))
+    return found
+
+
+def _allows(pattern: str, name: str) -> bool:
+    try:
+        return bool(pattern) and re.search(pattern, name) is not None
+    except re.error:
+        return True
+
+
+def _clock(theirs: datetime | None, ours: datetime) -> Iterator[Finding]:
+    if theirs is not None:
+        # What it says is cut to the second.
+        skew = (ours - theirs).total_seconds() - 0.5
+        if abs(skew) > _SKEW:
+            yield Finding(
+                "clock",
+                "warning",
+                f"The broker's clock and ours are {abs(skew):.0f} s apart.",
+                "Synchronize both machines' clocks.",
+            )
+        else:
+            yield Finding("clock", "ok", "The broker's clock and ours agree.")

@@ -1,0 +1,166 @@
+"""What the database says: durability, schema, indexes, rights, room for connections, clock."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from sqlalchemy import Row, UniqueConstraint, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from worker.errors import SchemaError
+from worker.operate.doctor.finding import Finding, by_sentence
+from worker.settings import Settings
+from worker.store import schema
+from worker.store.engine import transaction
+from worker.store.roles import RIGHTS
+from worker.store.tables import METADATA
+
+_BESIDE_THE_LANES = 2
+_SKEW = 2.0
+
+_FACTS = text(
+    "SELECT current_setting('synchronous_commit') AS synchronous_commit,"
+    " current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,"
+    " pg_is_in_recovery() AS is_standby, clock_timestamp() AS clock,"
+    " CAST(current_setting('max_connections') AS int) AS most,"
+    " CAST(current_setting('superuser_reserved_connections') AS int) AS reserved,"
+    " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS in_use,"
+    " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,"
+    " current_user AS role"
+)
+
+_INDEXES = text(
+    "SELECT relname, indisvalid AND indisready FROM pg_index JOIN pg_class ON"
+    " pg_class.oid = indexrelid WHERE relnamespace = CAST(current_schema() AS regnamespace)"
+)
+
+_MISSING_RIGHTS = text(
+    "SELECT name, wanted FROM unnest(CAST(:tables AS text[]), CAST(:rights AS text[]))"
+    " AS needed (name, wanted) WHERE to_regclass(name) IS NOT NULL"
+    " AND NOT has_table_privilege(name, wanted)"
+)
+
+
+async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
+    """The findings."""
+    found: list[Finding] = []
+    try:
+        await schema.check(engine)
+        found.append(Finding("schema", "ok", f"It is at this program's version {schema.head()}."))
+    except SchemaError as error:
+        found.append(by_sentence("schema", str(error)))
+    async with transaction(engine) as connection:
+        facts = (await connection.execute(_FACTS)).one()
+        now = datetime.now(UTC)
+        found += [*_durability(facts), *_room(facts, settings), *_clock(facts.clock, now)]
+        if found[0].severity == "ok":
+            found += await _indexes(connection)
+            found += await _rights(connection, facts)
+    return found
+
+
+def _durability(facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
+    if facts.is_standby:
+        yield Finding(
+            "standby",
+            "danger",
+            "INGEST_DATABASE_URL leads to a standby, which takes no writes.",
+            "Let it lead to the primary.",
+        )
+    wrong = False
+    for setting in ("synchronous_commit", "fsync", "full_page_writes"):
+        if getattr(facts, setting) == "off":
+            wrong = True
+            yield Finding(
+                "durability",
+                "danger",
+                f"PostgreSQL runs with {setting} off: a crash loses batches that were acked.",
+                f"Set {setting} to on for this database and role.",
+            )
+    if not wrong:
+        yield Finding("durability", "ok", "What is committed survives a crash.")
+
+
+def _room(facts: Row[tuple[object, ...]], settings: Settings) -> Iterator[Finding]:
+    each = settings.lanes + _BESIDE_THE_LANES
+    free = facts.most - facts.reserved - facts.in_use
+    if free < each:
+        yield Finding(
+            "connections",
+            "warning",
+            f"{max(free, 0)} of {facts.most} connections are free, and a worker with"
+            f" {settings.lanes} lanes takes up to {each}.",
+            "Raise max_connections, lower INGEST_LANES, or run fewer workers.",
+        )
+    else:
+        yield Finding(
+            "connections",
+            "ok",
+            f"There is room for {free // each} more workers of {each} connections.",
+        )
+
+
+def _clock(theirs: datetime, ours: datetime) -> Iterator[Finding]:
+    skew = (ours - theirs).total_seconds()
+    if abs(skew) > _SKEW:
+        yield Finding(
+            "clock",
+            "warning",
+            f"The database's clock and ours are {abs(skew):.1f} s apart.",
+            "Synchronize both machines' clocks: times of receipt are the database's.",
+        )
+    else:
+        yield Finding("clock", "ok", "The database's clock and ours agree.")
+
+
+async def _indexes(connection: AsyncConnection) -> list[Finding]:
+    there = {row[0]: row[1] for row in await connection.execute(_INDEXES)}
+    wanted: set[str] = set()
+    for table in METADATA.tables.values():
+        unique = [each for each in table.constraints if isinstance(each, UniqueConstraint)]
+        wanted |= {str(index.name) for index in table.indexes}
+        wanted |= {str(constraint.name) for constraint in (table.primary_key, *unique)}
+    missing = sorted(wanted - there.keys())
+    invalid = sorted(name for name in wanted & there.keys() if not there[name])
+    found = [
+        Finding(
+            "indexes", "danger", f"Index {name} is missing.", "Create it as the migration does."
+        )
+        for name in missing
+    ]
+    found += [
+        Finding("indexes", "danger", f"Index {name} is not valid.", f"Run REINDEX INDEX {name}.")
+        for name in invalid
+    ]
+    return found or [Finding("indexes", "ok", f"All {len(wanted)} are there, and valid.")]
+
+
+async def _rights(connection: AsyncConnection, facts: Row[tuple[object, ...]]) -> list[Finding]:
+    needed = [
+        (table, right)
+        for table, rights in RIGHTS.items()
+        for right in rights.split(", ")
+        if "(" not in right  # a right to single columns
+    ]
+    missing = await connection.execute(
+        _MISSING_RIGHTS,
+        {"tables": [table for table, _ in needed], "rights": [right for _, right in needed]},
+    )
+    found = [
+        Finding(
+            "rights",
+            "danger",
+            f"Role {facts.role!r} may not {right} {table}.",
+            "Run `study-ingest database-role` as the owner of the tables.",
+        )
+        for table, right in missing
+    ]
+    if facts.is_superuser:
+        found.append(
+            Finding(
+                "rights",
+                "note",
+                f"Role {facts.role!r} is a superuser, and a worker needs much less.",
+                "Make a role for workers with `study-ingest database-role`.",
+            )
+        )
+    return found or [Finding("rights", "ok", "The role may do what a worker does.")]

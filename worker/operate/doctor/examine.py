@@ -1,0 +1,33 @@
+"""All examinations at once, and what an examination that fails comes to."""
+
+import asyncio
+from collections.abc import Awaitable
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.broker.inspection import Inspection
+from worker.errors import IngestError
+from worker.operate.doctor import broker, database, local
+from worker.operate.doctor.finding import Finding, by_sentence
+from worker.settings import Settings
+
+
+async def examine(settings: Settings, engine: AsyncEngine, inspection: Inspection) -> list[Finding]:
+    """Every finding, the good ones too, in the order of the places looked at."""
+    return [
+        *local.examine(settings),
+        *await _survived("broker", broker.examine(settings, inspection)),
+        *await _survived("database", database.examine(settings, engine)),
+    ]
+
+
+async def _survived(place: str, examination: Awaitable[list[Finding]]) -> list[Finding]:
+    try:
+        async with asyncio.timeout(60):
+            return await examination
+    except IngestError as error:
+        return [by_sentence(place, str(error))]
+    except TimeoutError:
+        return [
+            Finding(place, "danger", f"The {place} does not answer.", f"See why the {place} hangs.")
+        ]

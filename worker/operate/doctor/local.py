@@ -1,0 +1,129 @@
+"""What our own settings say: timeouts in an order that works, TLS, logins, heartbeat."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from urllib.parse import parse_qs, urlsplit
+
+from worker.operate.doctor.finding import Finding
+from worker.settings import Settings
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", None)
+_SLOW_HEARTBEAT = 60
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """The findings."""
+    return [
+        *_timeouts(settings),
+        *_heartbeat(settings),
+        *_suspects(settings),
+        *_tls(settings),
+        *_login(settings),
+        *_identity(settings),
+    ]
+
+
+def _timeouts(settings: Settings) -> Iterator[Finding]:
+    order = (
+        ("lock_timeout", settings.lock_timeout),
+        ("statement_timeout", settings.statement_timeout),
+        ("transaction_timeout", settings.transaction_timeout),
+        ("stuck_timeout", settings.stuck_timeout),
+    )
+    wrong = False
+    for (shorter, low), (longer, high) in pairwise(order):
+        if low >= high:
+            wrong = True
+            yield Finding(
+                "timeouts",
+                "warning",
+                f"{_name(shorter)} ({low:g} s) is not below {_name(longer)} ({high:g} s).",
+                f"Lower {_name(shorter)} or raise {_name(longer)}, so that the inner one ends"
+                " first.",
+            )
+    if not wrong:
+        said = " < ".join(f"{name} {value:g} s" for name, value in order)
+        yield Finding("timeouts", "ok", f"They end from the inside out: {said}.")
+
+
+def _heartbeat(settings: Settings) -> Iterator[Finding]:
+    query = parse_qs(urlsplit(settings.amqp_url.get_secret_value()).query)
+    said = query.get("heartbeat", [str(settings.heartbeat)])[0]
+    seconds = int(said) if said.isdigit() else 0
+    if seconds == 0:
+        yield Finding(
+            "heartbeat",
+            "danger",
+            "The AMQP heartbeat is off: a dead connection is never noticed.",
+            "Remove heartbeat from INGEST_AMQP_URL, or give it about 10 seconds.",
+        )
+    elif seconds >= _SLOW_HEARTBEAT:
+        yield Finding(
+            "heartbeat",
+            "warning",
+            f"The AMQP heartbeat is {seconds} s: a dead broker is noticed after {3 * seconds} s.",
+            "Set INGEST_HEARTBEAT to about 10.",
+        )
+    else:
+        yield Finding("heartbeat", "ok", f"A dead broker is noticed within {3 * seconds} s.")
+
+
+def _suspects(settings: Settings) -> Iterator[Finding]:
+    if settings.alone_after >= settings.delivery_limit:
+        yield Finding(
+            "suspects",
+            "warning",
+            f"A batch is parked after {settings.delivery_limit} returns, before it would ever run"
+            f" alone (after {settings.alone_after}): one that kills workers takes others along.",
+            "Set INGEST_ALONE_AFTER well below INGEST_DELIVERY_LIMIT.",
+        )
+
+
+def _tls(settings: Settings) -> Iterator[Finding]:
+    unprotected = settings.unprotected()
+    for variable in unprotected:
+        yield Finding(
+            "tls",
+            "warning",
+            f"{variable} leads over a network without verified TLS.",
+            "Use amqps:// or https://, or ?sslmode=verify-full for PostgreSQL.",
+        )
+    if not unprotected:
+        yield Finding("tls", "ok", "Every connection is verified TLS or stays on this machine.")
+
+
+def _login(settings: Settings) -> Iterator[Finding]:
+    url = urlsplit(settings.amqp_url.get_secret_value())
+    if (url.username or "guest") != "guest":
+        yield Finding("login", "ok", "The broker's login is not its default one.")
+    elif url.hostname in _LOOPBACK:
+        yield Finding(
+            "login",
+            "note",
+            "The broker's default login guest is used, on this machine.",
+            "Make a login for the workers before others can reach the broker.",
+        )
+    else:
+        yield Finding(
+            "login",
+            "danger",
+            "The broker's default login guest is used over a network.",
+            "Make a login for the workers, delete guest, and change INGEST_AMQP_URL.",
+        )
+
+
+def _identity(settings: Settings) -> Iterator[Finding]:
+    if settings.require_user_id:
+        yield Finding("identity", "ok", "Only validated viewers with grants may write.")
+    else:
+        alone = urlsplit(settings.amqp_url.get_secret_value()).hostname in _LOOPBACK
+        yield Finding(
+            "identity",
+            "note" if alone else "danger",
+            "INGEST_REQUIRE_USER_ID is false: whoever can publish may write anybody's history.",
+            "Unset INGEST_REQUIRE_USER_ID, and make viewers with `study-ingest viewer add`.",
+        )
+
+
+def _name(setting: str) -> str:
+    return f"INGEST_{setting.upper()}"

@@ -1,0 +1,224 @@
+"""How things stand: queues, consumers, rates, dead letters, outbox, pause and schema, at a glance.
+
+Looks at both servers at once and changes nothing; a server that is away is part of the picture.
+Decides what needs attention, in sentences; may not know how it is shown.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas import amqp
+from worker.broker.dead_queue import open_dead_queue
+from worker.broker.management import Json, Management
+from worker.errors import IngestError
+from worker.operate.letters import read
+from worker.settings import Settings
+from worker.store import control, outbox, schema
+from worker.store.control import Pause
+from worker.store.engine import transaction
+from worker.store.outbox import Backlog
+
+_LETTERS_READ: Final = 1_000
+"""Dead letters that are read for their reasons; the depth of the queue says how many there are."""
+_OUTBOX_LAG: Final = 60.0
+"""Seconds that a result may wait in the outbox before somebody should look."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One queue; rates are messages a second, None where the broker keeps none."""
+
+    name: str
+    ready: int
+    unacknowledged: int
+    consumers: int
+    published_per_second: float | None
+    acknowledged_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadStatus:
+    """Of the oldest dead letters: how many were `read`, and why they died."""
+
+    read: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
+    oldest: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStatus:
+    version: str
+    queues: tuple[QueueStatus, ...]
+    dead: DeadStatus | None
+
+    def queue(self, name: str) -> QueueStatus | None:
+        """The queue of this name; None when there is none."""
+        return next((queue for queue in self.queues if queue.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatus:
+    schema: str | None
+    schema_wanted: str
+    pause: Pause | None
+    outbox: Backlog | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything, at one moment; `attention` is empty when all is well."""
+
+    at: datetime
+    broker: BrokerStatus | None
+    database: DatabaseStatus | None
+    attention: tuple[str, ...]
+
+
+async def look(
+    settings: Settings,
+    engine: AsyncEngine,
+    management: Management,
+    *,
+    before: Status | None = None,
+) -> Status:
+    """How things stand now; never raises `IngestError`.
+
+    Reads dead letters again only when their number differs from what it was `before`: each look
+    takes them in hand for a moment.
+    """
+    found = await asyncio.gather(
+        _broker(settings, management, None if before is None else before.broker),
+        _database(engine),
+        return_exceptions=True,
+    )
+    broker, database = found
+    attention = []
+    for server in found:
+        if isinstance(server, IngestError):
+            attention.append(str(server))
+        elif isinstance(server, BaseException):
+            raise server
+    if isinstance(broker, BrokerStatus):
+        attention += _of_the_broker(broker)
+    if isinstance(database, DatabaseStatus):
+        attention += _of_the_database(database)
+    if not settings.enabled:
+        attention.append("INGEST_ENABLED is false here: workers with this setting do not ingest.")
+    return Status(
+        datetime.now(UTC),
+        broker if isinstance(broker, BrokerStatus) else None,
+        database if isinstance(database, DatabaseStatus) else None,
+        tuple(attention),
+    )
+
+
+async def _broker(
+    settings: Settings, management: Management, before: BrokerStatus | None
+) -> BrokerStatus:
+    version, queues = await asyncio.gather(management.version(), management.queues())
+    ours = sorted(
+        (_queue(each) for each in queues if each["name"].startswith((_OURS, _JOBS))),
+        key=lambda queue: [part.zfill(12) for part in queue.name.split(".")],
+    )
+    status = BrokerStatus(version, tuple(ours), None)
+    there = status.queue(amqp.DEAD_QUEUE)
+    if there is None:
+        return status
+    was = None if before is None else before.queue(amqp.DEAD_QUEUE)
+    if before is not None and was is not None and was.ready == there.ready:
+        return replace(status, dead=before.dead)
+    return replace(status, dead=await _dead(settings))
+
+
+_OURS: Final = amqp.ATTEMPTS_QUEUE
+_JOBS: Final = amqp.FOLLOWUPS_EXCHANGE
+
+
+def _queue(found: Json) -> QueueStatus:
+    stats = found.get("message_stats") or {}
+
+    def rate(what: str) -> float | None:
+        value = (stats.get(f"{what}_details") or {}).get("rate")
+        return None if value is None else float(value)
+
+    return QueueStatus(
+        found["name"],
+        # A queue that was just declared has no counts yet.
+        found.get("messages_ready", 0),
+        found.get("messages_unacknowledged", 0),
+        found.get("consumers", 0),
+        rate("publish"),
+        rate("ack"),
+    )
+
+
+async def _dead(settings: Settings) -> DeadStatus:
+    reasons: Counter[str] = Counter()
+    oldest: datetime | None = None
+    async with open_dead_queue(settings) as queue:
+        for _ in range(min(await queue.count(), _LETTERS_READ)):
+            delivery = await queue.next()
+            if delivery is None:
+                break
+            letter = read(delivery, settings)
+            reasons[letter.reason] += 1
+            if letter.died_at is not None and (oldest is None or letter.died_at < oldest):
+                oldest = letter.died_at
+    return DeadStatus(reasons.total(), dict(reasons.most_common()), oldest)
+
+
+async def _database(engine: AsyncEngine) -> DatabaseStatus:
+    at, wanted = await schema.current(engine), schema.head()
+    if at != wanted:
+        return DatabaseStatus(at, wanted, None, None)
+    async with transaction(engine) as connection:
+        return DatabaseStatus(
+            at, wanted, await control.find(connection), await outbox.backlog(connection)
+        )
+
+
+def _of_the_broker(broker: BrokerStatus) -> list[str]:
+    attempts = broker.queue(amqp.ATTEMPTS_QUEUE)
+    if attempts is None or broker.dead is None:
+        return ["The broker is not set up: run `study-ingest topology`."]
+    found = []
+    if not attempts.consumers:
+        found.append(
+            f"Nobody consumes {attempts.name}, where {attempts.ready} batches wait:"
+            " start a worker, or see why none is ready."
+        )
+    if dead := broker.queue(amqp.DEAD_QUEUE):
+        count = max(dead.ready, broker.dead.read)
+        if count:
+            found.append(f"{count} dead letters wait for a decision: `study-ingest dead list`.")
+    newer = broker.queue(amqp.NEWER_QUEUE)
+    if newer is not None and newer.ready:
+        found.append(f"{newer.ready} batches wait for a newer worker: upgrade, and they are taken.")
+    return found
+
+
+def _of_the_database(database: DatabaseStatus) -> list[str]:
+    if database.schema != database.schema_wanted:
+        return [
+            f"The schema is at {database.schema or 'none'} and this program needs"
+            f" {database.schema_wanted}: run `study-ingest migrate`, or the newer program."
+        ]
+    found = []
+    if pause := database.pause:
+        because = f" ({pause.reason})" if pause.reason else ""
+        since = pause.paused_at.isoformat(sep=" ", timespec="seconds")
+        found.append(
+            f"Ingest is paused since {since} by {pause.actor}{because}:"
+            " `study-ingest resume` ends it."
+        )
+    if database.outbox is not None and database.outbox.oldest_age > _OUTBOX_LAG:
+        found.append(
+            f"{database.outbox.messages} results and jobs wait in the outbox, the oldest for"
+            f" {database.outbox.oldest_age:.0f} s: see that a relay runs and reaches the broker."
+        )
+    return found
