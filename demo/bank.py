@@ -43,6 +43,16 @@ def made_up(users: int, rng: random.Random) -> list[Question]:
     ]
 
 
+async def is_published(engine: AsyncEngine, questions: list[Question]) -> bool:
+    """Whether the bank is in the tables already."""
+    async with transaction(engine) as connection:
+        found = await connection.scalar(
+            text("SELECT count(*) FROM published WHERE pub_id = ANY(:pub_ids)"),
+            {"pub_ids": [question.pub_id for question in questions]},
+        )
+    return bool(found == len(questions))
+
+
 async def publish(engine: AsyncEngine, questions: list[Question]) -> None:
     """Writes the bank into the (empty) tables."""
     topics = {question.topic_id: question.user_id for question in questions}

@@ -1,22 +1,41 @@
 """One simulated viewer: a real outbox in a file of its own, and the library's relay."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from uuid import UUID
 
 from schemas.attempt_batch import AttemptBatch
-from viewer import Outbox, Relay, State
+from schemas.words import Status
+from viewer import Outbox, Relay, RelaySettings, State
 
 
 class Phone:
     """One simulated viewer, with a real outbox and its relay."""
 
-    def __init__(self, folder: Path, amqp_url: str, viewer: str) -> None:
+    def __init__(
+        self, folder: Path, amqp_url: str, viewer: str, settings: RelaySettings | None = None
+    ) -> None:
         self._path = folder / f"{viewer}.sqlite"
         self.outbox = Outbox(self._path)
-        self.relay = Relay(self.outbox, amqp_url, viewer)
+        self.relay = Relay(self.outbox, amqp_url, viewer, settings)
         self._recorded: list[AttemptBatch] = []
+
+    async def __aenter__(self) -> Self:
+        await self.relay.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.relay.stop()
+        self.outbox.close()
 
     def record(self, batch: AttemptBatch) -> None:
         """Records a session in a local transaction, as a viewer does when a quiz ends."""
@@ -39,6 +58,26 @@ class Phone:
         """Waits until every recorded session has its result."""
         for batch in self._recorded:
             await self.relay.until_settled(batch.client_session_uuid)
+
+    async def all_settled(self) -> None:
+        """Waits until the outbox has no session without a result, of this process or before."""
+        await self.relay.until(lambda: not self.outbox.unsettled(limit=1))
+
+    def counts(self) -> Counter[Status | None]:
+        """How many sessions the outbox holds by what became of them; None: it isn't known yet."""
+        with sqlite3.connect(self._path) as connection:
+            rows = connection.execute("SELECT status, count(*) FROM study_outbox GROUP BY status")
+            return Counter({status and Status(status): count for status, count in rows})
+
+    def attempts(self) -> int:
+        """How many attempts the workers say they have taken: those sent, but for the skipped."""
+        with sqlite3.connect(self._path) as connection:
+            (count,) = connection.execute(
+                "SELECT sum(json_array_length(CAST(body AS TEXT), '$.attempts')"
+                " - json_array_length(result, '$.skipped')) FROM study_outbox"
+                " WHERE status <> 'rejected'"
+            ).fetchone()
+        return count or 0
 
     def lost(self) -> int:
         """How many recorded sessions never got a result."""

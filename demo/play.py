@@ -125,10 +125,8 @@ async def _prepared(
 @asynccontextmanager
 async def _viewer(settings: Settings, name: str) -> AsyncIterator[Phone]:
     with tempfile.TemporaryDirectory(prefix="study-demo-") as folder:
-        phone = Phone(Path(folder), settings.amqp_url.get_secret_value(), name)
-        async with phone.relay:
+        async with Phone(Path(folder), settings.amqp_url.get_secret_value(), name) as phone:
             yield phone
-        phone.outbox.close()
 
 
 async def _publish_raw(channel: AbstractChannel, message: sessions.Broken) -> None:
