@@ -1,11 +1,13 @@
 """What a viewer's login can do and can't: tried, on a real broker and a real worker."""
 
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aio_pika
@@ -13,6 +15,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelClosed
 from aiormq.exceptions import ProbableAuthenticationError
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
@@ -22,6 +25,8 @@ from tests.broker_fixtures import Broker, until
 from tests.whole_worker import Login, Viewers, working
 from viewer import Outbox, Relay, RelaySettings
 from worker import viewers as identities
+from worker.broker import topology
+from worker.broker.management import Management
 from worker.errors import ViewerError
 from worker.settings import Settings
 from worker.viewers import Access
@@ -342,3 +347,39 @@ async def test_a_name_that_could_reach_further_is_refused(
     for name in ("", "a.b", "a b", "#", "a\n", "é", "x" * 65):
         with pytest.raises(ViewerError, match="can't name a viewer"):
             await identities.add(viewers.accounts, engine, name, [1], Access())
+
+
+async def test_a_worker_needs_no_more_than_this(
+    viewers: Viewers, broker: Broker, settings: Settings, engine: AsyncEngine
+) -> None:
+    """The rights that SECURITY.md gives a worker's login: enough to run, and not to publish."""
+    login = await viewers.add(42)
+    words = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
+    configure, write, read = re.findall(r"'(\^[^']*\$)'", words)
+    worker = viewers.login(f"{login.name}-worker", "planted")
+    await viewers.accounts.put_user(worker.name, "planted", ["monitoring", "policymaker"])
+    try:
+        await viewers.accounts.permit(worker.name, configure=configure, write=write, read=read)
+        own: dict[str, SecretStr | None] = {
+            "amqp_url": SecretStr(worker.url),
+            "management_url": None,
+        }
+        if settings.management_url is not None:
+            url = urlsplit(settings.management_url.get_secret_value())
+            netloc = f"{worker.name}:planted@{url.netloc.rpartition('@')[2]}"
+            own["management_url"] = SecretStr(url._replace(netloc=netloc).geturl())
+        as_worker = settings.model_copy(update=own)
+        async with Management(as_worker) as management:
+            await topology.check(management, as_worker)
+        async with working(as_worker, engine):
+            await publish_as(login, await body_for(engine, 42))
+            assert (await result_of(broker, login))["status"] == Status.INGESTED
+            await publish_as(login, "no body")
+            await broker.take(amqp.DEAD_QUEUE)
+            await publish_as(login, "{}", type="study.attempt_batch.v2")
+            await broker.until_depth(amqp.NEWER_QUEUE, 1)
+        async with channel_of(worker) as channel:
+            with pytest.raises(ChannelClosed):
+                await publish(channel, b"{}", amqp.attempts_key(login.name))
+    finally:
+        await viewers.accounts.delete_user(worker.name)

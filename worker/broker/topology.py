@@ -31,6 +31,8 @@ ATTEMPTS_POLICY: Final = amqp.ATTEMPTS_QUEUE
 _MEND: Final = "run `study-ingest topology`"
 _OLDEST: Final = (3, 10)
 """The first version whose quorum queues dead-letter at least once."""
+_STREAMS_ALWAYS: Final = (3, 12)
+"""Before, a broker that was upgraded can have the feature off on which that stands."""
 
 _QUORUM: Final[Json] = {"x-queue-type": "quorum"}
 _SAFE_OVERFLOW: Final = "reject-publish"
@@ -317,8 +319,13 @@ async def _check_broker(management: Management) -> None:
         raise TopologyError(
             f"RabbitMQ {version} can't dead-letter at least once: upgrade it to 3.10 or later."
         )
-    for flag in await management.feature_flags():
-        # Only an upgraded 3.10 or 3.11 can still have it off; later it can't be.
+    if numbers >= _STREAMS_ALWAYS:
+        return
+    try:
+        flags = await management.feature_flags()
+    except TopologyError:
+        return  # only an administrator is told, and a worker is none: `apply` has looked
+    for flag in flags:
         if flag["name"] == "stream_queue" and flag["state"] == "disabled":
             raise TopologyError(
                 "The broker's feature flag stream_queue is off, so it can't dead-letter at least"
