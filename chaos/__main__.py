@@ -32,6 +32,9 @@ def main() -> int:
         "--pace", type=float, default=1.8, help="seconds between faults, on average (default 1.8)"
     )
     parser.add_argument(
+        "--rate", type=float, default=1.5, help="sessions a second of each viewer (default 1.5)"
+    )
+    parser.add_argument(
         "--patience", type=float, default=120, help="longest drain in seconds (default 120)"
     )
     parser.add_argument(
@@ -55,6 +58,7 @@ def main() -> int:
             seed,
             arguments.seconds,
             pace=arguments.pace,
+            rate=arguments.rate,
             patience=arguments.patience,
             only=arguments.only,
             folder=folder,

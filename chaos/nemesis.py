@@ -29,8 +29,6 @@ from schemas import amqp
 _VIEWERS: Final = 5
 _USERS: Final = 5
 _QUESTIONS_EACH: Final = 40
-_SESSIONS_PER_SECOND: Final = 1.5
-"""Of each viewer."""
 _WARM_UP: Final = 20.0
 """Seconds for the first commit."""
 _STRANGE_EVERY: Final = 1.5
@@ -70,14 +68,16 @@ async def run(
     seconds: float,
     *,
     pace: float,
+    rate: float,
     patience: float,
     only: Collection[str] | None,
     folder: Path,
     say: Say,
 ) -> Outcome:
-    """The whole run; `patience` bounds the drain. Leaves logs and outboxes in `folder`.
+    """The whole run; `rate` is sessions a second of each viewer. Leaves logs and outboxes in `folder`.
 
-    With `only`, just these kinds of fault.
+    A fault comes every `pace` seconds, with `only` just of these kinds; `patience` bounds the
+    drain.
     """
     outcome = Outcome(seed, seconds)
     questions = bank.made_up(seed, _USERS, _QUESTIONS_EACH)
@@ -93,7 +93,7 @@ async def run(
             users=_USERS,
             seed=seed,
             seconds=seconds,
-            rate=_SESSIONS_PER_SECOND,
+            rate=rate,
         ) as everything:
             outboxes = [everything.outbox(phone) for phone in everything.phones]
             stranger = Stranger(servers.broker.url, outboxes, seed, _STRANGE_EVERY)
