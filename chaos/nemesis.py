@@ -74,10 +74,10 @@ async def run(
     folder: Path,
     say: Say,
 ) -> Outcome:
-    """The whole run; `rate` is sessions a second of each viewer. Leaves logs and outboxes in `folder`.
+    """The whole run; leaves logs and outboxes in `folder`.
 
-    A fault comes every `pace` seconds, with `only` just of these kinds; `patience` bounds the
-    drain.
+    `rate` is sessions a second of each viewer. A fault comes every `pace` seconds, with `only`
+    just of these kinds; `patience` bounds the drain.
     """
     outcome = Outcome(seed, seconds)
     questions = bank.made_up(seed, _USERS, _QUESTIONS_EACH)
