@@ -48,3 +48,5 @@ def configure(settings: Settings) -> None:
     # The client calls every try to reconnect an error; the worker says it once, when it is lost.
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Warns of each write to a socket that is gone: one line for every message then in flight.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
