@@ -32,8 +32,8 @@ from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)
 
-_GATE_INTERVAL: Final = 1.0
-"""Seconds between looks at the gate."""
+_GATE_INTERVAL: Final = 0.5
+"""Seconds between looks at the gate, and with it at the database: consuming stops in a second."""
 
 Check = Callable[[], Awaitable[bool]]
 State = Literal["connecting", "consuming", "paused", "draining", "stopped"]
@@ -42,7 +42,7 @@ State = Literal["connecting", "consuming", "paused", "draining", "stopped"]
 class Consumer:
     """Consumes until it is drained.
 
-    `database_ready` is asked while the database is away; `gate_open` every second (default:
+    `database_ready` is asked while the database is away; `gate_open` twice a second (default:
     `settings.enabled`); `management`, where there is one, whether the broker lists our consumer.
     """
 
@@ -274,8 +274,10 @@ class Consumer:
     async def _look_at_gate(self) -> None:
         try:
             is_open = await self._gate_open()
-        except DatabaseAway:
-            return  # it stays as it was
+        except DatabaseAway as away:
+            # A worker with nothing in hand would not notice otherwise, and take what it can't keep.
+            self._conditions.pause("database", str(away))
+            return
         if is_open:
             self._conditions.resume("gate")
         else:

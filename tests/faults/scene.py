@@ -172,7 +172,8 @@ class Scene:
     async def holds(self) -> Evidence:
         """The law holds: nothing lost, nothing doubled, nothing else than it should be."""
         found = await self.evidence()
-        assert check(found) == []
+        violations = check(found)
+        assert not violations, "\n".join(map(str, violations))
         inbox = {row["client_session_uuid"] for row in found.inbox}
         assert inbox == {batch.client_session_uuid for batch, reason in self.sent if not reason}
         parked = {Parked(each.client_session_uuid, None, each.reason) for each in found.parked}

@@ -1,12 +1,12 @@
 """The gate as workers see it: open unless an operator has paused ingest, for all at once.
 
-Asked every second by each consumer, over a connection of its own pool's. May not know what a
+Asked twice a second by each consumer, over a connection of its own pool's. May not know what a
 consumer does while the gate is shut.
 """
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.errors import DatabaseAway, TransientFault
+from worker.errors import TransientFault
 from worker.store import control
 from worker.store.engine import transaction
 
@@ -23,11 +23,14 @@ class Gate:
         self._open = enabled
 
     async def __call__(self) -> bool:
-        """Whether it is open; while the database is away, whatever it was when last seen."""
+        """Whether it is open; when it can't be told just now, whatever it was when last seen.
+
+        Raises `DatabaseAway`.
+        """
         if self._enabled:
             try:
                 async with transaction(self._engine) as connection:
                     self._open = not await control.is_paused(connection)
-            except (DatabaseAway, TransientFault):
+            except TransientFault:
                 pass
         return self._open
