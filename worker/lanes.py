@@ -9,6 +9,7 @@ dispositions; may not know SQL, nor how deliveries come.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import structlog
 
@@ -27,6 +28,9 @@ from worker.settle import Deferred, Postponed, Settler
 from worker.telemetry import metrics, traces
 
 _log = structlog.get_logger(__name__)
+
+_LARGE_BODY_BYTES: Final = 32_768
+"""A group of bodies from here on is not decoded in one go: heartbeats must not wait for it."""
 
 IngestGroup = Callable[[Sequence[Incoming]], Awaitable[list[Disposition]]]
 """`worker.ingest.Ingest`, or anything of its shape."""
@@ -79,7 +83,8 @@ class Lanes:
         taken = []
         for delivery in group:
             taken.append(read(delivery, self._settings))
-            await asyncio.sleep(0)  # large bodies must not keep heartbeats waiting
+            if len(delivery.body) > _LARGE_BODY_BYTES:
+                await asyncio.sleep(0)
         return taken
 
     async def _deal_with(self, group: list[Taken]) -> None:
