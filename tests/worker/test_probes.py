@@ -1,8 +1,10 @@
 """The HTTP probes of a real worker process: what they say, and when they change their mind."""
 
+import os
 import signal
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 from sqlalchemy import text
@@ -67,35 +69,33 @@ async def test_a_paused_worker_lives_and_is_not_ready(
 
 
 async def test_without_its_database_a_worker_is_not_ready(
-    settings: Settings, engine: AsyncEngine, broker: Broker, question: make.Published
+    settings: Settings, broker: Broker, question: make.Published
 ) -> None:
     name = settings.database_url.get_secret_value().rpartition("/")[2]
     async with running(settings) as worker:
         await worker.until_ready()
-        await _allow_connections(engine, name, False)
+        await _allow_connections(name, False)
         await broker.publish(make.batch(make.right(question)).model_dump_json())
         await worker.logged("consumer.paused", cause="database")
         assert await worker.get("/ready") == (503, {"ok": False, "detail": "paused"})
         assert (await worker.get("/live"))[0] == 200
 
-        await _allow_connections(engine, name, True)
+        await _allow_connections(name, True)
         await worker.logged("delivery.settled", disposition="ingested")
         await worker.until_ready()
 
 
-async def _allow_connections(engine: AsyncEngine, name: str, allowed: bool) -> None:
-    async with engine.connect() as connection:
-        connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(
-            text(f"ALTER DATABASE {name} CONNECTION LIMIT {-1 if allowed else 0}")
-        )
+async def _allow_connections(name: str, allowed: bool) -> None:
+    # By way of another database: of its own nobody may say this.
+    connection = await asyncpg.connect(os.environ["INGEST_DATABASE_URL"])
+    try:
+        await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}")
         if not allowed:
             await connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND application_name LIKE 'study-%'"
-                )
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
             )
+    finally:
+        await connection.close()
 
 
 async def test_a_loop_that_does_not_turn_is_not_alive(

@@ -21,8 +21,9 @@ from worker.settings import Settings
 
 _AWAY_CLASSES: Final = ("08", "28", "3D", "53", "58")
 """SQLSTATE classes: connection lost, not let in, no such database, out of resources, disk."""
-_AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "25P03")
-"""Shut down, crashed, starting, idle too long, read only (a failover), transaction left idle."""
+_AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "25P03", "55000")
+"""Shut down, crashed, starting, idle too long, read only (a failover), transaction left idle, not
+accepting connections."""
 _TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014")
 """Serialization failure, deadlock, lock timeout, statement timeout."""
 

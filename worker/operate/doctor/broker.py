@@ -1,5 +1,6 @@
 """What the broker says: topology, limits, dead-lettering, ack timeout, alarms, rights, clock."""
 
+import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,10 @@ from worker.settings import Settings
 _ACK_TIMEOUT = 1_800.0
 """The broker's own, in seconds; it tells nobody where an operator has changed it."""
 _SKEW = 5.0
+_POLICY = "effective_policy_definition"
+"""What all policies, also those of the broker's operator, come to for a queue."""
+_STATISTICS_COME_WITHIN = 8
+"""Seconds; the broker gathers them every 5."""
 _PUBLISHES_TO = (
     amqp.RESULTS_EXCHANGE,
     amqp.FOLLOWUPS_EXCHANGE,
@@ -35,7 +40,7 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
         )
     except TopologyError as error:
         found.append(by_sentence("topology", str(error)))
-    queues = {queue["name"]: queue for queue in await inspection.queues()}
+    queues = await _queues(inspection)
     if (attempts := queues.get(amqp.ATTEMPTS_QUEUE)) is not None:
         found += [
             *_delivery_limit(attempts, settings),
@@ -47,6 +52,17 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
     found += await _rights(inspection)
     found += _clock(await inspection.clock(), datetime.now(UTC))
     return found
+
+
+async def _queues(inspection: Inspection) -> dict[str, Json]:
+    """By name; waits for what the broker knows of a new queue only after its next statistics."""
+    for _ in range(_STATISTICS_COME_WITHIN):
+        queues = {queue["name"]: queue for queue in await inspection.queues()}
+        attempts = queues.get(amqp.ATTEMPTS_QUEUE)
+        if attempts is None or attempts.get(_POLICY) is not None:
+            break
+        await asyncio.sleep(1)
+    return queues
 
 
 def _version(version: str) -> list[Finding]:
@@ -86,7 +102,7 @@ def _delivery_limit(queue: Json, settings: Settings) -> Iterator[Finding]:
         limit
         for limit in (
             queue["arguments"].get("x-delivery-limit"),
-            (queue.get("effective_policy_definition") or {}).get("delivery-limit"),
+            (queue.get(_POLICY) or {}).get("delivery-limit"),
         )
         if isinstance(limit, int)
     ]
@@ -111,7 +127,7 @@ def _delivery_limit(queue: Json, settings: Settings) -> Iterator[Finding]:
 
 
 def _dead_lettering(queue: Json) -> Iterator[Finding]:
-    policy = queue.get("effective_policy_definition") or {}
+    policy = queue.get(_POLICY) or {}
     must = {"dead-letter-strategy": "at-least-once", "overflow": "reject-publish"}
     wrong = [f"{key} {policy.get(key) or 'none'}" for key in must if policy.get(key) != must[key]]
     if wrong or "dead-letter-exchange" not in policy:
@@ -127,7 +143,7 @@ def _dead_lettering(queue: Json) -> Iterator[Finding]:
 
 
 def _ack_timeout(queue: Json, settings: Settings) -> Iterator[Finding]:
-    policy = queue.get("effective_policy_definition") or {}
+    policy = queue.get(_POLICY) or {}
     said = queue["arguments"].get("x-consumer-timeout") or policy.get("consumer-timeout")
     timeout = said / 1000 if isinstance(said, int) else _ACK_TIMEOUT
     longest = settings.hold_timeout + settings.transaction_timeout + settings.publish_timeout

@@ -1,0 +1,149 @@
+"""Alerts and dashboard: the alerts ring when they should, and every metric they name exists."""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import prometheus_client
+import pytest
+
+from devtools.errors import DevError
+from devtools.places import in_home
+from devtools.rabbitmq import RabbitMQ
+from devtools.state import locked
+from worker.telemetry import metrics
+
+CHECKOUT = Path(__file__).parents[2]
+ALERTS = CHECKOUT / "deploy" / "prometheus" / "alerts.yml"
+DASHBOARD = CHECKOUT / "deploy" / "grafana" / "dashboards" / "study-ingest.json"
+RUNBOOK = (CHECKOUT / "docs" / "operators.md").read_text()
+NAMES = re.findall(r"- alert: (\w+)", ALERTS.read_text())
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """On PATH, else out of Debian's package of Prometheus, kept with the other tools."""
+    found = shutil.which("promtool")
+    if found:
+        return found
+    kept = in_home("tools") / "prometheus" / "usr" / "bin" / "promtool"
+    with locked(kept.parents[2].with_suffix(".lock"), "another test is unpacking promtool"):
+        if not kept.exists():
+            if not shutil.which("apt-get"):
+                pytest.skip("promtool is not installed, and this is not a Debian to get it from")
+            with tempfile.TemporaryDirectory() as folder:
+                got = subprocess.run(
+                    ["apt-get", "download", "prometheus"], cwd=folder, capture_output=True
+                )
+                packages = list(Path(folder).glob("*.deb"))
+                if got.returncode or not packages:
+                    pytest.skip("promtool is not installed, and apt-get can't download it")
+                fresh = kept.parents[2].with_suffix(".new")
+                shutil.rmtree(fresh, ignore_errors=True)
+                subprocess.run(["dpkg", "-x", packages[0], fresh], check=True)
+                fresh.rename(kept.parents[2])
+    return str(kept)
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def expressions() -> list[str]:
+    """Every expression of the dashboard, as Prometheus gets it."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [
+        target["expr"].replace("$__rate_interval", "5m")
+        for panel in panels
+        for target in panel.get("targets", ())
+    ]
+
+
+def test_each_alert_rings_for_its_cause_and_none_on_an_ordinary_day(promtool: str) -> None:
+    run(promtool, "check", "config", ALERTS.with_name("prometheus.yml"))
+    run(promtool, "test", "rules", "alerts_test.yml")
+    tested = (Path(__file__).parent / "alerts_test.yml").read_text()
+    for name in NAMES:
+        assert f"- name: {name}\n" in tested and f"alertname: {name}, exp_alerts: []" in tested
+
+
+def test_the_dashboard_s_expressions_can_be_read(promtool: str, tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{n}", "expr": expr} for n, expr in enumerate(expressions())]
+    file = tmp_path / "rules.yml"  # JSON is YAML
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    run(promtool, "check", "rules", file)
+
+
+def test_our_metrics_pass_prometheus_own_lint(promtool: str) -> None:
+    done = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=_own_exposition(),
+        capture_output=True,
+    )
+    found = [line for line in done.stderr.decode().splitlines() if "study_ingest" in line]
+    assert found == []
+
+
+def _own_exposition() -> bytes:
+    metrics.STAGE.labels("read")
+    return b"".join(
+        line + b"\n"
+        for line in prometheus_client.generate_latest().splitlines()
+        if b"_created" not in line
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_alert_has_its_entry_in_the_runbook(name: str) -> None:
+    assert re.search(rf"^#+ {name}$", RUNBOOK, re.MULTILINE)
+    assert f"docs/operators.md#{name.lower()}\n" in ALERTS.read_text()
+
+
+def named() -> set[str]:
+    """Every metric that an alert or the dashboard asks for."""
+    rules = re.sub(r"annotations:.*?runbook:", "", ALERTS.read_text(), flags=re.DOTALL)
+    asked = " ".join([*re.findall(r"expr: \|\n +(.+)", rules), *expressions()])
+    return set(
+        re.findall(r"\b(?:study_ingest|rabbitmq|process)_\w+", re.sub(r'"[^"]*"', "", asked))
+    )
+
+
+def ours() -> Iterator[str]:
+    for family in prometheus_client.REGISTRY.collect():
+        for suffix in ("", "_total", "_bucket", "_sum", "_count"):
+            yield family.name + suffix
+
+
+def test_every_metric_of_ours_that_is_asked_for_exists() -> None:
+    asked = {name for name in named() if not name.startswith("rabbitmq")}
+    assert asked and asked <= set(ours())
+
+
+@pytest.mark.broker
+def test_every_metric_of_the_broker_s_that_is_asked_for_exists() -> None:
+    try:
+        node = RabbitMQ(plugins=("rabbitmq_management", "rabbitmq_prometheus"))
+    except DevError as error:
+        pytest.skip(str(error))
+    with node:
+        port = node.port_of("rabbitmq_prometheus")
+        api = f"http://guest:guest@127.0.0.1:{node.port_of('rabbitmq_management')}/api"
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            queue = {"durable": True, "arguments": {"x-queue-type": "quorum"}}
+            http.put(f"{api}/queues/%2F/study.attempts", json=queue).raise_for_status()
+            plain = http.get(f"http://127.0.0.1:{port}/metrics").text
+            configured = ALERTS.with_name("prometheus.yml").read_text()
+            families = re.search(r"family: \[(.+)\]", configured)
+            assert families is not None
+            query = [("vhost", "/"), *(("family", name) for name in families[1].split(", "))]
+            detailed = http.get(f"http://127.0.0.1:{port}/metrics/detailed", params=query).text
+    there = set(re.findall(r"^# TYPE (\w+)", plain + "\n" + detailed, re.MULTILINE))
+    asked = {name for name in named() if name.startswith("rabbitmq")}
+    assert asked and asked <= there

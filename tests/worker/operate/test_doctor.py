@@ -1,0 +1,147 @@
+"""`doctor`: each thing that is known to bite is found where it was put, with a remedy."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url
+
+from schemas import amqp
+from tests import factories as make
+from tests.broker_fixtures import make_settings, until
+from tests.worker.operate.commands import invoke
+from tests.worker.operate.conftest import Site
+from worker.operate.doctor import broker, database, local
+
+pytestmark = pytest.mark.broker
+
+Found = dict[str, list[dict[str, Any]]]
+
+
+async def examined(site: Site, **variables: str) -> Found:
+    """Findings by severity."""
+    result = await invoke(site, "doctor", "--json", **variables)
+    report = json.loads(result.stdout)
+    assert result.exit_code == (0 if report["healthy"] else 1), result.exception
+    found: Found = {"ok": [], "note": [], "warning": [], "danger": []}
+    for finding in report["findings"]:
+        found[finding["severity"]].append(finding)
+        assert finding["found"].endswith(".")
+        assert bool(finding["remedy"]) is (finding["severity"] != "ok")
+    assert report["healthy"] is not bool(found["warning"] + found["danger"])
+    return found
+
+
+async def test_what_is_set_up_as_told_is_healthy(site: Site) -> None:
+    found = await examined(site)
+    assert found["danger"] == found["warning"] == []
+    checked = {finding["check"] for each in found.values() for finding in each}
+    assert checked >= {
+        *("topology", "delivery limit", "dead letters", "returns", "ack timeout", "heartbeat"),
+        *("rights", "schema", "indexes", "connections", "durability", "clock", "tls", "login"),
+        *("alarms", "timeouts", "identity"),
+    }
+    plain = (await invoke(site, "doctor")).stdout
+    assert "\x1b" not in plain and "ok      schema: " in plain
+
+
+async def test_the_database_s_troubles_are_found(site: Site) -> None:
+    name = make_url(site.settings.database_url.get_secret_value()).database
+    await make.execute(site.engine, f"ALTER DATABASE {name} SET synchronous_commit = off")
+    await make.execute(site.engine, "DROP INDEX outbox_routing_key_id_idx")
+    await make.execute(
+        site.engine,
+        "UPDATE pg_index SET indisvalid = false"
+        " WHERE indexrelid = CAST('ingest_inbox_user_id_idx' AS regclass)",
+    )
+    said = {finding["found"] for finding in (await examined(site))["danger"]}
+    assert said == {
+        "PostgreSQL runs with synchronous_commit off: a crash loses batches that were acked.",
+        "Index outbox_routing_key_id_idx is missing.",
+        "Index ingest_inbox_user_id_idx is not valid.",
+    }
+
+
+async def test_a_schema_that_does_not_fit_is_found(site: Site) -> None:
+    await make.execute(site.engine, "DELETE FROM alembic_version")
+    (finding,) = (await examined(site))["danger"]
+    assert finding["check"] == "schema" and "`study-ingest migrate`" in finding["remedy"]
+
+
+async def test_the_broker_s_troubles_are_found(site: Site) -> None:
+    await site.broker.put_policy(
+        "somebody-elses",
+        pattern="^study",
+        apply_to="queues",
+        priority=9,
+        definition={"delivery-limit": 2, "overflow": "drop-head"},
+    )
+
+    async def look() -> set[str]:
+        return {finding["check"] for finding in (await examined(site))["danger"]}
+
+    await until(look, {"topology", "delivery limit", "dead letters"}.__eq__)
+    await site.broker.delete("policies", "somebody-elses")
+    await site.broker.delete_queue(amqp.NEWER_QUEUE)
+
+    async def topology_alone() -> list[dict[str, Any]]:
+        return (await examined(site))["danger"]
+
+    (finding,) = await until(topology_alone, lambda found: len(found) == 1)
+    assert finding["found"] == f"Queue {amqp.NEWER_QUEUE} is missing."
+    assert finding["remedy"] == "Run `study-ingest topology`."
+
+
+async def test_a_server_that_is_away_is_a_finding(site: Site) -> None:
+    found = await examined(
+        site,
+        INGEST_DATABASE_URL="postgresql://127.0.0.1:1/nowhere",
+        INGEST_MANAGEMENT_URL="http://127.0.0.1:1",
+    )
+    assert {finding["check"] for finding in found["danger"]} == {"broker", "database"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "check"),
+    [
+        ({"amqp_url": "amqp://me:x@there.example/?heartbeat=0"}, "heartbeat"),
+        ({"heartbeat": 60}, "heartbeat"),
+        ({"amqp_url": "amqp://guest:guest@there.example/"}, "login"),
+        ({"amqp_url": "amqp://me:x@there.example/"}, "tls"),
+        ({"amqp_url": "amqp://me:x@there.example/"}, "identity"),
+        ({"lock_timeout": 20.0}, "timeouts"),
+        ({"alone_after": 20}, "suspects"),
+    ],
+)
+def test_settings_that_bite_are_found(changed: dict[str, Any], check: str) -> None:
+    settings = make_settings(**{"amqp_url": "amqp://me:x@localhost/"} | changed)
+    assert check in {each.check for each in local.examine(settings) if each.severity in _BAD}
+
+
+_BAD = ("warning", "danger")
+
+
+def test_an_ack_timeout_below_ours_is_found() -> None:
+    settings = make_settings("amqp://localhost/")
+    queue = {"name": "q", "arguments": {"x-consumer-timeout": 60_000}}
+    (finding,) = broker._ack_timeout(queue, settings)
+    assert finding.severity == "danger" and "60 s" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("version", "severity"),
+    [("3.10.8", "note"), ("4.0.5", None), ("4.3.0", "warning"), ("4.3.3", None)],
+)
+def test_versions(version: str, severity: str | None) -> None:
+    found = [finding for finding in broker._version(version) if finding.check == "version"]
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+    assert any(finding.check == "returns" for finding in broker._version(version))
+
+
+def test_clocks_apart_are_found() -> None:
+    now = datetime.now(UTC)
+    for clock in (broker._clock, database._clock):
+        (agreeing,) = clock(now, now + timedelta(seconds=0.7))
+        (apart,) = clock(now, now + timedelta(seconds=9))
+        assert (agreeing.severity, apart.severity) == ("ok", "warning")

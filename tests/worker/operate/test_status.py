@@ -1,0 +1,122 @@
+"""`status` and `top`: what they show is so, and what needs attention is said and is the code."""
+
+import asyncio
+import json
+import os
+import pty
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas import amqp
+from tests import factories as make
+from tests.broker_fixtures import until
+from tests.factories import batch, right
+from tests.worker.operate.commands import environment, invoke
+from tests.worker.operate.conftest import Site
+
+pytestmark = pytest.mark.broker
+
+
+async def seen(site: Site, **variables: str) -> dict[str, Any]:
+    """`status --json`, whose exit code says what `healthy` does."""
+    result = await invoke(site, "status", "--json", **variables)
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert result.exit_code == (0 if found["healthy"] else 1), result.exception
+    assert found["healthy"] is not bool(found["attention"])
+    return found
+
+
+def queue(found: dict[str, Any], name: str = amqp.ATTEMPTS_QUEUE) -> dict[str, Any]:
+    (one,) = (each for each in found["broker"]["queues"] if each["name"] == name)
+    return dict(one)
+
+
+async def test_all_is_well_while_a_worker_works(site: Site) -> None:
+    async with site.working():
+        found = await until(lambda: seen(site), lambda found: bool(found["healthy"]))
+        plain = await invoke(site, "status")
+    assert queue(found)["consumers"] == 1
+    assert found["database"]["schema"] == found["database"]["schema_wanted"]
+    assert found["database"]["outbox"] == {"messages": 0, "oldest_age": 0.0}
+    assert "All is well." in plain.stdout and "\x1b" not in plain.stdout
+
+
+async def test_what_needs_attention_is_said(site: Site) -> None:
+    await site.park(batch(right("nowhere")))
+    await site.publish(batch(right("nowhere")))
+    await invoke(site, "pause", "--reason", "moving house")
+    await make.execute(
+        site.engine,
+        "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body, created_at)"
+        " VALUES (gen_random_uuid(), 'x', 'x', 'x', '{}', '{}', now() - interval '5 minutes')",
+    )
+
+    def told(found: dict[str, Any]) -> bool:
+        # The broker's counts lag.
+        return len(found["attention"]) == 4 and queue(found)["ready"] == 1
+
+    found = await until(lambda: seen(site), told)
+
+    assert found["broker"]["dead"]["by_reason"] == {"nothing_resolved": 1}
+    assert found["broker"]["dead"]["oldest"]
+    assert found["database"]["pause"]["reason"] == "moving house"
+    assert found["database"]["outbox"]["oldest_age"] > 290
+    sentences = " ".join(found["attention"])
+    for words in ("Nobody consumes", "1 dead letters", "(moving house)", "wait in the outbox"):
+        assert words in sentences
+    await site.broker.until_depth(amqp.DEAD_QUEUE, 1)  # looking took nothing
+    plain = (await invoke(site, "status")).stdout
+    assert "1 nothing_resolved" in plain and "paused" in plain
+
+
+async def test_a_server_that_is_away_is_part_of_the_picture(site: Site) -> None:
+    found = await seen(site, INGEST_DATABASE_URL="postgresql://127.0.0.1:1/nowhere")
+    assert found["database"] is None and found["broker"] is not None
+    assert "can't be reached" in found["attention"][0]
+    found = await seen(site, INGEST_MANAGEMENT_URL="http://127.0.0.1:1")
+    assert found["broker"] is None and found["database"] is not None
+
+
+async def test_a_schema_that_does_not_fit_needs_attention(site: Site) -> None:
+    await make.execute(site.engine, "UPDATE alembic_version SET version_num = '0001'")
+    found = await seen(site)
+    assert any("`study-ingest migrate`" in sentence for sentence in found["attention"])
+
+
+async def test_top_prints_once_when_piped(site: Site) -> None:
+    result = await invoke(site, "top")
+    assert result.exit_code == 1 and "study.attempts" in result.stdout
+
+
+async def test_top_lives_in_a_terminal_until_q(site: Site) -> None:
+    keyboard, terminal = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("study-ingest"),
+        *("top", "--interval", "0.5"),
+        env=os.environ | environment(site) | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    try:
+        shown = await asyncio.to_thread(_read_until, keyboard, b"q ends")
+        assert b"study.attempts" in shown
+        os.write(keyboard, b"q")
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(keyboard)
+
+
+def _read_until(terminal: int, words: bytes) -> bytes:
+    shown = b""
+    while words not in shown:
+        shown += os.read(terminal, 4096)
+    return shown
