@@ -102,17 +102,22 @@ async def stage(folder: Path, questions: list[bank.Question]) -> AsyncIterator[S
     try:
         await asyncio.to_thread(at_once, [postgres.start, broker.start])
         made = Stage(postgres, broker, folder)
-        await made.sql(f"CREATE ROLE {ROLE} LOGIN")
-        await made.sql(f"GRANT CREATE ON SCHEMA public TO {ROLE}")
-        await asyncio.gather(_run(made, "migrate"), _run(made, "topology"))
-        await bank.publish(postgres.url, questions)
-        await _tap(broker.url)
+        await prepare(made, questions)
         yield made
     finally:
         for log, name in ((postgres.log, "postgres.log"), (broker.log, "rabbitmq.log")):
             if log.exists():
                 shutil.copyfile(log, folder / name)
         await asyncio.shield(asyncio.to_thread(at_once, [postgres.close, broker.close]))
+
+
+async def prepare(stage: Stage, questions: list[bank.Question]) -> None:
+    """Makes two empty servers into what a run needs."""
+    await stage.sql(f"CREATE ROLE {ROLE} LOGIN")
+    await stage.sql(f"GRANT CREATE ON SCHEMA public TO {ROLE}")
+    await asyncio.gather(_run(stage, "migrate"), _run(stage, "topology"))
+    await bank.publish(stage.postgres.url, questions)
+    await _tap(stage.broker.url)
 
 
 async def _run(stage: Stage, command: str) -> None:
