@@ -25,12 +25,17 @@ def main() -> int:
     parser.add_argument("--plot", action="store_true", help="draw into docs/performance/")
     parser.add_argument("--full", action="store_true", help="growth too: some 20 minutes")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument(
+        "--batches", type=int, metavar="N", help="in each run; a slow contender gets an eighth"
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave the frameworks out")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it works")
     arguments = parser.parse_args()
     console = Console(stderr=True)
     try:
         sizes = Sizes.tiny() if arguments.tiny else Sizes()
+        if arguments.batches:
+            sizes = sizes.with_batches(arguments.batches)
         if not arguments.no_peers:
             environment.ensure()
         measured = asyncio.run(

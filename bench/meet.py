@@ -43,6 +43,15 @@ class Sizes(NamedTuple):
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 50, 2_000, 200, 500, 2.0),
         )
 
+    def with_batches(self, count: int) -> "Sizes":
+        """The same with so many batches in the long course, in whole groups."""
+        group = floor.GROUP
+        long, short = (max(1, n // group) * group for n in (count, count // 8))
+        return self._replace(
+            course=self.course._replace(long=long, short=short),
+            wait=self.wait._replace(peak=long),
+        )
+
 
 class Meet:
     """Measures everything once."""
