@@ -119,6 +119,28 @@ async def test_told_to_stop_inside_a_commit(scene: Scene, patient: bool) -> None
     await scene.holds()
 
 
+async def test_every_ack_of_a_drained_group_arrives(scene: Scene) -> None:
+    """The connection closes right behind them."""
+    for _ in range(30):
+        await scene.send(scene.batch())
+    inside = scene.database.hold("to_client", COMMIT, nth=2)
+    worker = scene.start(wired=True, relay_in_worker="true")
+    await scene.comes(inside, worker)
+    worker.terminate()
+    await until(lambda: _lines(worker, "consumer.draining"), bool)
+    scene.database.release()
+    assert await worker.ended() == 0
+
+    (stopped,) = worker.lines("worker.stopped")
+    counts = stopped["settled"]
+    assert counts["ingested"] > 1
+    assert counts["ingested"] + counts.get("given_back", 0) == 30
+    await scene.returned(counts.get("given_back", 0))
+    if counts.get("given_back"):
+        await scene.recover(settled=counts["given_back"])
+    await scene.holds()
+
+
 async def test_a_stop_ends_in_time_though_the_database_never_answers(scene: Scene) -> None:
     inside = scene.database.hold("to_client", COMMIT)
     worker = scene.start(wired=True, **QUICK | {"drain_timeout": 1})
