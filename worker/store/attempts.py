@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
-from worker.store.literals import words
+from worker.store.literals import array
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _STREAMED_AT_ONCE: Final = 2_000
@@ -84,9 +84,10 @@ _INSERT: Final = text(
     " SELECT (CAST(:user_ids AS bigint[]))[place], question_id,"
     " (CAST(:topic_ids AS bigint[]))[place], (CAST(:ids AS uuid[]))[place], position, selected,"
     " right_one, selected = right_one, outcome, answered_at, sent_at"
-    " FROM unnest(CAST(:places AS integer[]), CAST(:question_ids AS bigint[]),"
-    " CAST(:positions AS integer[]), CAST(:selections AS integer[]),"
-    " CAST(:right_ones AS integer[]), CAST(CAST(:outcomes AS text) AS text[]),"
+    " FROM unnest(CAST(CAST(:places AS text) AS integer[]),"
+    " CAST(CAST(:question_ids AS text) AS bigint[]), CAST(CAST(:positions AS text) AS integer[]),"
+    " CAST(:selections AS integer[]), CAST(CAST(:right_ones AS text) AS integer[]),"
+    " CAST(CAST(:outcomes AS text) AS text[]),"
     " CAST(:answered AS timestamptz[]), CAST(:sent AS timestamptz[])) AS attempt (place,"
     " question_id, position, selected, right_one, outcome, answered_at, sent_at)"
 )
@@ -157,12 +158,12 @@ async def insert(
             "unsures": unsures,
             "finished": finished,
             "received": received,
-            "places": [place_of[id] for id in sessions_of],
-            "question_ids": question_ids,
-            "positions": positions,
+            "places": array(place_of[id] for id in sessions_of),
+            "question_ids": array(question_ids),
+            "positions": array(positions),
             "selections": selections,
-            "right_ones": right_ones,
-            "outcomes": words(outcomes),
+            "right_ones": array(right_ones),
+            "outcomes": array(outcomes),
             "answered": answered,
             "sent": sent,
         },

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME, Memory
-from worker.store.literals import words
+from worker.store.literals import array
 
 
 class Stored(NamedTuple):
@@ -58,6 +58,8 @@ _COLUMNS: Final = {
     "scheduler": "text",
 }
 """Name and type of each column, in the order of `_row` and `from_row`."""
+_PLAIN: Final = ("bigint", "integer", "smallint", "boolean", "text")
+"""Types of the columns that are never null, and never in need of quotes."""
 _KEY: Final = ("user_id", "study_question_id")
 
 SELECTED: Final = ", ".join(f"progress.{name}" for name in _COLUMNS)
@@ -76,13 +78,15 @@ _STANDING: Final = text(
     " WHERE question.id = ANY(CAST(:question_ids AS bigint[]))"
 )
 
-_WORDS: Final = ("last_outcome", "pattern")
+_AS_TEXT: Final = [name for name, kind in _COLUMNS.items() if kind in _PLAIN]
 
 _SAVE: Final = text(
     f"INSERT INTO study_question_progress ({', '.join(_COLUMNS)})"
     " SELECT * FROM unnest("
     + ", ".join(
-        f"CAST(CAST(:{name} AS text) AS text[])" if name in _WORDS else f"CAST(:{name} AS {kind}[])"
+        f"CAST(CAST(:{name} AS text) AS {kind}[])"
+        if name in _AS_TEXT
+        else f"CAST(:{name} AS {kind}[])"
         for name, kind in _COLUMNS.items()
     )
     + ")"
@@ -128,8 +132,8 @@ async def save(connection: AsyncConnection, rows: Sequence[Stored]) -> None:
         return
     columns = zip(*(_row(row) for row in rows), strict=True)
     parameters: dict[str, Any] = dict(zip(_COLUMNS, columns, strict=True))
-    for name in _WORDS:
-        parameters[name] = words(parameters[name])
+    for name in _AS_TEXT:
+        parameters[name] = array(parameters[name])
     await connection.execute(_SAVE, parameters)
 
 
@@ -145,28 +149,17 @@ def columns(stored: Stored) -> dict[str, Any]:
 
 def from_row(row: Sequence[Any]) -> Stored:
     """Reads the columns of `SELECTED`."""
+    # By position: this is called for every question of a group.
     return Stored(
-        user_id=row[0],
-        question_id=row[1],
-        topic_id=row[2],
-        progress=Progress(
-            attempts_count=row[3],
-            correct_count=row[4],
-            wrong_count=row[5],
-            unsure_count=row[6],
-            correct_run=row[7],
-            best_run=row[8],
-            spaced_run=row[9],
-            recent_unsure=row[10],
-            lapse_count=row[11],
-            first_correct_at=row[12],
-            last_outcome=_OUTCOMES[row[13]],
-            last_answered_at=row[14],
-            memory=Memory(row[15], row[16], row[17]),
+        row[0],
+        row[1],
+        row[2],
+        Progress._make(
+            (*row[3:13], _OUTCOMES[row[13]], row[14], Memory(row[15], row[16], row[17]))
         ),
-        pattern=_PATTERNS[row[18]],
-        explanation_requested=row[19],
-        scheduler=row[20],
+        _PATTERNS[row[18]],
+        row[19],
+        row[20],
     )
 
 
