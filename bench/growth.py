@@ -190,6 +190,9 @@ class Growth:
             connection = await self._stage.connect("growth")
             try:
                 with Processes(contender.commands(), variables, LOGS / "backlog.log") as processes:
+                    while not await connection.fetchval("SELECT count(*) FROM ingest_inbox"):
+                        processes.check()
+                        await asyncio.sleep(_SAMPLE_EVERY)
                     memory = await _watch(processes, self._sizes.watched)
                     done = await connection.fetchval("SELECT count(*) FROM ingest_inbox")
             finally:

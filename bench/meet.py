@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
         return cls(
             courses.Sizes(shape, (courses.FRESH,), warm_up=50, long=50, short=50),
             latency.Sizes(peak=40, seconds=0.5, alone=2),
-            GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 50, 2_000, 200, 500, 2.0),
+            GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 100, 2_000, 2_000, 500, 2.0),
         )
 
     def with_batches(self, count: int) -> "Sizes":
