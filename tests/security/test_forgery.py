@@ -28,6 +28,8 @@ pytestmark = pytest.mark.broker
 STUDY_INGEST = Path(sys.executable).parent / "study-ingest"
 ESCAPE = "\x1b[2K\x1b[1A\x1b[31m"
 FORGED = f'{ESCAPE}\r\n{{"event": "forged", "level": "info"}}\n'
+PATIENCE = 120.0
+"""Seconds for a process to start, to speak or to end, on a machine that is busy."""
 PLANTED = "pl4nted-s3cret/@:%"
 """A password that has to be quoted in a URL, so that half of it might slip through."""
 
@@ -41,7 +43,7 @@ async def said_by(*words: str, env: dict[str, str]) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await asyncio.wait_for(process.communicate(), 30)
+    said, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     return process.returncode or 0, said.decode()
 
 
@@ -54,7 +56,7 @@ class Running:
 
     async def until(self, event: str, count: int = 1) -> None:
         """Reads on until `event` was said `count` times."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while sum(event in line for line in self.lines) < count:
                 assert await self._read(), "the worker ended: " + "\n".join(self.lines)
 
@@ -62,7 +64,7 @@ class Running:
         """SIGTERM, and the rest of what it says."""
         if self._process.returncode is None:
             self._process.terminate()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while await self._read():
                 pass
             await self._process.wait()
