@@ -35,6 +35,7 @@ async def test_a_trace_goes_on_from_the_viewer_to_the_result_and_the_follow_up(
             "OTEL_BSP_SCHEDULE_DELAY": "50",
         }
         async with running(settings, **variables) as worker:
+            await worker.until_ready()
             await broker.publish(
                 batch.model_dump_json(),
                 headers={amqp.TRACEPARENT_HEADER: f"00-{TRACE}-{PARENT}-01"},
