@@ -43,6 +43,7 @@ T = TypeVar("T")
 
 # Few of each, so that things meet.
 uuids = st.integers(1, 8).map(lambda number: UUID(int=number))
+new_uuids = st.integers(1, 80).map(lambda number: UUID(int=number))
 questions = st.tuples(st.sampled_from(USERS), st.integers(0, 2))
 times = st.one_of(
     st.integers(0, 4).map(lambda hours: make.at(hours=hours).isoformat()),
@@ -128,10 +129,10 @@ class IngestMachine(RuleBasedStateMachine):
         self.delivered([self.sent[uuid] for uuid in again])
 
     @rule(
-        first=st.tuples(uuids, attempts, whose),
+        first=st.tuples(new_uuids, attempts, whose),
         again=st.booleans(),
         commits=st.booleans(),
-        second=st.tuples(uuids, attempts, whose),
+        second=st.tuples(new_uuids, attempts, whose),
     )
     def two_at_once(self, first: Any, second: Any, again: bool, commits: bool) -> None:
         """One transaction is open, all its work done, when another begins."""
