@@ -6,6 +6,7 @@ Events have stable names (`delivery.settled`, `consumer.paused`); never a messag
 import logging
 import sys
 from io import TextIOBase
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import Processor
@@ -44,7 +45,7 @@ def configure(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
-        logger_factory=structlog.PrintLoggerFactory(_StandardError()),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _StandardError())),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(_StandardError())
