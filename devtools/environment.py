@@ -41,7 +41,7 @@ def ensure() -> Path:
             uv = ensure_uv()
             environment = _uv_environment()
             for what in (
-                ("--require-hashes", "-r", "requirements.lock", "-r", PINS / "editables.txt"),
+                ("--require-hashes", "-r", "requirements.lock"),
                 ("--no-deps", "--no-build-isolation", "-e", "."),
             ):
                 # Compiled once here: where the environment forbids Python to write bytecode,
