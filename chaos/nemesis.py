@@ -19,6 +19,7 @@ from chaos import bank
 from chaos.checker import Violation, check
 from chaos.evidence import Evidence, read_database, read_outbox, read_queues
 from chaos.faults import FAULTS, Fault
+from chaos.phone import quiet_mark
 from chaos.pulse import Pulse
 from chaos.schedule import Planned, schedule
 from chaos.stage import JOBS_TAP, RESULTS_TAP, stage
@@ -183,10 +184,13 @@ async def _drained(
 
 
 async def _on_the_way(world: World, queues: list[str]) -> int:
-    """Batches without a result, and messages in queues and in the database's outbox."""
-    unsettled = sum(_unsettled(world.outbox(phone)) for phone in world.phones)
-    if unsettled:
-        return unsettled
+    """Viewers at play, batches without a result, messages in queues and the database's outbox."""
+    outboxes = [world.outbox(phone) for phone in world.phones]
+    # One that has just been started may not have heard that it is to be quiet.
+    playing = sum(not quiet_mark(outbox).exists() for outbox in outboxes)
+    unsettled = sum(_unsettled(outbox) for outbox in outboxes)
+    if playing + unsettled:
+        return playing + unsettled
     (unsent,) = (await world.stage.sql("SELECT count(*) FROM outbox"))[0]
     return int(unsent) + await _waiting(world, queues)
 

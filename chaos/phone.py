@@ -52,6 +52,11 @@ class Plan:
         return json.dumps(asdict(self))
 
 
+def quiet_mark(outbox: Path) -> Path:
+    """The file by which a phone says that it has heard `quiet`, and records nothing more."""
+    return outbox.with_suffix(".quiet")
+
+
 class Phone:
     """The person and the app."""
 
@@ -94,8 +99,9 @@ class Phone:
             passed = min(1.0, (_real_time() - plan.began) / plan.seconds)
             uuid = UUID(int=self._rng.getrandbits(128), version=4)
             attempts = session(self._rng, self._bank, plan.users, passed, self._skew)
-            self._record(uuid, attempts)
-            wake()
+            if self._playing:
+                self._record(uuid, attempts)
+                wake()
 
     def _record(self, uuid: UUID, attempts: list[dict[str, Any]]) -> None:
         batch = AttemptBatch.model_validate({"client_session_uuid": uuid, "attempts": attempts})
@@ -115,6 +121,7 @@ class Phone:
                     self._set_clock(float(seconds))
                 case ["quiet"]:
                     self._playing = False
+                    quiet_mark(Path(self._plan.outbox)).touch()
 
     def _set_clock(self, ahead: float) -> None:
         """The whole process believes in another time: the library as well."""
