@@ -231,7 +231,7 @@ class Outbox:
             """
             UPDATE study_outbox
             SET state = 'settled', status = :status, result = :result, problem = NULL,
-                settled_at = :now
+                settled_at = coalesce(settled_at, :now)
             WHERE client_session_uuid = :uuid
               AND (state <> 'settled' OR :status <> 'rejected')
             """,

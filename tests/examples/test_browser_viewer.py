@@ -209,12 +209,12 @@ async def test_answered_offline_closed_reopened_and_told(
         await browser.do("""await page.waitForSelector('#connection:text-is("online")')""")
         await browser.do("await context.setOffline(true)")
         await browser.answer(1, 2, None, 1)
-        assert await browser.states() == ["waiting"]
+        await browser.until("waiting")
         await browser.close_tab()
 
     # Nobody serves the page any more: it opens out of what was kept.
     await browser.open(port)
-    assert await browser.states() == ["waiting"]
+    await browser.until("waiting")
 
     # Online, but no worker: it is with the broker, and a new tab sends it again.
     await browser.do("await context.setOffline(false)")

@@ -148,9 +148,10 @@ async def test_a_result_that_comes_twice_changes_nothing(outbox: Outbox, broker:
     (uuid,) = record(outbox, make_batch())
     async with relay_of(outbox, broker.url) as relay:
         await broker_has(relay, broker)
-        await broker.answer(make_result(uuid))
+        told = make_result(uuid)
+        await broker.answer(told)
         first = await relay.until_settled(uuid)
-        await broker.answer(make_result(uuid, Status.ALREADY_INGESTED))
+        await broker.answer(told)
         await drained(relay, broker)
         assert outbox.get(uuid) == first
     assert await broker.results_left() == []

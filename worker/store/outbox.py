@@ -71,8 +71,8 @@ _WAITING: Final = text(
 # The count is bounded: whoever has more than that waiting need not know how many.
 _BACKLOG: Final = text(
     "SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT 100000) AS counted),"
-    " coalesce(CAST(extract(epoch FROM clock_timestamp() - (SELECT created_at FROM outbox"
-    " ORDER BY id LIMIT 1)) AS double precision), 0)"
+    " coalesce(CAST(extract(epoch FROM clock_timestamp() - (SELECT min(created_at) FROM"
+    " (SELECT created_at FROM outbox ORDER BY id LIMIT 1000) AS first)) AS double precision), 0)"
 )
 
 _DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
