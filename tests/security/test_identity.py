@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aio_pika
+import httpx
 import pytest
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelClosed
@@ -182,7 +183,10 @@ async def test_a_viewer_of_the_http_api_can_change_nothing_there(
     vhost = broker.vhost
 
     async def ask(method: str, path: str, body: Any = None) -> int:
-        answer = await broker.api.request(method, path, json=body, auth=auth, timeout=30)
+        try:
+            answer = await broker.api.request(method, path, json=body, auth=auth, timeout=30)
+        except httpx.RemoteProtocolError:
+            return 599  # RabbitMQ 3.10 hangs up on a publish in another's name
         return answer.status_code
 
     assert await ask("PUT", f"queues/{vhost}/mine", {}) in (401, 403)
