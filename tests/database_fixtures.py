@@ -6,6 +6,7 @@ One template is migrated in each test process; a test's database is a copy of it
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import asyncpg
@@ -65,33 +66,35 @@ def _drop_template() -> Iterator[None]:
         asyncio.run(_administer(f"DROP DATABASE IF EXISTS {_TEMPLATE} WITH (FORCE)"))
 
 
+@asynccontextmanager
+async def _database(origin: str = "") -> AsyncIterator[str]:
+    name = f"test_{uuid4().hex[:16]}"
+    await _administer(f"CREATE DATABASE {name} {origin}")
+    yield _named(name)
+    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 async def empty_database_url() -> AsyncIterator[str]:
     """The URL of a database without any schema."""
-    name = f"test_{uuid4().hex[:16]}"
-    await _administer(f"CREATE DATABASE {name}")
-    yield _named(name)
-    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
+    async with _database() as url:
+        yield url
 
 
 @pytest.fixture
 async def database_url() -> AsyncIterator[str]:
     """The URL of a migrated database of the test's own."""
-    name = f"test_{uuid4().hex[:16]}"
-    await _administer(f"CREATE DATABASE {name} TEMPLATE {await _template()}")
-    yield _named(name)
-    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
+    async with _database(f"TEMPLATE {await _template()}") as url:
+        yield url
 
 
 @pytest.fixture
 async def other_engine() -> AsyncIterator[AsyncEngine]:
     """A pool on another migrated database."""
-    name = f"test_{uuid4().hex[:16]}"
-    await _administer(f"CREATE DATABASE {name} TEMPLATE {await _template()}")
-    engine = make_engine(_settings(_named(name)), connections=4, name="tests")
-    yield engine
-    await engine.dispose()
-    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
+    async with _database(f"TEMPLATE {await _template()}") as url:
+        engine = make_engine(_settings(url), connections=4, name="tests")
+        yield engine
+        await engine.dispose()
 
 
 @pytest.fixture
