@@ -4,7 +4,7 @@ Reads as its own table of contents. Knows SQL only through `worker.store`, and n
 broker: deliveries come in as `Incoming`, and what became of each goes out as a `Disposition`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -31,14 +31,21 @@ class Ingest:
     """Ingests groups of deliveries.
 
     With `default_deny` a viewer without any grant may write for nobody; otherwise for anybody.
+    `on_commit` is called after each commit: there may be something to relay.
     """
 
     def __init__(
-        self, engine: AsyncEngine, thresholds: Thresholds, *, default_deny: bool = False
+        self,
+        engine: AsyncEngine,
+        thresholds: Thresholds,
+        *,
+        default_deny: bool = False,
+        on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._thresholds = thresholds
         self._default_deny = default_deny
+        self._on_commit = on_commit
 
     async def __call__(self, group: Sequence[Incoming]) -> list[Disposition]:
         """What became of each delivery, in order, once all of it is committed.
@@ -50,10 +57,24 @@ class Ingest:
         """
         dispositions: list[Disposition] = []
         for once in _rounds(group):
-            async with transaction(self._engine) as connection:
-                done = await transact(connection, once, self._thresholds, self._default_deny)
-            dispositions += done
+            dispositions += await self._decide(once)
         return dispositions
+
+    async def _decide(self, group: Sequence[Incoming]) -> list[Disposition]:
+        """As many transactions as it takes until no principal is another's."""
+        decided: dict[int, Disposition] = {}
+        while len(decided) < len(group):
+            left = [place for place in range(len(group)) if place not in decided]
+            async with transaction(self._engine) as connection:
+                found = await transact(
+                    connection,
+                    [group[place] for place in left],
+                    self._thresholds,
+                    self._default_deny,
+                )
+            self._on_commit()
+            decided |= {left[place]: disposition for place, disposition in found.items()}
+        return [decided[place] for place in range(len(group))]
 
 
 def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
@@ -77,8 +98,13 @@ async def transact(
     group: Sequence[Incoming],
     thresholds: Thresholds,
     default_deny: bool,
-) -> list[Disposition]:
-    """All that ingest does inside one transaction; no uuid may come twice in `group`."""
+) -> dict[int, Disposition]:
+    """All that ingest does inside one transaction; no uuid may come twice in `group`.
+
+    Returns what became of each delivery, by its place in the group. One is missing where another
+    transaction holds its principal and others could go on: nothing was done about it, and it is
+    to be tried again. At least one is there.
+    """
     batches = {
         incoming.content.client_session_uuid: (incoming, incoming.content)
         for incoming in group
@@ -87,17 +113,23 @@ async def transact(
     known = await inbox.known(connection, batches) if batches else {}
     fresh = {uuid: each for uuid, each in batches.items() if uuid not in known}
     plans, rejections = await _resolve(connection, fresh, default_deny)
-    received = await _claim(connection, plans)
-    if taken := plans.keys() - received.keys():
+    held = await _lock(connection, plans)
+    received = await _claim(connection, held)
+    if taken := held.keys() - received.keys():
         known |= await _taken(connection, taken)
     done = await _finalize(
-        connection, [plans[uuid] for uuid in plans if uuid in received], received, thresholds
+        connection, [held[uuid] for uuid in held if uuid in received], received, thresholds
     )
-    verdicts = [_verdict(incoming, incoming.content, known, rejections, done) for incoming in group]
-    outgoing = [message for _, told in verdicts for message in told]
+    busy = plans.keys() - held.keys()
+    verdicts = {
+        place: _verdict(incoming, incoming.content, known, rejections, done)
+        for place, incoming in enumerate(group)
+        if incoming.client_session_uuid not in busy
+    }
+    outgoing = [message for _, told in verdicts.values() for message in told]
     if done.told or outgoing:
         await outbox.record(connection, done.told, outgoing)
-    return [disposition for disposition, _ in verdicts]
+    return {place: disposition for place, (disposition, _) in verdicts.items()}
 
 
 async def _resolve(
@@ -121,6 +153,14 @@ async def _resolve(
             except Rejection as rejection:
                 rejections[uuid] = rejection
     return plans, rejections
+
+
+async def _lock(connection: AsyncConnection, plans: Mapping[UUID, Plan]) -> dict[UUID, Plan]:
+    """The plans whose principals are ours until the commit."""
+    if not plans:
+        return {}
+    users = await principals.lock_free(connection, {plan.user_id for plan in plans.values()})
+    return {uuid: plan for uuid, plan in plans.items() if plan.user_id in users}
 
 
 async def _claim(connection: AsyncConnection, plans: Mapping[UUID, Plan]) -> dict[UUID, datetime]:
@@ -151,7 +191,6 @@ async def _finalize(
 ) -> Finalized:
     if not plans:
         return Finalized()
-    await principals.lock(connection, {plan.user_id for plan in plans})
     standing = await progress.standing(
         connection, {each.question.question_id for plan in plans for each in plan.answered}
     )

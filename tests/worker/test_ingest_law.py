@@ -20,6 +20,7 @@ from worker.domain.patterns import Thresholds
 from worker.ingest import Ingest
 from worker.repair import users, verify
 from worker.resolve import Incoming
+from worker.store import principals
 
 USERS = (1, 2, 3)
 
@@ -147,24 +148,21 @@ async def test_a_batch_that_began_before_another_may_commit_after_it(
     engine: AsyncEngine, shelves: dict[int, list[Published]]
 ) -> None:
     """Its receipt is the earlier one, so its clamped answers are late to what is folded."""
-    question, *_ = shelves[1]
-    async with engine.begin() as holder:
-        # Holds the second row of the first batch's claim up, not its user.
-        uuid = UUID(int=1)
-        await holder.execute(
-            make.text(
-                "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id)"
-                " VALUES (:uuid, decode(repeat('00', 32), 'hex'), 9)"
-            ),
-            {"uuid": uuid},
-        )
+    (other, *_), (question, *_) = shelves[3], shelves[1]
+    async with engine.begin() as holds_other, engine.begin() as holds_user:
+        await principals.lock(holds_other, [3])
+        await principals.lock(holds_user, [1])
+        # Both are held, so it waits for both, and for the other's first.
         early = asyncio.create_task(
-            Ingest(engine, Thresholds())([sent(make.right(question, None), uuid=uuid)])
+            Ingest(engine, Thresholds())(
+                [sent(make.right(question, None)), sent(make.right(other, None))]
+            )
         )
         await make.blocked(engine, 1)
+        await holds_user.rollback()
         (late,) = await Ingest(engine, Thresholds())([sent(make.wrong(question, None))])
-        await holder.rollback()
-    (first,) = await early
+        await holds_other.rollback()
+    first, _ = await early
 
     assert isinstance(first, Ingested) and isinstance(late, Ingested)
     assert first.received_at < late.received_at

@@ -20,6 +20,7 @@ from worker.ingest import Ingest
 from worker.repair import users, verify
 from worker.resolve import Incoming
 from worker.settings import Settings
+from worker.store import principals
 from worker.store.engine import make_engine
 
 ROUNDS = 70
@@ -91,6 +92,26 @@ async def test_two_batches_of_one_user_are_both_counted(
         row = (await make.progress(engine))[1, question.question_id]
         assert (row["attempts_count"], row["correct_count"]) == (2 * ROUNDS, ROUNDS)
         assert row["lapse_count"] == ROUNDS
+    await _healthy(engine)
+
+
+async def test_a_principal_in_use_holds_up_only_its_own_batches(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    busy, free = [(await make.publish(engine, user_id=user_id))[0] for user_id in (1, 2)]
+    committed = asyncio.Event()
+    ingest = Ingest(engine, Thresholds(), on_commit=committed.set)
+    group = [sent(right(each, at(0))) for each in (busy, free)]
+    async with engine.begin() as holder:
+        await principals.lock(holder, [1])
+        deciding = asyncio.create_task(ingest(group))
+        await committed.wait()
+        await make.blocked(engine, 1)
+        assert [user_id for user_id, _ in await make.progress(engine)] == [2]
+        (other,) = await crew[0]([sent(wrong(free, at(1)))])
+        await holder.rollback()
+    assert [type(each) for each in (other, *await deciding)] == [Ingested] * 3
+    assert {user_id for user_id, _ in await make.progress(engine)} == {1, 2}
     await _healthy(engine)
 
 

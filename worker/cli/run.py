@@ -6,7 +6,7 @@ SIGTERM and SIGINT drain and exit 0; a second one gives up at once.
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import structlog
@@ -20,12 +20,10 @@ from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.cli.shared import engine_of, run, thresholds_of
 from worker.consumer import Consumer
-from worker.domain.dispositions import Disposition
 from worker.errors import BrokerAway, DatabaseAway, IngestError, SettingsError, Stuck
 from worker.ingest import Ingest
 from worker.operate.gate import Gate
 from worker.relay import Relay
-from worker.resolve import Incoming
 from worker.settings import Settings, load_settings
 from worker.store import schema
 from worker.store.engine import is_ready
@@ -95,19 +93,19 @@ async def _worker(settings: Settings) -> None:
         Publisher(settings, "relay") as outgoing,
     ):
         relay = Relay(engine, outgoing, settings)
-        ingest = Ingest(engine, thresholds_of(settings), default_deny=settings.require_user_id)
-
-        async def ingest_and_wake(group: Sequence[Incoming]) -> list[Disposition]:
-            dispositions = await ingest(group)
-            relay.wake()
-            return dispositions
+        ingest = Ingest(
+            engine,
+            thresholds_of(settings),
+            default_deny=settings.require_user_id,
+            on_commit=relay.wake,
+        )
 
         async def database_ready() -> bool:
             return await is_ready(engine)
 
         consumer = Consumer(
             settings,
-            ingest_and_wake,
+            ingest,
             copies,
             database_ready=database_ready,
             gate_open=Gate(engine, enabled=settings.enabled),

@@ -54,7 +54,8 @@ async def rehearse(
         async with transaction(engine) as connection:
             savepoint = await connection.begin_nested()
             last = await rehearsal.last_message(connection)
-            [disposition] = await transact(connection, [incoming], thresholds, default_deny)
+            decided = await transact(connection, [incoming], thresholds, default_deny)
+            disposition = decided[0]
             seen = await _written(connection, incoming.client_session_uuid, last, disposition)
             after = await _progress(connection, seen)
             await savepoint.rollback()

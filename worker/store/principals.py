@@ -13,10 +13,29 @@ _LOCK: Final = text(
 )
 
 
+# A try never waits, so in whatever order these are taken there is no deadlock.
+_LOCK_FREE: Final = text(
+    "SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key"
+    " WHERE pg_try_advisory_xact_lock(key)"
+)
+
+
 async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
     """Waits for the locks of all `user_ids`, in one order for everybody, so without deadlock."""
     keys = sorted({_key(user_id) for user_id in user_ids})
     await connection.execute(_LOCK, {"keys": keys})
+
+
+async def lock_free(connection: AsyncConnection, user_ids: Iterable[int]) -> set[int]:
+    """Takes the locks that nobody else holds, and says whose they are; waits for all of them
+    where none is free, so that whoever asks for some gets some.
+    """
+    wanted = {_key(user_id): user_id for user_id in user_ids}
+    free = await connection.scalars(_LOCK_FREE, {"keys": list(wanted)})
+    if held := {wanted[key] for key in free}:
+        return held
+    await connection.execute(_LOCK, {"keys": sorted(wanted)})
+    return set(wanted.values())
 
 
 def _key(user_id: int) -> int:
