@@ -143,16 +143,17 @@ class Lanes:
     async def _settle(
         self, group: list[Taken], dispositions: Sequence[Disposition | Deferred | Postponed]
     ) -> None:
-        copied = []
+        committed, copied = [], []
         for taken, disposition in zip(group, dispositions, strict=True):
             if isinstance(disposition, Ingested | Duplicate):
-                await self._settler.settle(taken, disposition, len(group))
+                committed.append((taken, disposition))
             else:
                 copied.append(self._settle_by_copy(taken, disposition, len(group)))
+        await self._settler.ack(committed, len(group))
         await asyncio.gather(*copied)
 
     async def _settle_by_copy(
-        self, taken: Taken, disposition: Disposition | Deferred | Postponed, group_size: int
+        self, taken: Taken, disposition: Rejected | Deferred | Postponed, group_size: int
     ) -> None:
         """Tries until the copy is confirmed; the original stays in hand as long."""
         conditions = self._conditions
@@ -161,7 +162,7 @@ class Lanes:
         try:
             while self._is_live(taken):
                 try:
-                    await self._settler.settle(taken, disposition, group_size)
+                    await self._settler.settle_by_copy(taken, disposition, group_size)
                     return
                 except Unconfirmed as trouble:
                     self._unpublished += not is_counted

@@ -7,6 +7,7 @@ does not confirm (it raises).
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -47,17 +48,29 @@ class Settler:
         self.counts: Counter[str] = Counter()
         self.last_progress = time.monotonic()
 
-    async def settle(
-        self, taken: Taken, disposition: Disposition | Deferred | Postponed, group_size: int
+    async def ack(
+        self, committed: Sequence[tuple[Taken, Ingested | Duplicate]], group_size: int
     ) -> None:
-        """Makes the disposition durable where it isn't yet, then acks.
+        """Acks what the transaction has made durable, all of it together."""
+        if not committed:
+            return
+        first, *others = [taken.delivery for taken, _ in committed]
+        is_acked = await first.ack_with(others)
+        for taken, disposition in committed:
+            if is_acked:
+                self._settled(taken, disposition, group_size)
+            else:
+                self.stale(taken)
 
-        Raises `Unconfirmed` when a copy was not confirmed: the delivery is then still in hand.
+    async def settle_by_copy(
+        self, taken: Taken, disposition: Rejected | Deferred | Postponed, group_size: int
+    ) -> None:
+        """Has the broker confirm a copy where the disposition says, then acks.
+
+        Raises `Unconfirmed` when it did not: the delivery is then still in hand.
         """
-        reason: str | None = None
         match disposition:
             case Rejected():
-                reason = disposition.reason
                 await dead_letters.park(
                     self._publisher,
                     taken.delivery,
@@ -70,14 +83,21 @@ class Settler:
                     self._publisher, taken.delivery, taken.envelope, disposition.delay
                 )
             case Postponed():
-                reason = RejectReason.UNSUPPORTED_VERSION
                 await dead_letters.postpone(self._publisher, taken.delivery, taken.envelope)
-            case Ingested() | Duplicate():
-                pass
-        word = type(disposition).__name__.lower()
-        if not await taken.delivery.ack():
+        if await taken.delivery.ack():
+            self._settled(taken, disposition, group_size)
+        else:
             self.stale(taken)
-            return
+
+    def _settled(
+        self, taken: Taken, disposition: Disposition | Deferred | Postponed, group_size: int
+    ) -> None:
+        reason: str | None = None
+        if isinstance(disposition, Rejected):
+            reason = disposition.reason
+        elif isinstance(disposition, Postponed):
+            reason = RejectReason.UNSUPPORTED_VERSION
+        word = type(disposition).__name__.lower()
         self.last_progress = time.monotonic()
         metrics.LAST_PROGRESS.set_to_current_time()
         self.counts[word] += 1

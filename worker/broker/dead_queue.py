@@ -7,7 +7,7 @@ aio-pika; may not know what a letter says.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
@@ -59,15 +59,21 @@ class DeadQueue:
             )
         return Delivery(message, self) if isinstance(message.delivery, Basic.GetOk) else None
 
-    async def settle(self, frame: Basic.Ack | Basic.Nack) -> bool:
-        """Sends an ack or nack. Raises `BrokerAway`: a letter that was not settled comes again."""
+    async def ack(self, tags: Sequence[int]) -> bool:
+        """Raises `BrokerAway`: a letter that was not settled comes again."""
+        for tag in tags:
+            await self._settled(self._channel.basic_ack(tag, wait=False))
+        return True
+
+    async def give_back(self, tag: int) -> bool:
+        """Raises as `ack` does."""
+        await self._settled(self._channel.basic_nack(tag, wait=False))
+        return True
+
+    async def _settled(self, settling: Awaitable[object]) -> None:
         with _translated(), client_errors():
             async with asyncio.timeout(self._settings.publish_timeout):
-                if isinstance(frame, Basic.Ack):
-                    await self._channel.basic_ack(frame.delivery_tag or 0, wait=False)
-                else:
-                    await self._channel.basic_nack(frame.delivery_tag or 0, wait=False)
-        return True
+                await settling
 
 
 @asynccontextmanager

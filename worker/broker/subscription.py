@@ -10,7 +10,7 @@ delivery means.
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -35,7 +35,9 @@ class Settling(Protocol):
     @property
     def is_lost(self) -> bool: ...
 
-    async def settle(self, frame: Basic.Ack | Basic.Nack) -> bool: ...
+    async def ack(self, tags: Sequence[int]) -> bool: ...
+
+    async def give_back(self, tag: int) -> bool: ...
 
 
 class Delivery:
@@ -89,11 +91,15 @@ class Delivery:
 
     async def ack(self) -> bool:
         """Tells the broker that the message is dealt with; False when it is stale."""
-        return await self._subscription.settle(Basic.Ack(self._tag))
+        return await self._subscription.ack([self._tag])
+
+    async def ack_with(self, others: Sequence["Delivery"]) -> bool:
+        """Acks this one and `others` of the same subscription, in as few frames as that takes."""
+        return await self._subscription.ack([self._tag, *(other._tag for other in others)])
 
     async def give_back(self) -> bool:
         """Puts the message back, unstarted, for whoever comes next; False when it is stale."""
-        return await self._subscription.settle(Basic.Nack(self._tag, requeue=True))
+        return await self._subscription.give_back(self._tag)
 
 
 class Subscription:
@@ -120,6 +126,8 @@ class Subscription:
         self._consuming_since = 0.0
         self._was_listed = False
         self._is_cancelling = False
+        self._settled_through = 0
+        self._settled_beyond: set[int] = set()
         self.is_proved = False
         """Whether the broker has said, when it was last asked, that it knows our consumer; a new
         one on the same channel, which it has just confirmed, is trusted until it is asked again."""
@@ -203,8 +211,34 @@ class Subscription:
             self.lose(describe(error))
         self.tag = None
 
-    async def settle(self, frame: Basic.Ack | Basic.Nack) -> bool:
-        """Sends an ack or nack; False when the channel is gone, and the message stale with it."""
+    async def ack(self, tags: Sequence[int]) -> bool:
+        """Acks the deliveries; False when the channel is gone, and they are stale with it.
+
+        A channel counts its deliveries from 1: where everything up to some tag is settled, one
+        frame says so for all of them.
+        """
+        through = self._settle(tags)
+        together = max((tag for tag in tags if tag <= through), default=None)
+        frames = [Basic.Ack(tag) for tag in tags if tag > through]
+        if together is not None:
+            # Not `through`: the broker refuses a tag that it has had an ack of before.
+            frames.insert(0, Basic.Ack(together, multiple=True))
+        return all([await self._send(frame) for frame in frames])
+
+    async def give_back(self, tag: int) -> bool:
+        """Puts a delivery back into the queue; False when it is stale."""
+        self._settle([tag])
+        return await self._send(Basic.Nack(tag, requeue=True))
+
+    def _settle(self, tags: Sequence[int]) -> int:
+        """Notes that these are settled; returns the tag up to which all now are."""
+        self._settled_beyond.update(tags)
+        while self._settled_through + 1 in self._settled_beyond:
+            self._settled_through += 1
+            self._settled_beyond.remove(self._settled_through)
+        return self._settled_through
+
+    async def _send(self, frame: Basic.Ack | Basic.Nack) -> bool:
         if self.is_lost:
             return False
         try:
@@ -212,7 +246,9 @@ class Subscription:
                 # The client's queue to its writer is short: a dead socket blocks whoever acks.
                 async with asyncio.timeout(self._settings.publish_timeout):
                     if isinstance(frame, Basic.Ack):
-                        await self._channel.basic_ack(frame.delivery_tag or 0, wait=False)
+                        await self._channel.basic_ack(
+                            frame.delivery_tag or 0, multiple=frame.multiple, wait=False
+                        )
                     else:
                         await self._channel.basic_nack(
                             frame.delivery_tag or 0, requeue=True, wait=False

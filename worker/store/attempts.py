@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
-from worker.store.literals import array
+from worker.store.literals import numbers, time_of, times, words
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _STREAMED_AT_ONCE: Final = 2_000
@@ -83,12 +83,13 @@ _INSERT: Final = text(
     # What an attempt has from its session is sent once: `place` is the session's in the arrays.
     " SELECT (CAST(:user_ids AS bigint[]))[place], question_id,"
     " (CAST(:topic_ids AS bigint[]))[place], (CAST(:ids AS uuid[]))[place], position, selected,"
-    " right_one, selected = right_one, outcome, answered_at, sent_at"
+    f" right_one, selected = right_one, outcome, {time_of('answered_at')}, {time_of('sent_at')}"
     " FROM unnest(CAST(CAST(:places AS text) AS integer[]),"
     " CAST(CAST(:question_ids AS text) AS bigint[]), CAST(CAST(:positions AS text) AS integer[]),"
     " CAST(:selections AS integer[]), CAST(CAST(:right_ones AS text) AS integer[]),"
     " CAST(CAST(:outcomes AS text) AS text[]),"
-    " CAST(:answered AS timestamptz[]), CAST(:sent AS timestamptz[])) AS attempt (place,"
+    " CAST(CAST(:answered AS text) AS bigint[]), CAST(CAST(:sent AS text) AS bigint[]))"
+    " AS attempt (place,"
     " question_id, position, selected, right_one, outcome, answered_at, sent_at)"
 )
 
@@ -158,14 +159,14 @@ async def insert(
             "unsures": unsures,
             "finished": finished,
             "received": received,
-            "places": array(place_of[id] for id in sessions_of),
-            "question_ids": array(question_ids),
-            "positions": array(positions),
+            "places": numbers([place_of[id] for id in sessions_of]),
+            "question_ids": numbers(question_ids),
+            "positions": numbers(positions),
             "selections": selections,
-            "right_ones": array(right_ones),
-            "outcomes": array(outcomes),
-            "answered": answered,
-            "sent": sent,
+            "right_ones": numbers(right_ones),
+            "outcomes": words(outcomes),
+            "answered": times(answered),
+            "sent": times(sent),
         },
     )
 

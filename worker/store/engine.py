@@ -59,6 +59,9 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
                 "application_name": name,
                 "timezone": "UTC",
                 "jit": "off",  # every statement is short; compiling one costs more than it
+                # Rows are found by their keys. A plan that was made while a table was empty, also
+                # of the lookup behind a foreign key, would read all of it for as long as it lives.
+                "enable_seqscan": "off",
                 "statement_timeout": milliseconds(settings.statement_timeout),
                 "lock_timeout": milliseconds(settings.lock_timeout),
                 "idle_in_transaction_session_timeout": milliseconds(

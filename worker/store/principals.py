@@ -15,8 +15,7 @@ _LOCK: Final = text(
 
 # A try never waits, so in whatever order these are taken there is no deadlock.
 _LOCK_FREE: Final = text(
-    "SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key"
-    " WHERE pg_try_advisory_xact_lock(key)"
+    "SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key WHERE pg_try_advisory_xact_lock(key)"
 )
 
 

@@ -1,6 +1,6 @@
 """Progress rows: what is stored of the fold of each (user, question)."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import text
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME, Memory
-from worker.store.literals import array
+from worker.store.literals import numbers, time_of, times, words
 
 
 class Stored(NamedTuple):
@@ -57,9 +57,7 @@ _COLUMNS: Final = {
     "explanation_requested": "boolean",
     "scheduler": "text",
 }
-"""Name and type of each column, in the order of `_row` and `from_row`."""
-_PLAIN: Final = ("bigint", "integer", "smallint", "boolean", "text")
-"""Types of the columns that are never null, and never in need of quotes."""
+"""Name and type of each column, in the order of `_columns_of` and `from_row`."""
 _KEY: Final = ("user_id", "study_question_id")
 
 SELECTED: Final = ", ".join(f"progress.{name}" for name in _COLUMNS)
@@ -78,18 +76,27 @@ _STANDING: Final = text(
     " WHERE question.id = ANY(CAST(:question_ids AS bigint[]))"
 )
 
-_AS_TEXT: Final = [name for name, kind in _COLUMNS.items() if kind in _PLAIN]
+_NUMBERS: Final = ("bigint", "integer", "smallint", "boolean")
+_SENT_AS: Final[Mapping[str, tuple[str, Callable[[Any], str]]]] = {
+    "text": ("text", words),
+    "timestamptz": ("bigint", times),
+    **{kind: (kind, numbers) for kind in _NUMBERS},
+}
+"""By the column's type: what its array is sent as in text, and how that is written."""
+_ENCODERS: Final = {name: _SENT_AS[kind][1] for name, kind in _COLUMNS.items() if kind in _SENT_AS}
+
+
+def _array(name: str, kind: str) -> str:
+    if kind not in _SENT_AS:
+        return f"CAST(:{name} AS {kind}[])"
+    return f"CAST(CAST(:{name} AS text) AS {_SENT_AS[kind][0]}[])"
+
 
 _SAVE: Final = text(
-    f"INSERT INTO study_question_progress ({', '.join(_COLUMNS)})"
-    " SELECT * FROM unnest("
-    + ", ".join(
-        f"CAST(CAST(:{name} AS text) AS {kind}[])"
-        if name in _AS_TEXT
-        else f"CAST(:{name} AS {kind}[])"
-        for name, kind in _COLUMNS.items()
-    )
-    + ")"
+    f"INSERT INTO study_question_progress ({', '.join(_COLUMNS)}) SELECT "
+    + ", ".join(time_of(name) if kind == "timestamptz" else name for name, kind in _COLUMNS.items())
+    + f" FROM unnest({', '.join(_array(name, kind) for name, kind in _COLUMNS.items())})"
+    f" AS row ({', '.join(_COLUMNS)})"
     f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in _KEY)
 )
@@ -130,10 +137,9 @@ async def save(connection: AsyncConnection, rows: Sequence[Stored]) -> None:
     """Inserts or replaces the rows; the caller holds the lock of every principal in them."""
     if not rows:
         return
-    columns = zip(*(_row(row) for row in rows), strict=True)
-    parameters: dict[str, Any] = dict(zip(_COLUMNS, columns, strict=True))
-    for name in _AS_TEXT:
-        parameters[name] = array(parameters[name])
+    parameters: dict[str, Any] = dict(zip(_COLUMNS, _columns_of(rows), strict=True))
+    for name, encode in _ENCODERS.items():
+        parameters[name] = encode(parameters[name])
     await connection.execute(_SAVE, parameters)
 
 
@@ -144,7 +150,7 @@ async def delete(connection: AsyncConnection, user_id: int, question_ids: Iterab
 
 def columns(stored: Stored) -> dict[str, Any]:
     """The row as names and values."""
-    return dict(zip(_COLUMNS, _row(stored), strict=True))
+    return {name: values[0] for name, values in zip(_COLUMNS, _columns_of([stored]), strict=True)}
 
 
 def from_row(row: Sequence[Any]) -> Stored:
@@ -163,14 +169,9 @@ def from_row(row: Sequence[Any]) -> Stored:
     )
 
 
-def _row(stored: Stored) -> tuple[Any, ...]:
-    return (
-        stored.user_id,
-        stored.question_id,
-        stored.topic_id,
-        *stored.progress[:-1],
-        *stored.progress.memory,
-        stored.pattern,
-        stored.explanation_requested,
-        stored.scheduler,
-    )
+def _columns_of(rows: Iterable[Stored]) -> Iterator[Sequence[Any]]:
+    """The rows turned: the values of each column, in the order of `_COLUMNS`."""
+    users, questions, topics, folds, patterns, requested, schedulers = zip(*rows, strict=True)
+    *counts, memories = zip(*folds, strict=True)
+    yield from (users, questions, topics, *counts, *zip(*memories, strict=True))
+    yield from (patterns, requested, schedulers)
