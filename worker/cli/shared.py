@@ -1,11 +1,11 @@
 """What several commands need: settings, an engine that is closed again, an event loop."""
 
-import asyncio
 import gc
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
+import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.domain.patterns import Thresholds
@@ -26,7 +26,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS, 20, 100)
-    return asyncio.run(work)
+    return uvloop.run(work)
 
 
 @asynccontextmanager

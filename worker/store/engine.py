@@ -27,6 +27,16 @@ accepting connections."""
 _TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014")
 """Serialization failure, deadlock, lock timeout, statement timeout."""
 
+_PLANS: Final = {
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""Every statement is short and finds its rows by their keys. The planner, left to itself, reads
+all questions in order to join a thousand of them, and makes plans for tables that are empty (also
+for the lookup behind a foreign key) which read all of them when they are large."""
+
 _TLS_WORDS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
 _CLIENT_MARGIN: Final = 5.0
@@ -58,10 +68,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
             "server_settings": {
                 "application_name": name,
                 "timezone": "UTC",
-                "jit": "off",  # every statement is short; compiling one costs more than it
-                # Rows are found by their keys. A plan that was made while a table was empty, also
-                # of the lookup behind a foreign key, would read all of it for as long as it lives.
-                "enable_seqscan": "off",
+                **_PLANS,
                 "statement_timeout": milliseconds(settings.statement_timeout),
                 "lock_timeout": milliseconds(settings.lock_timeout),
                 "idle_in_transaction_session_timeout": milliseconds(
