@@ -61,20 +61,20 @@ class Ingest:
         return dispositions
 
     async def _decide(self, group: Sequence[Incoming]) -> list[Disposition]:
-        """As many transactions as it takes until no principal is another's."""
-        decided: dict[int, Disposition] = {}
-        while len(decided) < len(group):
-            left = [place for place in range(len(group)) if place not in decided]
-            async with transaction(self._engine) as connection:
-                found = await transact(
-                    connection,
-                    [group[place] for place in left],
-                    self._thresholds,
-                    self._default_deny,
-                )
-            self._on_commit()
-            decided |= {left[place]: disposition for place, disposition in found.items()}
+        """Goes on with those whose principals are free, then waits for the others."""
+        decided = await self._commit(dict(enumerate(group)), wait=len(group) == 1)
+        if len(decided) < len(group):
+            left = {place: each for place, each in enumerate(group) if place not in decided}
+            decided |= await self._commit(left, wait=True)
         return [decided[place] for place in range(len(group))]
+
+    async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
+        async with transaction(self._engine) as connection:
+            decided = await transact(
+                connection, group, self._thresholds, self._default_deny, wait=wait
+            )
+        self._on_commit()
+        return decided
 
 
 def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
@@ -95,25 +95,26 @@ def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
 
 async def transact(
     connection: AsyncConnection,
-    group: Sequence[Incoming],
+    group: Mapping[int, Incoming],
     thresholds: Thresholds,
     default_deny: bool,
+    *,
+    wait: bool = True,
 ) -> dict[int, Disposition]:
     """All that ingest does inside one transaction; no uuid may come twice in `group`.
 
-    Returns what became of each delivery, by its place in the group. One is missing where another
-    transaction holds its principal and others could go on: nothing was done about it, and it is
-    to be tried again. At least one is there.
+    Returns what became of each delivery, by its key in `group`. Without `wait` one is missing
+    where another transaction holds its principal: nothing was done about it.
     """
     batches = {
         incoming.content.client_session_uuid: (incoming, incoming.content)
-        for incoming in group
+        for incoming in group.values()
         if isinstance(incoming.content, AttemptBatch)
     }
     known = await inbox.known(connection, batches) if batches else {}
     fresh = {uuid: each for uuid, each in batches.items() if uuid not in known}
     plans, rejections = await _resolve(connection, fresh, default_deny)
-    held = await _lock(connection, plans)
+    held = await _lock(connection, plans, wait=wait)
     received = await _claim(connection, held)
     if taken := held.keys() - received.keys():
         known |= await _taken(connection, taken)
@@ -123,7 +124,7 @@ async def transact(
     busy = plans.keys() - held.keys()
     verdicts = {
         place: _verdict(incoming, incoming.content, known, rejections, done)
-        for place, incoming in enumerate(group)
+        for place, incoming in group.items()
         if incoming.client_session_uuid not in busy
     }
     outgoing = [message for _, told in verdicts.values() for message in told]
@@ -155,11 +156,17 @@ async def _resolve(
     return plans, rejections
 
 
-async def _lock(connection: AsyncConnection, plans: Mapping[UUID, Plan]) -> dict[UUID, Plan]:
-    """The plans whose principals are ours until the commit."""
+async def _lock(
+    connection: AsyncConnection, plans: Mapping[UUID, Plan], *, wait: bool
+) -> dict[UUID, Plan]:
+    """The plans whose principals are ours until the commit: all of them, with `wait`."""
     if not plans:
         return {}
-    users = await principals.lock_free(connection, {plan.user_id for plan in plans.values()})
+    users = {plan.user_id for plan in plans.values()}
+    if wait:
+        await principals.lock(connection, users)
+    else:
+        users = await principals.lock_free(connection, users)
     return {uuid: plan for uuid, plan in plans.items() if plan.user_id in users}
 
 

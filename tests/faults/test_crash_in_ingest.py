@@ -21,7 +21,7 @@ STATEMENTS = {
     "known": "SELECT client_session_uuid, content_digest.* FROM ingest_inbox",
     "resolve": "FROM published",
     "grants": "FROM viewer_grants",
-    "lock": "pg_try_advisory_xact_lock",
+    "lock": "pg_advisory_xact_lock",
     "claim": "INSERT INTO ingest_inbox",
     "standing": "FROM study_questions AS question LEFT JOIN study_question_progress",
     "history": "FROM unnest.* JOIN study_question_attempts",

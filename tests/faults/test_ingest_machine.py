@@ -143,7 +143,7 @@ class IngestMachine(RuleBasedStateMachine):
             done: list[Disposition] = []
             try:
                 async with transaction(self.engine) as connection:
-                    alone = await transact(connection, [_incoming(one)], Thresholds(), False)
+                    alone = await transact(connection, {0: _incoming(one)}, Thresholds(), False)
                     done = [alone[0]]
                     late = asyncio.create_task(self.ingest([_incoming(other)]))
                     await _done_or_blocked(self.engine, late)

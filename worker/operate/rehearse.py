@@ -54,7 +54,7 @@ async def rehearse(
         async with transaction(engine) as connection:
             savepoint = await connection.begin_nested()
             last = await rehearsal.last_message(connection)
-            decided = await transact(connection, [incoming], thresholds, default_deny)
+            decided = await transact(connection, {0: incoming}, thresholds, default_deny)
             disposition = decided[0]
             seen = await _written(connection, incoming.client_session_uuid, last, disposition)
             after = await _progress(connection, seen)

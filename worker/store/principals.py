@@ -26,15 +26,10 @@ async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
 
 
 async def lock_free(connection: AsyncConnection, user_ids: Iterable[int]) -> set[int]:
-    """Takes the locks that nobody else holds, and says whose they are; waits for all of them
-    where none is free, so that whoever asks for some gets some.
-    """
+    """Takes the locks of those `user_ids` that nobody else holds, and says whose they are."""
     wanted = {_key(user_id): user_id for user_id in user_ids}
     free = await connection.scalars(_LOCK_FREE, {"keys": list(wanted)})
-    if held := {wanted[key] for key in free}:
-        return held
-    await connection.execute(_LOCK, {"keys": sorted(wanted)})
-    return set(wanted.values())
+    return {wanted[key] for key in free}
 
 
 def _key(user_id: int) -> int:
