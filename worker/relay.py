@@ -102,6 +102,8 @@ class Relay:
         metrics.OUTBOX_AGE.set(waiting.oldest_age)
 
     async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
+        # Somebody waits for a result, and nobody for a follow-up; within a key the order stays.
+        rows = sorted(rows, key=lambda row: row.message.exchange != amqp.RESULTS_EXCHANGE)
         fates = await asyncio.gather(*(self._publish_one(row.message) for row in rows))
         metrics.RELAYED.labels("confirmed").inc(fates.count(None))
         metrics.RELAYED.labels("unconfirmed").inc(len(fates) - fates.count(None))
