@@ -99,7 +99,7 @@ class Growth:
 
     async def by_rows(self) -> dict[str, Any]:
         """Milliseconds a batch, as the table of attempts grows; and a rebuild on the way."""
-        await self._stage.copy("growth", "half")
+        await self._stage.copy("growth", "fresh")
         found, rebuilt = [], {}
         for number, rows in enumerate(self._sizes.rows_in_the_table):
             await self._fill(rows)
@@ -280,10 +280,12 @@ INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,
     position, selected_choice, correct_choice, is_correct, outcome, answered_at, answered_at_sent)
 SELECT made.user_id, question.id, made.study_topic_id, made.id, position, question.correct_choice,
     question.correct_choice, true, 'correct', at, at
-FROM made, generate_series(0, 19) AS position
-JOIN LATERAL (SELECT timestamptz '2020-01-01' + random() * interval '1000 days' AS at) AS moment
-    ON true
-JOIN study_questions AS question
-    ON question.id = (made.user_id - 1) * $2 + 1 + floor(random() * $2)::int
+FROM made
+CROSS JOIN generate_series(0, 19) AS position
+CROSS JOIN LATERAL (SELECT
+    timestamptz '2020-01-01' + random() * interval '1000 days' AS at,
+    -- With the position in it, so that each has a question of its own.
+    (made.user_id - 1) * $2 + 1 + floor(random() * $2 + 0 * position)::int AS question_id) AS drawn
+JOIN study_questions AS question ON question.id = drawn.question_id
 """
 """So many sessions, questions of each user, users."""

@@ -75,11 +75,12 @@ async def close(connection: AbstractConnection, timeout: float) -> None:  # noqa
 
 @contextmanager
 def client_errors() -> Iterator[None]:
-    """Turns a cancellation that nobody asked for into `ConnectionError`.
+    """Turns what nobody asked for or can name into `ConnectionError`.
 
-    The client hands the reason of a close to everything that waits on the channel, and that
-    reason may be a CancelledError: without this a task of ours would end, silently, because
-    somebody else's connection did.
+    The client hands the reason of a close to everything that waits on the channel. That reason
+    may be a CancelledError: without this a task of ours would end, silently, because somebody
+    else's connection did. And where there is none it raises `Exception` itself, which would end
+    the whole worker.
     """
     try:
         yield
@@ -88,9 +89,15 @@ def client_errors() -> Iterator[None]:
         if task is None or task.cancelling():
             raise
         raise ConnectionError("the channel was closed") from None
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ConnectionError(describe(error)) from None
 
 
 def describe(error: BaseException) -> str:
     """A short line for logs and sentences: what the client says, or else the error's name."""
     text = " ".join(str(error).split())
+    if not text and type(error) is Exception:
+        return "the client lost its connection, and does not say why"
     return (text or type(error).__name__)[:200].rstrip(".")
