@@ -126,6 +126,8 @@ class Subscription:
         self._consuming_since = 0.0
         self._was_listed = False
         self._is_cancelling = False
+        # One at a time, or an ack for all up to some tag might overtake that of an earlier one.
+        self._settling = asyncio.Lock()
         self._settled_through = 0
         self._settled_beyond: set[int] = set()
         self.is_proved = False
@@ -217,18 +219,20 @@ class Subscription:
         A channel counts its deliveries from 1: where everything up to some tag is settled, one
         frame says so for all of them.
         """
-        through = self._settle(tags)
-        together = max((tag for tag in tags if tag <= through), default=None)
-        frames = [Basic.Ack(tag) for tag in tags if tag > through]
-        if together is not None:
-            # Not `through`: the broker refuses a tag that it has had an ack of before.
-            frames.insert(0, Basic.Ack(together, multiple=True))
-        return all([await self._send(frame) for frame in frames])
+        async with self._settling:
+            through = self._settle(tags)
+            together = max((tag for tag in tags if tag <= through), default=None)
+            frames = [Basic.Ack(tag) for tag in tags if tag > through]
+            if together is not None:
+                # Not `through`: the broker refuses a tag that it has had an ack of before.
+                frames.insert(0, Basic.Ack(together, multiple=True))
+            return all([await self._send(frame) for frame in frames])
 
     async def give_back(self, tag: int) -> bool:
         """Puts a delivery back into the queue; False when it is stale."""
-        self._settle([tag])
-        return await self._send(Basic.Nack(tag, requeue=True))
+        async with self._settling:
+            self._settle([tag])
+            return await self._send(Basic.Nack(tag, requeue=True))
 
     def _settle(self, tags: Sequence[int]) -> int:
         """Notes that these are settled; returns the tag up to which all now are."""
