@@ -276,8 +276,8 @@ class Relay:
 async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
     """Runs all; when one ends, cancels the others and ends as it did.
 
-    aio-pika answers some calls on a lost connection with a cancellation that nobody asked for;
-    it comes out as ConnectionResetError.
+    aio-pika answers some calls on a lost connection with a cancellation that nobody asked for, or
+    with `Exception` itself; both come out as ConnectionResetError.
     """
     tasks = [asyncio.create_task(part) for part in parts]
     try:
@@ -287,7 +287,7 @@ async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    if ended.cancelled():
+    if ended.cancelled() or type(ended.exception()) is Exception:
         raise ConnectionResetError("the connection to the broker was lost")
     ended.result()
 

@@ -61,7 +61,10 @@ class Ingest:
         return dispositions
 
     async def _decide(self, group: Sequence[Incoming]) -> list[Disposition]:
-        """Goes on with those whose principals are free, then waits for the others."""
+        """Goes on with those whose principals are free, then waits for the others.
+
+        A lone batch holds nobody up, and waits at once.
+        """
         decided = await self._commit(dict(enumerate(group)), wait=len(group) == 1)
         if len(decided) < len(group):
             left = {place: each for place, each in enumerate(group) if place not in decided}

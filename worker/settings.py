@@ -115,8 +115,8 @@ class Settings(BaseSettings):
         default=1,
         ge=1,
         description=(
-            "Transactions at once in one worker. Two make a lone worker faster by a fifth, and the"
-            " results of two slower: better run one worker for each core."
+            "Transactions at once in one worker. A second makes a lone worker faster by a fifth and"
+            " its results slower: better run one worker for each core."
         ),
     )
     alone_after: int = Field(

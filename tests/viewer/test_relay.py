@@ -516,3 +516,14 @@ async def test_a_cancellation_that_nobody_asked_for_is_a_lost_connection() -> No
 
     with pytest.raises(ConnectionResetError):
         await _first_of(cancelled_from_below(), asyncio.sleep(3_600))
+
+
+async def test_an_error_without_a_name_is_a_lost_connection_and_any_other_a_fault() -> None:
+    async def fails_with(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ConnectionResetError):
+        # As the client fails whatever waits on a channel that ends without a reason.
+        await _first_of(fails_with(Exception()), asyncio.sleep(3_600))
+    with pytest.raises(ZeroDivisionError):
+        await _first_of(fails_with(ZeroDivisionError()), asyncio.sleep(3_600))

@@ -220,7 +220,7 @@ class Subscription:
         frame says so for all of them.
         """
         async with self._settling:
-            through = self._settle(tags)
+            through = self._note_settled(tags)
             together = max((tag for tag in tags if tag <= through), default=None)
             frames = [Basic.Ack(tag) for tag in tags if tag > through]
             if together is not None:
@@ -231,11 +231,11 @@ class Subscription:
     async def give_back(self, tag: int) -> bool:
         """Puts a delivery back into the queue; False when it is stale."""
         async with self._settling:
-            self._settle([tag])
+            self._note_settled([tag])
             return await self._send(Basic.Nack(tag, requeue=True))
 
-    def _settle(self, tags: Sequence[int]) -> int:
-        """Notes that these are settled; returns the tag up to which all now are."""
+    def _note_settled(self, tags: Sequence[int]) -> int:
+        """Returns the tag up to which all are settled now that these are."""
         self._settled_beyond.update(tags)
         while self._settled_through + 1 in self._settled_beyond:
             self._settled_through += 1
