@@ -134,7 +134,7 @@ class AttemptBatch(BaseModel):
             ]
             for attempt, at in zip(self.attempts, self.sent_times, strict=True)
         ]
-        text = json.dumps([str(self.client_session_uuid), content], separators=(",", ":"))
+        text = _COMPACT.encode([str(self.client_session_uuid), content])
         return hashlib.sha256(text.encode()).digest()
 
 
@@ -181,12 +181,7 @@ def read_time(text: str | None) -> datetime | None:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_float=_number,
-            parse_constant=_constant,
-        )
+        return _STRICT.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         _malformed(f"The body is not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
@@ -213,6 +208,13 @@ def _number(text: str) -> int | float:
 
 def _constant(name: str) -> NoReturn:
     _malformed(f"The body holds {name}, which is not JSON")
+
+
+# Made once: json.loads and json.dumps make one for each call with arguments like these.
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_number, parse_constant=_constant
+)
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def _sentence(error: ValidationError) -> str:

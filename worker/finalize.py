@@ -7,12 +7,9 @@ the order of their delivery, with the same effect as one transaction for each.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
 from uuid import UUID, uuid5
 
-from schemas.followups import QuestionPattern
-from schemas.ingest_result import Due, IngestResult, SessionSummary
-from schemas.words import Outcome, Pattern, Status
+from schemas.words import Outcome, Pattern
 from worker import messages
 from worker.domain.history import Change, History, is_late
 from worker.domain.patterns import Thresholds, pattern_of, wants_review
@@ -26,20 +23,16 @@ from worker.store.outbox import Message
 from worker.store.progress import Standing, Stored
 
 
-class Scored(NamedTuple):
-    """One attempt: as it is folded, and as it is written."""
-
-    attempt: ScoredAttempt
-    row: AttemptRow
-
-
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
     """A batch whose every attempt has its outcome."""
 
     plan: Plan
     received_at: datetime
-    attempts: tuple[Scored, ...]
+    topics: Mapping[int, Sequence[AttemptRow]]
+    """The attempts by topic; topics and attempts in the order in which they were answered."""
+    pub_ids: Mapping[int, str]
+    """What the batch calls each question."""
 
 
 @dataclass(slots=True)
@@ -47,9 +40,9 @@ class Finalized:
     """All that a group's transaction writes."""
 
     sessions: list[SessionRow] = field(default_factory=list)
-    attempts: list[AttemptRow] = field(default_factory=list)
     progress: dict[int, Stored] = field(default_factory=dict)
-    told: dict[UUID, IngestResult] = field(default_factory=dict)
+    told: dict[UUID, str] = field(default_factory=dict)
+    """The result of each batch, as JSON."""
     messages: dict[UUID, list[Message]] = field(default_factory=dict)
     """What each batch causes, in the order in which it leaves."""
 
@@ -61,43 +54,31 @@ def score(plan: Plan, received_at: datetime, standing: Mapping[int, Standing]) -
     """
     uuid = plan.client_session_uuid
     sent_times = plan.batch.sent_times
-    session_ids: dict[int, UUID] = {}
-    scored = []
+    topics: dict[int, list[AttemptRow]] = {}
+    pub_ids: dict[int, str] = {}
     for position, attempt, (question_id, user_id, topic_id) in plan.answered:
         question = standing.get(question_id)
         if question is None or question.user_id != user_id or question.topic_id != topic_id:
             raise TransientFault(f"Question {question_id} moved while it was being scored.")
-        session_id = session_ids.get(topic_id)
-        if session_id is None:
-            session_id = session_ids[topic_id] = uuid5(uuid, str(topic_id))
         sent_at = storable(sent_times[position])
         answered_at = effective_time(sent_at, received_at)
         selected, right = attempt.selected_choice, question.correct_choice
         outcome = outcome_of(selected, right, attempt.is_unsure)
         assert outcome is not None, "attempts without an answer are skipped when planned"
-        is_correct = was_right(selected, right)
         # By position, as in all that is done for each attempt.
-        scored.append(
-            Scored(
-                ScoredAttempt(
-                    answered_at, sent_at or answered_at, uuid, position, outcome, is_correct
-                ),
-                AttemptRow(
-                    user_id,
-                    question_id,
-                    topic_id,
-                    session_id,
-                    position,
-                    selected,
-                    right,
-                    is_correct,
-                    outcome,
-                    answered_at,
-                    sent_at,
-                ),
-            )
+        scored = ScoredAttempt(
+            answered_at,
+            sent_at or answered_at,
+            uuid,
+            position,
+            outcome,
+            was_right(selected, right),
         )
-    return ScoredBatch(plan, received_at, tuple(scored))
+        topics.setdefault(topic_id, []).append(
+            AttemptRow(scored, question_id, selected, right, sent_at)
+        )
+        pub_ids[question_id] = attempt.question_pub_id
+    return ScoredBatch(plan, received_at, topics, pub_ids)
 
 
 def late_questions(
@@ -108,12 +89,13 @@ def late_questions(
     """
     late = set()
     for batch in batches:
-        for attempt, row in batch.attempts:
-            stored = standing[row.question_id].stored
-            if stored and (
-                stored.scheduler != SCHEDULER_NAME or is_late(stored.progress, [attempt])
-            ):
-                late.add((row.user_id, row.question_id))
+        for rows in batch.topics.values():
+            for row in rows:
+                stored = standing[row.question_id].stored
+                if stored and (
+                    stored.scheduler != SCHEDULER_NAME or is_late(stored.progress, row.attempt)
+                ):
+                    late.add((batch.plan.user_id, row.question_id))
     return late
 
 
@@ -127,16 +109,15 @@ def finalize(
     questions: dict[int, _Question] = {}
     done = Finalized()
     for batch in batches:
+        plan, uuid = batch.plan, batch.plan.client_session_uuid
         outgoing: list[Message] = []
-        summaries = []
-        due: list[Due] = []
-        pub_ids = {
-            question.question_id: attempt.question_pub_id
-            for _, attempt, question in batch.plan.answered
-        }
-        for topic_id, scored in _by_topic(batch.attempts).items():
+        sessions: list[tuple[int, UUID, Summary]] = []
+        due: list[tuple[str, datetime]] = []
+        for topic_id, rows in batch.topics.items():
+            session_id = uuid5(uuid, str(topic_id))
+            by_question = _by_question(rows)
             touched = []
-            for question_id, answers in _by_question(scored).items():
+            for question_id, answers in by_question.items():
                 question = questions.get(question_id)
                 if question is None:
                     question = questions[question_id] = _question(
@@ -145,29 +126,32 @@ def finalize(
                 change = question.history.add(answers)
                 question.pattern = pattern_of(change.progress, thresholds)
                 touched.append((question, change))
-                due_at = change.progress.memory.due_at
-                due.append(Due(question_pub_id=pub_ids[question_id], due_at=due_at))
+                due.append((batch.pub_ids[question_id], change.progress.memory.due_at))
+            attempts = [row.attempt for row in rows]
             summary = summarize(
-                [attempt.outcome for attempt, _ in scored], [change for _, change in touched]
+                [attempt.outcome for attempt in attempts], [change for _, change in touched]
             )
-            session_id = scored[0].row.session_id
-            done.sessions.append(_session(batch, scored, summary))
-            done.attempts += [row for _, row in scored]
+            sessions.append((topic_id, session_id, summary))
+            done.sessions.append(
+                SessionRow(
+                    id=session_id,
+                    user_id=plan.user_id,
+                    topic_id=topic_id,
+                    question_ids=list(by_question),
+                    client_session_uuid=uuid,
+                    correct_count=summary.correct,
+                    wrong_count=summary.wrong,
+                    unsure_count=summary.unsure,
+                    finished_at=max([attempt.answered_at for attempt in attempts]),
+                    received_at=batch.received_at,
+                    attempts=rows,
+                )
+            )
             outgoing += _followups(batch, topic_id, session_id, touched)
-            summaries.append(
-                SessionSummary(topic_id=topic_id, quiz_session_id=session_id, **summary._asdict())
-            )
-        result = IngestResult(
-            client_session_uuid=batch.plan.client_session_uuid,
-            status=Status.INGESTED,
-            received_at=batch.received_at,
-            skipped=batch.plan.skipped,
-            sessions=tuple(summaries),
-            due=tuple(due),
-        )
-        outgoing += messages.result(batch.plan.incoming, result)
-        done.told[result.client_session_uuid] = result
-        done.messages[result.client_session_uuid] = outgoing
+        told = messages.ingested(uuid, batch.received_at, plan.skipped, sessions, due)
+        outgoing += messages.first_result(plan.incoming, uuid, told)
+        done.told[uuid] = told
+        done.messages[uuid] = outgoing
     done.progress = {question_id: _stored(question) for question_id, question in questions.items()}
     return done
 
@@ -199,22 +183,6 @@ def _stored(question: _Question) -> Stored:
     )
 
 
-def _session(batch: ScoredBatch, scored: Sequence[Scored], summary: Summary) -> SessionRow:
-    first = scored[0].row
-    return SessionRow(
-        id=first.session_id,
-        user_id=first.user_id,
-        topic_id=first.topic_id,
-        question_ids=list(dict.fromkeys(row.question_id for _, row in scored)),
-        client_session_uuid=batch.plan.client_session_uuid,
-        correct_count=summary.correct,
-        wrong_count=summary.wrong,
-        unsure_count=summary.unsure,
-        finished_at=max(attempt.answered_at for attempt, _ in scored),
-        received_at=batch.received_at,
-    )
-
-
 def _followups(
     batch: ScoredBatch,
     topic_id: int,
@@ -238,9 +206,7 @@ def _followups(
                 )
             )
         if wants_review(question.pattern):
-            to_review.append(
-                QuestionPattern(question_id=question.standing.question_id, pattern=question.pattern)
-            )
+            to_review.append((question.standing.question_id, question.pattern))
     if to_review:
         jobs.append(
             messages.review_requested(user_id, topic_id, session_id, to_review, traceparent)
@@ -248,15 +214,8 @@ def _followups(
     return jobs
 
 
-def _by_topic(scored: Iterable[Scored]) -> dict[int, list[Scored]]:
-    topics: dict[int, list[Scored]] = {}
-    for each in scored:
-        topics.setdefault(each.row.topic_id, []).append(each)
-    return topics
-
-
-def _by_question(scored: Iterable[Scored]) -> dict[int, list[ScoredAttempt]]:
+def _by_question(rows: Iterable[AttemptRow]) -> dict[int, list[ScoredAttempt]]:
     questions: dict[int, list[ScoredAttempt]] = {}
-    for attempt, row in scored:
-        questions.setdefault(row.question_id, []).append(attempt)
+    for row in rows:
+        questions.setdefault(row.question_id, []).append(row.attempt)
     return questions

@@ -126,7 +126,7 @@ async def transact(
     )
     busy = plans.keys() - held.keys()
     verdicts = {
-        place: _verdict(incoming, incoming.content, known, rejections, done)
+        place: _verdict(incoming, incoming.content, known, rejections, received, done)
         for place, incoming in group.items()
         if incoming.client_session_uuid not in busy
     }
@@ -208,7 +208,7 @@ async def _finalize(
     late = late_questions(scored, standing)
     histories = await attempts.histories(connection, late) if late else {}
     done = finalize(scored, standing, histories, thresholds)
-    await attempts.insert(connection, done.sessions, done.attempts)
+    await attempts.insert(connection, done.sessions)
     await progress.save(connection, list(done.progress.values()))
     return done
 
@@ -218,6 +218,7 @@ def _verdict(
     content: AttemptBatch | Rejection,
     known: Mapping[UUID, Known],
     rejections: Mapping[UUID, Rejection],
+    received: Mapping[UUID, datetime],
     done: Finalized,
 ) -> tuple[Disposition, list[Message]]:
     """What became of one delivery, and the messages that it causes."""
@@ -226,8 +227,8 @@ def _verdict(
     uuid = content.client_session_uuid
     if uuid in rejections:
         return _rejected(incoming, uuid, rejections[uuid])
-    if uuid in done.told:
-        return Ingested(done.told[uuid].received_at), done.messages[uuid]
+    if uuid in received:
+        return Ingested(received[uuid]), done.messages[uuid]
     # An erased batch left no digest: it is acked like a duplicate, for parking it would keep it.
     if known[uuid].content_digest not in (None, content.digest()):
         return _rejected(incoming, uuid, _REUSED)

@@ -1,17 +1,21 @@
 """The messages that a transaction leaves in the outbox: results to viewers, follow-up jobs.
 
-Pure: builds `Message` rows from the wire's models. A message about something that happens once
+Pure: builds `Message` rows. What every batch causes is written down as JSON, as the wire's models
+would write it: making them takes three times as long. A message about something that happens once
 has an id derived from it, so that whoever receives it twice can tell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Final
 from uuid import UUID, uuid4, uuid5
 
+from pydantic_core import to_json
+
 from schemas import amqp
-from schemas.followups import QuestionPattern, ReviewRequested
-from schemas.ingest_result import IngestResult
-from schemas.words import Outcome, Status
+from schemas.ingest_result import IngestResult, Skipped
+from schemas.words import Outcome, Pattern, Status
+from worker.domain.summary import Summary
 from worker.resolve import Incoming
 from worker.store.outbox import Message
 
@@ -24,19 +28,56 @@ def result(incoming: Incoming, told: IngestResult) -> list[Message]:
 
 
 def result_for(viewer: str | None, traceparent: str | None, told: IngestResult) -> list[Message]:
-    """The result for `viewer`; none when nobody knows who that is."""
+    """The result for `viewer`, of any but a first ingest; none when nobody knows who that is."""
+    body = told.model_dump_json(exclude_none=True)
+    return _result(uuid4(), viewer, traceparent, told.client_session_uuid, body)
+
+
+def first_result(incoming: Incoming, uuid: UUID, told: str) -> list[Message]:
+    """The result of the batch `uuid` that was just ingested; `told` is what `ingested` made."""
+    message_id = uuid5(_NAMESPACE, f"ingested/{uuid}")
+    return _result(message_id, incoming.viewer, incoming.traceparent, uuid, told)
+
+
+def ingested(
+    uuid: UUID,
+    received_at: datetime,
+    skipped: Sequence[Skipped],
+    sessions: Iterable[tuple[int, UUID, Summary]],
+    due: Iterable[tuple[str, datetime]],
+) -> str:
+    """The `IngestResult` of a batch that was ingested, as JSON.
+
+    `sessions` are (topic_id, quiz_session_id, summary), `due` are (question_pub_id, due_at).
+    """
+    return to_json(
+        {
+            "client_session_uuid": uuid,
+            "status": Status.INGESTED,
+            "received_at": received_at,
+            "skipped": skipped,
+            "sessions": [
+                {"topic_id": topic_id, "quiz_session_id": session_id, **summary._asdict()}
+                for topic_id, session_id, summary in sessions
+            ],
+            "due": [{"question_pub_id": pub_id, "due_at": due_at} for pub_id, due_at in due],
+        }
+    ).decode()
+
+
+def _result(
+    message_id: UUID, viewer: str | None, traceparent: str | None, uuid: UUID, body: str
+) -> list[Message]:
     if viewer is None:
         return []
-    uuid = str(told.client_session_uuid)
-    once = told.status is Status.INGESTED
     return [
         Message(
-            uuid5(_NAMESPACE, f"ingested/{uuid}") if once else uuid4(),
+            message_id,
             amqp.RESULTS_EXCHANGE,
             amqp.result_key(viewer),
             amqp.INGEST_RESULT_TYPE,
-            _headers(traceparent) | {amqp.CLIENT_SESSION_UUID_HEADER: uuid},
-            told.model_dump_json(exclude_none=True),
+            _headers(traceparent) | {amqp.CLIENT_SESSION_UUID_HEADER: str(uuid)},
+            body,
         )
     ]
 
@@ -50,7 +91,7 @@ def explanation_requested(
     traceparent: str | None,
 ) -> Message:
     """Asks for an explanation; the same id whenever it is asked for this user and question."""
-    # `ExplanationRequested` as JSON, written down: there are several to a batch.
+    # `ExplanationRequested` as JSON.
     body = (
         f'{{"user_id":{user_id},"question_id":{question_id},"topic_id":{topic_id},'
         f'"quiz_session_id":"{quiz_session_id}","outcome":"{outcome}"}}'
@@ -79,23 +120,29 @@ def review_requested(
     user_id: int,
     topic_id: int,
     quiz_session_id: UUID,
-    questions: Sequence[QuestionPattern],
+    questions: Iterable[tuple[int, Pattern]],
     traceparent: str | None,
 ) -> Message:
-    """Asks for a review of a session's questions that went wrong before or keep going wrong."""
-    job = ReviewRequested(
-        user_id=user_id,
-        topic_id=topic_id,
-        quiz_session_id=quiz_session_id,
-        questions=tuple(questions),
-    )
+    """Asks for a review of a session's questions that went wrong before or keep going wrong.
+
+    `questions` are (question_id, pattern).
+    """
+    # `ReviewRequested` as JSON.
+    body = to_json(
+        {
+            "user_id": user_id,
+            "topic_id": topic_id,
+            "quiz_session_id": quiz_session_id,
+            "questions": [{"question_id": id, "pattern": pattern} for id, pattern in questions],
+        }
+    ).decode()
     return Message(
         review_id(quiz_session_id),
         amqp.FOLLOWUPS_EXCHANGE,
         amqp.REVIEW_REQUESTED,
         amqp.REVIEW_REQUESTED_TYPE,
         _headers(traceparent),
-        job.model_dump_json(),
+        body,
     )
 
 

@@ -4,6 +4,7 @@ Written against a plain `Session`; an asynchronous caller runs it by `AsyncSessi
 Leaves the same rows as the worker, and knows nothing of who calls it.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from uuid import UUID, uuid5
@@ -13,7 +14,6 @@ from sqlalchemy.orm import Session
 
 from bench.peers import tables
 from schemas.attempt_batch import AttemptBatch
-from schemas.followups import QuestionPattern
 from schemas.ingest_result import Due, IngestResult, SessionSummary
 from schemas.words import Outcome, Status
 from worker import messages
@@ -113,7 +113,7 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         question.id
         for scored_attempts in topics.values()
         for question, attempt in scored_attempts
-        if question.id in progress and is_late(_progress(progress[question.id]), [attempt])
+        if question.id in progress and is_late(_progress(progress[question.id]), attempt)
     }
     stored = _histories(session, user_id, late) if late else {}
     histories: dict[int, History] = {}
@@ -171,9 +171,10 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         sessions=tuple(summaries),
         due=tuple(due),
     )
-    inbox.summary = told.model_dump(mode="json")
+    body = told.model_dump_json(exclude_none=True)
+    inbox.summary = json.loads(body)
     incoming = Incoming(viewer, batch, batch.client_session_uuid)
-    outgoing += messages.result(incoming, told)
+    outgoing += messages.first_result(incoming, batch.client_session_uuid, body)
     session.add_all(tables.Outbox(**message._asdict()) for message in outgoing)
 
 
@@ -267,7 +268,7 @@ def _followups(
             )
         pattern = pattern_of(change.progress, _THRESHOLDS)
         if wants_review(pattern):
-            to_review.append(QuestionPattern(question_id=question_id, pattern=pattern))
+            to_review.append((question_id, pattern))
     if to_review:
         jobs.append(messages.review_requested(user_id, topic_id, session_id, to_review, None))
     return jobs

@@ -53,8 +53,6 @@ class History:
         return Change(before, new[-1].outcome, self.progress)
 
 
-def is_late(progress: Progress | None, session: Sequence[ScoredAttempt]) -> bool:
-    """Whether a session is not wholly after `progress`, so that the history must be loaded."""
-    return progress is not None and any(
-        attempt.answered_at <= progress.last_answered_at for attempt in session
-    )
+def is_late(progress: Progress, attempt: ScoredAttempt) -> bool:
+    """Whether an attempt is not after all of `progress`, so that the history must be loaded."""
+    return attempt.answered_at <= progress.last_answered_at

@@ -86,9 +86,10 @@ async def _rescore_one(
     results = await _results(connection, user_id, await corrections.told(connection, sessions))
     jobs = _explanations(changed, scored)
     outgoing = [message for told, viewer in results for message in _again(told, viewer)]
-    await outbox.record(
-        connection, {told.client_session_uuid: told for told, _ in results}, [*jobs, *outgoing]
-    )
+    kept = {
+        told.client_session_uuid: told.model_dump_json(exclude_none=True) for told, _ in results
+    }
+    await outbox.record(connection, kept, [*jobs, *outgoing])
     effect = Effect(len(scored), len(sessions), len(changed), len(outgoing))
     await audit.record(
         connection,

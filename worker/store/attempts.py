@@ -1,8 +1,8 @@
 """Quiz sessions and attempts: the log that everything else can be recomputed from."""
 
-import json
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -20,8 +20,18 @@ _SOURCE: Final = "viewer"
 _STATUS: Final = "finalized"
 
 
+class AttemptRow(NamedTuple):
+    """One attempt to write: as it is folded, and what stands beside that."""
+
+    attempt: ScoredAttempt
+    question_id: int
+    selected_choice: int | None
+    correct_choice: int
+    answered_at_sent: datetime | None
+
+
 class SessionRow(NamedTuple):
-    """One quiz session to write: a batch's attempts on one topic."""
+    """One quiz session to write: a batch's attempts (at least one) on one topic."""
 
     id: UUID
     user_id: int
@@ -33,22 +43,7 @@ class SessionRow(NamedTuple):
     unsure_count: int
     finished_at: datetime
     received_at: datetime
-
-
-class AttemptRow(NamedTuple):
-    """One attempt to write."""
-
-    user_id: int
-    question_id: int
-    topic_id: int
-    session_id: UUID
-    position: int
-    selected_choice: int | None
-    correct_choice: int
-    is_correct: bool | None
-    outcome: Outcome
-    answered_at: datetime
-    answered_at_sent: datetime | None
+    attempts: Sequence[AttemptRow]
 
 
 # The driver writes exactly these two as infinities, and reads infinities back without a zone.
@@ -86,7 +81,7 @@ _INSERT: Final = text(
     f" right_one, selected = right_one, outcome, {time_of('answered_at')}, {time_of('sent_at')}"
     " FROM unnest(CAST(CAST(:places AS text) AS integer[]),"
     " CAST(CAST(:question_ids AS text) AS bigint[]), CAST(CAST(:positions AS text) AS integer[]),"
-    " CAST(:selections AS integer[]), CAST(CAST(:right_ones AS text) AS integer[]),"
+    " CAST(CAST(:selections AS text) AS integer[]), CAST(CAST(:right_ones AS text) AS integer[]),"
     " CAST(CAST(:outcomes AS text) AS text[]),"
     " CAST(CAST(:answered AS text) AS bigint[]), CAST(CAST(:sent AS text) AS bigint[]))"
     " AS attempt (place,"
@@ -125,44 +120,30 @@ _LOG: Final = text(
 )
 
 
-async def insert(
-    connection: AsyncConnection, sessions: Sequence[SessionRow], attempts: Sequence[AttemptRow]
-) -> None:
+async def insert(connection: AsyncConnection, sessions: Sequence[SessionRow]) -> None:
     """Writes the sessions and their attempts in one statement."""
-    ids, user_ids, topic_ids, asked, uuids, corrects, wrongs, unsures, finished, received = zip(
-        *sessions, strict=True
+    ids, user_ids, topic_ids, asked, uuids, corrects, wrongs, unsures, finished, received, rows = (
+        zip(*sessions, strict=True)
     )
-    place_of = {id: place for place, id in enumerate(ids, start=1)}
-    (
-        _,
-        question_ids,
-        _,
-        sessions_of,
-        positions,
-        selections,
-        right_ones,
-        _,
-        outcomes,
-        answered,
-        sent,
-    ) = zip(*attempts, strict=True)
+    scored, question_ids, selections, right_ones, sent = zip(*chain(*rows), strict=True)
+    answered, _, _, positions, outcomes, _ = zip(*scored, strict=True)
     await connection.execute(
         _INSERT,
         {
             "ids": ids,
             "user_ids": user_ids,
             "topic_ids": topic_ids,
-            "asked": [json.dumps(question_ids) for question_ids in asked],
+            "asked": [repr(question_ids) for question_ids in asked],
             "uuids": uuids,
             "corrects": corrects,
             "wrongs": wrongs,
             "unsures": unsures,
             "finished": finished,
             "received": received,
-            "places": numbers([place_of[id] for id in sessions_of]),
+            "places": numbers([place for place, of_it in enumerate(rows, start=1) for _ in of_it]),
             "question_ids": numbers(question_ids),
             "positions": numbers(positions),
-            "selections": selections,
+            "selections": numbers(selections),
             "right_ones": numbers(right_ones),
             "outcomes": words(outcomes),
             "answered": times(answered),

@@ -16,9 +16,15 @@ def words(values: Iterable[str]) -> str:
     return "{" + ",".join(values) + "}"
 
 
-def numbers(values: Iterable[int]) -> str:
-    """Of numbers or truth values, none of them null."""
-    return "{" + repr([*values])[1:-1] + "}"
+def texts(values: Iterable[str]) -> str:
+    """Of any texts that PostgreSQL can hold."""
+    quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    return '{"' + '","'.join(quoted) + '"}' if quoted else "{}"
+
+
+def numbers(values: Iterable[int | None]) -> str:
+    """Of numbers or truth values."""
+    return "{" + repr([*values])[1:-1].replace("None", "null") + "}"
 
 
 def times(values: Iterable[datetime | None]) -> str:

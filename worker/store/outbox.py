@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from schemas.ingest_result import IngestResult
+from worker.store.literals import texts
 
 
 class Message(NamedTuple):
@@ -46,8 +47,9 @@ _RECORD: Final = text(
     " WHERE inbox.client_session_uuid = told.uuid)"
     " INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
     " SELECT message_id, exchange, routing_key, type, headers, body FROM unnest("
-    "CAST(:m0 AS uuid[]), CAST(:m1 AS text[]), CAST(:m2 AS text[]), CAST(:m3 AS text[]),"
-    " CAST(:m4 AS jsonb[]), CAST(:m5 AS text[])) WITH ORDINALITY"
+    "CAST(:ids AS uuid[]), CAST(CAST(:exchanges AS text) AS text[]),"
+    " CAST(CAST(:keys AS text) AS text[]), CAST(CAST(:types AS text) AS text[]),"
+    " CAST(:headers AS jsonb[]), CAST(:bodies AS text[])) WITH ORDINALITY"
     " AS message (message_id, exchange, routing_key, type, headers, body, place)"
     " ORDER BY place"
 )
@@ -82,19 +84,26 @@ _WITHDRAW: Final = text("DELETE FROM outbox WHERE message_id = ANY(CAST(:ids AS 
 
 async def record(
     connection: AsyncConnection,
-    told: Mapping[UUID, IngestResult],
+    told: Mapping[UUID, str],
     messages: Sequence[Message],
 ) -> None:
-    """Keeps in the inbox what each ingested batch is `told`, and adds `messages` to the outbox."""
-    columns = [list(column) for column in zip(*messages, strict=True)] or [[] for _ in range(6)]
-    columns[4] = [json.dumps(dict(headers)) for headers in columns[4]]
+    """Keeps in the inbox what each ingested batch is `told` (its result as JSON), and adds
+    `messages` to the outbox.
+    """
+    columns = tuple(zip(*messages, strict=True)) or ((),) * len(Message._fields)
+    ids, exchanges, keys, types, headers, bodies = columns
     await connection.execute(
         _RECORD,
         {
             "uuids": list(told),
-            "summaries": [result.model_dump_json() for result in told.values()],
-        }
-        | {f"m{n}": column for n, column in enumerate(columns)},
+            "summaries": list(told.values()),
+            "ids": ids,
+            "exchanges": texts(exchanges),
+            "keys": texts(keys),
+            "types": texts(types),
+            "headers": [to_json(each).decode() for each in headers],
+            "bodies": bodies,
+        },
     )
 
 

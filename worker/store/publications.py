@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import SkipReason
+from worker.store.literals import texts
 
 
 class Question(NamedTuple):
@@ -22,7 +23,8 @@ _RESOLVE: Final = text(
     " question.study_topic_id, question.deleted_at IS NOT NULL"
     " FROM published AS publication"
     " LEFT JOIN study_questions AS question ON question.id = publication.source_id"
-    " WHERE publication.kind = 'question' AND publication.pub_id = ANY(CAST(:pub_ids AS text[]))"
+    " WHERE publication.kind = 'question'"
+    " AND publication.pub_id = ANY(CAST(CAST(:pub_ids AS text) AS text[]))"
 )
 
 _BEHIND: Final = text(
@@ -41,7 +43,7 @@ async def resolve(
 ) -> dict[str, Question | SkipReason]:
     """What each published id stands for; one that is missing in the answer is unknown."""
     resolved: dict[str, Question | SkipReason] = {}
-    rows = await connection.execute(_RESOLVE, {"pub_ids": list(pub_ids)})
+    rows = await connection.execute(_RESOLVE, {"pub_ids": texts(pub_ids)})
     for pub_id, withdrawn, question_id, user_id, topic_id, question_deleted in rows:
         if withdrawn:
             resolved[pub_id] = SkipReason.WITHDRAWN

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.words import Outcome
 from worker.store.attempts import storable
-from worker.store.literals import numbers, time_of, times, words
+from worker.store.literals import numbers, texts, time_of, times, words
 
 _TIMES = text(
     f"SELECT {time_of('sent')} FROM"
@@ -18,7 +18,7 @@ _TIMES = text(
 )
 _OTHERS = text(
     "SELECT CAST(CAST(:numbers AS text) AS bigint[]), CAST(CAST(:truths AS text) AS boolean[]),"
-    " CAST(CAST(:words AS text) AS text[])"
+    " CAST(CAST(:words AS text) AS text[]), CAST(CAST(:texts AS text) AS text[])"
 )
 _ANY_TIME = st.none() | st.datetimes(timezones=st.just(UTC)).map(storable)
 
@@ -36,17 +36,28 @@ async def test_times_are_read_back_to_the_microsecond(
 
 
 @given(
-    st.lists(st.integers(-(2**63), 2**63 - 1)),
+    st.lists(st.none() | st.integers(-(2**63), 2**63 - 1)),
     st.lists(st.booleans()),
     st.lists(st.sampled_from(Outcome)),
+    st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))),
 )
+@example([None], [], [], ["", "null", "a,b", '"', "\\", "{}", " ", "\n"])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_numbers_truth_values_and_words_are_read_back(
-    engine: AsyncEngine, integers: list[int], truths: list[bool], outcomes: list[Outcome]
+async def test_numbers_truth_values_words_and_texts_are_read_back(
+    engine: AsyncEngine,
+    integers: list[int | None],
+    truths: list[bool],
+    outcomes: list[Outcome],
+    any_texts: list[str],
 ) -> None:
     async with engine.connect() as connection:
         found = await connection.execute(
             _OTHERS,
-            {"numbers": numbers(integers), "truths": numbers(truths), "words": words(outcomes)},
+            {
+                "numbers": numbers(integers),
+                "truths": numbers(truths),
+                "words": words(outcomes),
+                "texts": texts(any_texts),
+            },
         )
-        assert tuple(found.one()) == (integers, truths, outcomes)
+        assert tuple(found.one()) == (integers, truths, outcomes, any_texts)
