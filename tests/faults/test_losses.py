@@ -6,6 +6,7 @@ judges what is left in the end.
 
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from schemas.attempt_batch import AttemptBatch
 from tests import factories as make
 from tests.faults.processes import Process
 from tests.faults.scene import Scene, until
+from worker.store import principals
 
 pytestmark = pytest.mark.broker
 
@@ -94,6 +96,34 @@ async def test_a_commit_that_never_arrived_is_done_again(scene: Scene) -> None:
     assert (line["disposition"], line["redelivered"]) == ("ingested", False)
     await worker.stop()
     await scene.holds()
+
+
+async def test_a_principal_that_stays_in_use_puts_off_its_own_batch_alone(scene: Scene) -> None:
+    """What its group did without it is committed, and shows as duplicates when that is split."""
+    (elsewhere,) = await make.publish(scene.engine, user_id=2)
+    goes_on = [make.batch(make.right(elsewhere, make.at(n))) for n in range(30)]
+    waits = scene.batch()
+    for batch in (goes_on[0], waits, *goes_on[1:]):
+        await scene.send(batch)
+    async with scene.engine.begin() as other:
+        await principals.lock(other, [1])
+        worker = scene.start(wired=False, lock_timeout=0.2)
+        await until(lambda: _settled(worker), lambda seen: seen["deferred"] > 0)
+        assert worker.lines("group.split")
+        assert not await scene.ingested(waits)
+    await until(lambda: scene.ingested(waits), bool)
+    await until(lambda: _settled(worker), lambda seen: seen["ingested"] + seen["duplicate"] == 31)
+    await settles(scene, worker, len(worker.lines("delivery.settled")))
+    await worker.stop()
+
+    kinds = await _settled(worker)
+    assert kinds["duplicate"] >= 1 and kinds["rejected"] == 0
+    found = await scene.holds()
+    assert {each.body["status"] for each in found.told} == {"ingested", "already_ingested"}
+
+
+async def _settled(worker: Process) -> Counter[str]:
+    return Counter(line["disposition"] for line in worker.lines("delivery.settled"))
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["in time", "killed after the grace"])
