@@ -204,6 +204,9 @@ class Consumer:
             _log.warning("consumer.lost", reason=trouble)
             await subscription.close()
             self._hand.drop_stale()
+            if subscription.was_cancelled:
+                # RabbitMQ 4 fails on a consumer that comes while the queue is being deleted.
+                await conditions.turned.until(lambda: conditions.draining, timeout=backoff.next())
 
     async def _subscribe(self) -> Subscription:
         subscription = await Subscription.open(

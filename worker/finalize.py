@@ -7,6 +7,7 @@ the order of their delivery, with the same effect as one transaction for each.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from uuid import UUID, uuid5
 
 from schemas.words import Outcome, Pattern
@@ -89,13 +90,12 @@ def late_questions(
     """
     late = set()
     for batch in batches:
-        for rows in batch.topics.values():
-            for row in rows:
-                stored = standing[row.question_id].stored
-                if stored and (
-                    stored.scheduler != SCHEDULER_NAME or is_late(stored.progress, row.attempt)
-                ):
-                    late.add((batch.plan.user_id, row.question_id))
+        for row in chain(*batch.topics.values()):
+            stored = standing[row.question_id].stored
+            if stored and (
+                stored.scheduler != SCHEDULER_NAME or is_late(stored.progress, row.attempt)
+            ):
+                late.add((batch.plan.user_id, row.question_id))
     return late
 
 
@@ -127,26 +127,11 @@ def finalize(
                 question.pattern = pattern_of(change.progress, thresholds)
                 touched.append((question, change))
                 due.append((batch.pub_ids[question_id], change.progress.memory.due_at))
-            attempts = [row.attempt for row in rows]
             summary = summarize(
-                [attempt.outcome for attempt in attempts], [change for _, change in touched]
+                [row.attempt.outcome for row in rows], [change for _, change in touched]
             )
             sessions.append((topic_id, session_id, summary))
-            done.sessions.append(
-                SessionRow(
-                    id=session_id,
-                    user_id=plan.user_id,
-                    topic_id=topic_id,
-                    question_ids=list(by_question),
-                    client_session_uuid=uuid,
-                    correct_count=summary.correct,
-                    wrong_count=summary.wrong,
-                    unsure_count=summary.unsure,
-                    finished_at=max([attempt.answered_at for attempt in attempts]),
-                    received_at=batch.received_at,
-                    attempts=rows,
-                )
-            )
+            done.sessions.append(_session(batch, topic_id, session_id, list(by_question), summary))
             outgoing += _followups(batch, topic_id, session_id, touched)
         told = messages.ingested(uuid, batch.received_at, plan.skipped, sessions, due)
         outgoing += messages.first_result(plan.incoming, uuid, told)
@@ -180,6 +165,25 @@ def _stored(question: _Question) -> Stored:
     question_id, user_id, topic_id, _, _ = question.standing
     return Stored(
         user_id, question_id, topic_id, progress, question.pattern, question.explanation_requested
+    )
+
+
+def _session(
+    batch: ScoredBatch, topic_id: int, session_id: UUID, question_ids: list[int], summary: Summary
+) -> SessionRow:
+    rows = batch.topics[topic_id]
+    return SessionRow(
+        id=session_id,
+        user_id=batch.plan.user_id,
+        topic_id=topic_id,
+        question_ids=question_ids,
+        client_session_uuid=batch.plan.client_session_uuid,
+        correct_count=summary.correct,
+        wrong_count=summary.wrong,
+        unsure_count=summary.unsure,
+        finished_at=max([row.attempt.answered_at for row in rows]),
+        received_at=batch.received_at,
+        attempts=rows,
     )
 
 

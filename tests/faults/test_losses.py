@@ -112,7 +112,10 @@ async def test_a_principal_that_stays_in_use_puts_off_its_own_batch_alone(scene:
         assert worker.lines("group.split")
         assert not await scene.ingested(waits)
     await until(lambda: scene.ingested(waits), bool)
-    await until(lambda: _settled(worker), lambda seen: seen["ingested"] + seen["duplicate"] == 31)
+    await until(
+        lambda: _settled(worker),
+        lambda seen: seen["ingested"] + seen["duplicate"] == len(scene.sent),
+    )
     await settles(scene, worker, len(worker.lines("delivery.settled")))
     await worker.stop()
 

@@ -117,6 +117,8 @@ class Subscription:
         self.queue = queue
         self.tag: str | None = None
         self.lost: str | None = None
+        self.was_cancelled = False
+        """Whether it was lost because the queue was taken from it."""
         self._settings = settings
         self._connection = connection
         self._channel = channel
@@ -327,6 +329,7 @@ class Subscription:
         self._on_delivery(Delivery(message, self))
 
     def _cancelled_by_broker(self, frame: Basic.Cancel) -> None:
+        self.was_cancelled = True
         self.lose("the broker cancelled the consumer")
 
     def _closed(self, closing: asyncio.Future[Any]) -> None:

@@ -96,7 +96,7 @@ def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
         wrong_count + wrong,
         unsure_count + unsure,
         correct_run,
-        best_run if best_run > correct_run else correct_run,
+        max(best_run, correct_run),
         spaced_run,
         (recent_unsure << 1 | unsure) & (1 << _RECENT) - 1,
         lapse_count,

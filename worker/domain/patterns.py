@@ -49,4 +49,4 @@ def pattern_of(progress: Progress, thresholds: Thresholds) -> Pattern:
 
 def wants_review(pattern: Pattern) -> bool:
     """Whether a session that touched such a question asks for a review of it."""
-    return pattern is Pattern.RELAPSED or pattern is Pattern.STUCK or pattern is Pattern.LEECH
+    return pattern in (Pattern.RELAPSED, Pattern.STUCK, Pattern.LEECH)

@@ -36,7 +36,7 @@ class SessionRow(NamedTuple):
     id: UUID
     user_id: int
     topic_id: int
-    question_ids: Sequence[int]
+    question_ids: list[int]
     client_session_uuid: UUID
     correct_count: int
     wrong_count: int
@@ -133,7 +133,7 @@ async def insert(connection: AsyncConnection, sessions: Sequence[SessionRow]) ->
             "ids": ids,
             "user_ids": user_ids,
             "topic_ids": topic_ids,
-            "asked": [repr(question_ids) for question_ids in asked],
+            "asked": [repr(question_ids) for question_ids in asked],  # a list of numbers is JSON
             "uuids": uuids,
             "corrects": corrects,
             "wrongs": wrongs,

@@ -17,13 +17,13 @@ def words(values: Iterable[str]) -> str:
 
 
 def texts(values: Iterable[str]) -> str:
-    """Of any texts that PostgreSQL can hold."""
+    """Of any texts without U+0000, which PostgreSQL can't hold."""
     quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
     return '{"' + '","'.join(quoted) + '"}' if quoted else "{}"
 
 
 def numbers(values: Iterable[int | None]) -> str:
-    """Of numbers or truth values."""
+    """Of numbers or truth values, None for null."""
     return "{" + repr([*values])[1:-1].replace("None", "null") + "}"
 
 
