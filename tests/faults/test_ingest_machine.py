@@ -139,26 +139,36 @@ class IngestMachine(RuleBasedStateMachine):
         one = self.body(*first)
         other = one if again else self.body(*second)
 
-        async def both() -> tuple[list[Disposition], list[Disposition]]:
+        async def both() -> tuple[list[Disposition], list[Disposition], bool]:
             done: list[Disposition] = []
+            is_before = False
             try:
                 async with transaction(self.engine) as connection:
                     alone = await transact(connection, {0: _incoming(one)}, Thresholds(), False)
                     done = [alone[0]]
                     late = asyncio.create_task(self.ingest([_incoming(other)]))
                     await _done_or_blocked(self.engine, late)
+                    # Refused without waiting: it looked when the first was not there yet. What
+                    # was not refused and did not wait shares nothing with the first.
+                    is_before = late.done() and isinstance(late.result()[0], Rejected)
                     if not commits:
                         raise _Dies
             except _Dies:
                 done = []
-            return done, await late
+            return done, await late, is_before
 
-        done, late = self.do(both())
-        # They share nothing where the second did not wait, so this is an order for both cases.
+        done, late, is_before = self.do(both())
         received = self.do(self.received())
-        if commits:
+        if commits and not is_before:
             self.agrees([one], done, received)
+        begun = len(self.model.outbox)
         self.agrees([other], late, received)
+        if commits and is_before:
+            # Decided before the first, and written after it.
+            said = self.model.outbox[begun:]
+            del self.model.outbox[begun:]
+            self.agrees([one], done, received)
+            self.model.outbox += said
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
