@@ -54,7 +54,7 @@ async def users(engine: AsyncEngine) -> list[int]:
 async def verify(engine: AsyncEngine, user_id: int, thresholds: Thresholds) -> list[Difference]:
     """Each difference between one user's stored progress and the fold of their attempts."""
     # One snapshot for log and progress, or ingest at work would show as differences.
-    async with transaction(engine, isolation="REPEATABLE READ") as connection:
+    async with transaction(engine, isolation="repeatable_read") as connection:
         return [each async for each in _differences(connection, user_id, thresholds)]
 
 

@@ -14,6 +14,7 @@ from tests import factories as make
 from tests.faults.scene import RETRY_DELAY, Scene, until
 from worker.broker.topology import retry_queue
 from worker.store import principals
+from worker.store.engine import transaction
 
 pytestmark = pytest.mark.broker
 
@@ -62,7 +63,7 @@ async def test_killed_while_deferring(scene: Scene, way: str, where: str, copies
     await scene.history()
     there = scene.messages.hold(way, where)  # type: ignore[arg-type]
     batch = scene.batch()
-    async with scene.engine.begin() as other:
+    async with transaction(scene.engine) as other:
         await principals.lock(other, [1])
         worker = scene.start(wired=True, lock_timeout=0.2)
         await scene.send(batch)
@@ -82,7 +83,7 @@ async def test_killed_while_deferring(scene: Scene, way: str, where: str, copies
 async def test_killed_when_a_copy_came_back_from_its_wait(scene: Scene) -> None:
     """It has been through a worker: its second one dies in the transaction, the third ends it."""
     batch = scene.batch()
-    async with scene.engine.begin() as other:
+    async with transaction(scene.engine) as other:
         await principals.lock(other, [1])
         worker = scene.start(wired=True, lock_timeout=0.2, retry_delays="[0.1, 0.2]")
         again = scene.messages.hold("to_client", f"Basic.Deliver {amqp.RETURN_EXCHANGE}/")

@@ -21,6 +21,7 @@ from tests import factories as make
 from tests.faults.processes import Process
 from tests.faults.scene import Scene, until
 from worker.store import principals
+from worker.store.engine import transaction
 
 pytestmark = pytest.mark.broker
 
@@ -105,7 +106,7 @@ async def test_a_principal_that_stays_in_use_puts_off_its_own_batch_alone(scene:
     waits = scene.batch()
     for batch in (goes_on[0], waits, *goes_on[1:]):
         await scene.send(batch)
-    async with scene.engine.begin() as other:
+    async with transaction(scene.engine) as other:
         await principals.lock(other, [1])
         worker = scene.start(wired=False, lock_timeout=0.2)
         await until(lambda: _settled(worker), lambda seen: seen["deferred"] > 0)

@@ -5,7 +5,12 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from asyncpg import (
+    CheckViolationError,
+    IntegrityConstraintViolationError,
+    RaiseError,
+    UniqueViolationError,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
@@ -736,13 +741,16 @@ async def test_another_uniqueness_than_the_inboxs_is_a_fault(
     (question,) = await make.publish(engine)
     delivery = sent(right(question))
     await ingest([delivery])
-    await make.execute(engine, "DELETE FROM ingest_inbox")
-    before = await make.contents(engine)
-
-    with pytest.raises(IntegrityError, match="study_quiz_sessions"):
-        await ingest([delivery])
-
-    assert await make.contents(engine) == before
+    for lost, wall in (
+        (["ingest_inbox"], "study_question_attempts_quiz_session_id_position_key"),
+        (["study_question_attempts", "study_question_progress"], "study_quiz_sessions_pkey"),
+    ):
+        for table in lost:
+            await make.execute(engine, f"DELETE FROM {table}")
+        before = await make.contents(engine)
+        with pytest.raises(UniqueViolationError, match=wall):
+            await ingest([delivery])
+        assert await make.contents(engine) == before
 
 
 async def test_a_message_id_taken_by_another_message_is_a_fault(
@@ -759,7 +767,7 @@ async def test_a_message_id_taken_by_another_message_is_a_fault(
         " VALUES (:id, 'x', 'x', 'x', '{}', 'x')",
         id=taken,
     )
-    with pytest.raises(IntegrityError, match="outbox_message_id_key"):
+    with pytest.raises(UniqueViolationError, match="outbox_message_id_key"):
         await ingest([delivery])
     await make.execute(engine, "DELETE FROM outbox")
     await _nothing_stored(engine)
@@ -779,7 +787,7 @@ async def test_a_violated_constraint_surfaces_and_nothing_is_stored(
     (question,) = await make.publish(engine)
     await make.execute(engine, constraint)
     group = [sent(right(question, at(0)), right(question, at(1))), sent(right(question, at(2)))]
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityConstraintViolationError):
         await ingest(group)
     await _nothing_stored(engine)
 
@@ -798,7 +806,7 @@ async def test_a_fault_in_the_commit_itself_surfaces_and_nothing_is_stored(
         "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON outbox DEFERRABLE INITIALLY DEFERRED"
         " FOR EACH ROW EXECUTE FUNCTION refuse()",
     )
-    with pytest.raises(DBAPIError, match="no"):
+    with pytest.raises(RaiseError, match="no"):
         await ingest([sent(right(question))])
     await _nothing_stored(engine)
 
@@ -806,8 +814,8 @@ async def test_a_fault_in_the_commit_itself_surfaces_and_nothing_is_stored(
 async def test_errors_do_not_show_what_people_answered(engine: AsyncEngine, ingest: Ingest) -> None:
     (question,) = await make.publish(engine)
     await make.execute(engine, "ALTER TABLE study_question_attempts ADD CHECK (position < 0)")
-    with pytest.raises(IntegrityError) as caught:
+    with pytest.raises(CheckViolationError) as caught:
         await ingest([sent(right(question))])
     shown = "".join(traceback.format_exception(caught.value))
-    assert "SQL parameters hidden" in shown
+    assert "study_question_attempts" in shown
     assert make.MONDAY.strftime("%Y-%m-%d") not in shown, "the server quotes the failing row"

@@ -21,6 +21,7 @@ from worker.ingest import Ingest
 from worker.repair import users, verify
 from worker.resolve import Incoming
 from worker.store import principals
+from worker.store.engine import transaction
 
 USERS = (1, 2, 3)
 
@@ -149,19 +150,18 @@ async def test_a_batch_that_began_before_another_may_commit_after_it(
 ) -> None:
     """Its receipt is the earlier one, so its clamped answers are late to what is folded."""
     (other, *_), (question, *_) = shelves[3], shelves[1]
-    async with engine.begin() as holds_other, engine.begin() as holds_user:
+    async with transaction(engine) as holds_other:
         await principals.lock(holds_other, [3])
-        await principals.lock(holds_user, [1])
-        # Both are held, so it waits for both, and for the other's first.
-        early = asyncio.create_task(
-            Ingest(engine, Thresholds())(
-                [sent(make.right(question, None)), sent(make.right(other, None))]
+        async with transaction(engine) as holds_user:
+            await principals.lock(holds_user, [1])
+            # Both are held, so it waits for both, and for the other's first.
+            early = asyncio.create_task(
+                Ingest(engine, Thresholds())(
+                    [sent(make.right(question, None)), sent(make.right(other, None))]
+                )
             )
-        )
-        await make.blocked(engine, 1)
-        await holds_user.rollback()
+            await make.blocked(engine, 1)
         (late,) = await Ingest(engine, Thresholds())([sent(make.wrong(question, None))])
-        await holds_other.rollback()
     first, _ = await early
 
     assert isinstance(first, Ingested) and isinstance(late, Ingested)

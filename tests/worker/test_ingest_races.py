@@ -21,7 +21,7 @@ from worker.repair import users, verify
 from worker.resolve import Incoming
 from worker.settings import Settings
 from worker.store import principals
-from worker.store.engine import make_engine
+from worker.store.engine import make_engine, transaction
 
 ROUNDS = 70
 
@@ -102,14 +102,13 @@ async def test_a_principal_in_use_holds_up_only_its_own_batches(
     committed = asyncio.Event()
     ingest = Ingest(engine, Thresholds(), on_commit=committed.set)
     group = [sent(right(each, at(0))) for each in (busy, free)]
-    async with engine.begin() as holder:
+    async with transaction(engine) as holder:
         await principals.lock(holder, [1])
         deciding = asyncio.create_task(ingest(group))
         await committed.wait()
         await make.blocked(engine, 1)
         assert [user_id for user_id, _ in await make.progress(engine)] == [2]
         (other,) = await crew[0]([sent(wrong(free, at(1)))])
-        await holder.rollback()
     assert [type(each) for each in (other, *await deciding)] == [Ingested] * 3
     assert {user_id for user_id, _ in await make.progress(engine)} == {1, 2}
     await _healthy(engine)

@@ -15,6 +15,7 @@ from worker.errors import DatabaseAway, Unconfirmed
 from worker.relay import Relay
 from worker.settings import Settings
 from worker.store import outbox
+from worker.store.engine import transaction
 from worker.store.outbox import Message
 
 _SETTINGS = Settings(
@@ -45,7 +46,7 @@ class _Publisher:
 async def waiting(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
     """A database with one message in its outbox."""
     message = Message(uuid4(), amqp.RESULTS_EXCHANGE, "result.ada", "t", {}, "{}")
-    async with engine.begin() as connection:
+    async with transaction(engine) as connection:
         await outbox.record(connection, {}, [message])
     yield engine
 

@@ -54,7 +54,7 @@ async def _picture(user_id: int) -> Picture:
     async with engine_of(load_settings(), connections=1, name="study-ingest report") as engine:
         await schema.check(engine)
         # One snapshot, so that the parts agree with each other.
-        async with transaction(engine, isolation="REPEATABLE READ") as connection:
+        async with transaction(engine, isolation="repeatable_read") as connection:
             questions = await pictures.questions(connection, user_id)
             weeks = await pictures.weeks(connection, user_id, since(now))
     if not questions:

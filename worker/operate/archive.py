@@ -35,7 +35,7 @@ async def export(engine: AsyncEngine, user_id: int | None) -> AsyncIterator[str]
     batches, so that an import does not open the way back for them.
     """
     yield json.dumps({"record": "export", "version": VERSION, "user_id": user_id})
-    async with transaction(engine, isolation="REPEATABLE READ") as connection:
+    async with transaction(engine, isolation="repeatable_read") as connection:
         async for line in archive.lines(connection, user_id):
             yield line
 

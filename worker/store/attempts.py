@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
+from worker.store.engine import fetch
 from worker.store.literals import numbers, time_of, times, words
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
@@ -127,7 +128,8 @@ async def insert(connection: AsyncConnection, sessions: Sequence[SessionRow]) ->
     )
     scored, question_ids, selections, right_ones, sent = zip(*chain(*rows), strict=True)
     answered, _, _, positions, outcomes, _ = zip(*scored, strict=True)
-    await connection.execute(
+    await fetch(
+        connection,
         _INSERT,
         {
             "ids": ids,
@@ -159,7 +161,8 @@ async def histories(
 
     Those of voided sessions are on record only.
     """
-    rows = await connection.execute(
+    rows = await fetch(
+        connection,
         _HISTORY,
         {
             "user_ids": [user_id for user_id, _ in wanted],

@@ -6,18 +6,21 @@ or the failure is a fault of ours and stays as it is.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any, Final, Literal
 
-from asyncpg import PostgresError
-from sqlalchemy import make_url, text
-from sqlalchemy.exc import DBAPIError
+from asyncpg import Connection, InterfaceError, PostgresError
+from sqlalchemy import URL, TextClause, event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from worker.errors import DatabaseAway, TransientFault
 from worker.settings import Settings
+
+_DRIVER: Final = "postgresql+asyncpg"
 
 _AWAY_CLASSES: Final = ("08", "28", "3D", "53", "58")
 """SQLSTATE classes: connection lost, not let in, no such database, out of resources, disk."""
@@ -39,6 +42,11 @@ reads all questions in order to join a thousand of them, and makes plans for tab
 
 _TLS_WORDS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
+Isolation = Literal["repeatable_read"]
+"""What a transaction may ask for beside PostgreSQL's default, read committed."""
+
+Row = Sequence[Any]
+
 _CLIENT_MARGIN: Final = 5.0
 """Seconds by which the client outwaits the server's statement timeout: a server that does not
 even answer with that is not there."""
@@ -50,12 +58,12 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
     `name` shows up as `application_name` in pg_stat_activity. Opens no connection yet.
     """
     given = make_url(settings.database_url.get_secret_value())
-    url = given.set(drivername="postgresql+asyncpg").difference_update_query(_TLS_WORDS)
+    url = given.set(drivername=_DRIVER).difference_update_query(_TLS_WORDS)
 
     def milliseconds(seconds: float) -> str:
         return str(int(seconds * 1000))
 
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=connections,
         max_overflow=0,
@@ -77,6 +85,14 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
             },
         },
     )
+    event.listen(engine.sync_engine, "checkout", _replace_closed)
+    return engine
+
+
+def _replace_closed(connection: Any, *_: object) -> None:
+    """A connection that ended while nobody used it is no reason to wait for the database."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 def _tls(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, ssl.SSLContext | bool]:
@@ -99,7 +115,7 @@ def _tls(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, ssl.SSLContext
 
 @asynccontextmanager
 async def transaction(
-    engine: AsyncEngine, *, isolation: str | None = None
+    engine: AsyncEngine, *, isolation: Isolation | None = None
 ) -> AsyncIterator[AsyncConnection]:
     """One transaction: committed when the block ends, rolled back when it raises.
 
@@ -107,48 +123,88 @@ async def transaction(
     lost inside COMMIT: whether it took effect is then unknown, and the caller finds out by
     running the same work again.
     """
-    with _translated_failures():
-        async with engine.connect() as connection:
-            if isolation is not None:
-                connection = await connection.execution_options(isolation_level=isolation)
-            try:
-                async with connection.begin():
-                    yield connection
-            except TimeoutError:
-                # The server answers nothing: a rollback would only wait again.
-                await connection.invalidate()
-                raise
-
-
-@contextmanager
-def _translated_failures() -> Iterator[None]:
+    driver = None
     try:
-        yield
+        async with engine.connect() as connection:
+            # Begun by the driver: SQLAlchemy would with the first statement that it sees, and
+            # does not see those of `fetch`.
+            connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            driver = _driver(connection)
+            try:
+                async with _begun(driver, isolation):
+                    yield connection
+            finally:
+                if driver.is_closed() or driver.is_in_transaction():
+                    await connection.invalidate()
     except PoolTimeout as error:
         raise DatabaseAway(
             "No database connection became free in time: raise `max_connections`."
         ) from error
-    except DBAPIError as error:
-        _raise_translated(error)
-        _hide_row(error)
+    except (DBAPIError, PostgresError, InterfaceError) as error:
+        said = error.orig if isinstance(error, DBAPIError) else error
+        _raise_translated(error, said, is_lost=driver is not None and driver.is_closed())
+        _hide_row(said)
         raise
     except (OSError, TimeoutError) as error:
         raise DatabaseAway(f"The database can't be reached: {_first_line(error)}.") from error
 
 
-def _raise_translated(error: DBAPIError) -> None:
-    state = getattr(error.orig, "sqlstate", None) or ""
+@asynccontextmanager
+async def _begun(driver: Connection, isolation: Isolation | None) -> AsyncIterator[None]:
+    begun = driver.transaction(isolation=isolation)
+    await begun.start()
+    try:
+        yield
+    except TimeoutError:
+        raise  # the server answers nothing: a rollback would only wait again
+    except BaseException:
+        if not driver.is_closed():
+            await begun.rollback()
+        raise
+    await begun.commit()
+
+
+async def fetch(
+    connection: AsyncConnection, statement: TextClause, parameters: Mapping[str, object]
+) -> list[Row]:
+    """The rows that a statement returns, inside a `transaction`.
+
+    Sent by the driver itself: what every batch passes through would spend as long again in
+    SQLAlchemy, on its way there and back. All else has no need of it.
+    """
+    driver = _driver(connection)
+    assert driver.is_in_transaction(), "each statement would be committed by itself"
+    written, names = _written(statement)
+    rows: list[Row] = await driver.fetch(written, *[parameters[name] for name in names])
+    return rows
+
+
+@cache
+def _written(statement: TextClause) -> tuple[str, Sequence[str]]:
+    """The statement as the driver takes it, and the names of $1, $2..."""
+    compiled = statement.compile(dialect=URL.create(_DRIVER).get_dialect()())
+    return str(compiled), compiled.positiontup or ()
+
+
+def _driver(connection: AsyncConnection) -> Connection:
+    pooled = connection.sync_connection
+    assert pooled is not None
+    return pooled.connection.driver_connection
+
+
+def _raise_translated(error: Exception, said: BaseException | None, *, is_lost: bool) -> None:
+    state = getattr(said, "sqlstate", None) or ""
     if state in _TRANSIENT_STATES:
         raise TransientFault(f"The transaction failed with SQLSTATE {state}.") from error
-    if error.connection_invalidated or state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
-        raise DatabaseAway(f"The database is away: {_first_line(error.orig)}.") from error
+    if is_lost or state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
+        raise DatabaseAway(f"The database is away: {_first_line(said)}.") from error
 
 
-def _hide_row(error: DBAPIError) -> None:
+def _hide_row(said: BaseException | None) -> None:
     # "Failing row contains (...)": tracebacks end up in logs too, and show the driver's error.
-    cause = error.orig.__cause__ if error.orig else None
-    if isinstance(cause, PostgresError):
-        cause.detail = None
+    for error in (said, said.__cause__ if said else None):
+        if isinstance(error, PostgresError):
+            error.detail = None
 
 
 def _first_line(error: BaseException | None) -> str:

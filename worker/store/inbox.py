@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
+from worker.store.engine import fetch
 
 
 class Known(NamedTuple):
@@ -53,7 +54,7 @@ _CLAIM: Final = text(
 
 async def known(connection: AsyncConnection, uuids: Iterable[UUID]) -> dict[UUID, Known]:
     """The committed rows among `uuids`."""
-    rows = await connection.execute(_KNOWN, {"uuids": list(uuids)})
+    rows = await fetch(connection, _KNOWN, {"uuids": list(uuids)})
     return {
         uuid: Known(digest, user_id, _told(uuid, told, received_at))
         for uuid, digest, user_id, told, received_at in rows
@@ -73,7 +74,8 @@ async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> dict[UU
 
     A uuid that is not in the answer has been committed by another transaction.
     """
-    rows = await connection.execute(
+    rows = await fetch(
+        connection,
         _CLAIM,
         {
             "uuids": [claim.client_session_uuid for claim in claims],

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.store.engine import fetch
 from worker.store.literals import texts
 
 
@@ -92,7 +93,8 @@ async def record(
     """
     columns = tuple(zip(*messages, strict=True)) or ((),) * len(Message._fields)
     ids, exchanges, keys, types, headers, bodies = columns
-    await connection.execute(
+    await fetch(
+        connection,
         _RECORD,
         {
             "uuids": list(told),

@@ -7,6 +7,8 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.store.engine import fetch
+
 _LOCK: Final = text(
     "SELECT pg_advisory_xact_lock(key) FROM"
     " (SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key ORDER BY key) AS sorted"
@@ -22,14 +24,14 @@ _LOCK_FREE: Final = text(
 async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
     """Waits for the locks of all `user_ids`, in one order for everybody, so without deadlock."""
     keys = sorted({_key(user_id) for user_id in user_ids})
-    await connection.execute(_LOCK, {"keys": keys})
+    await fetch(connection, _LOCK, {"keys": keys})
 
 
 async def lock_free(connection: AsyncConnection, user_ids: Iterable[int]) -> set[int]:
     """Takes the locks of those `user_ids` that nobody else holds, and says whose they are."""
     wanted = {_key(user_id): user_id for user_id in user_ids}
-    free = await connection.scalars(_LOCK_FREE, {"keys": list(wanted)})
-    return {wanted[key] for key in free}
+    free = await fetch(connection, _LOCK_FREE, {"keys": list(wanted)})
+    return {wanted[key] for (key,) in free}
 
 
 def _key(user_id: int) -> int:

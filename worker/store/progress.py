@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME, Memory
+from worker.store.engine import fetch
 from worker.store.literals import numbers, time_of, times, words
 
 
@@ -115,7 +116,7 @@ _DELETE: Final = text(
 
 async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> dict[int, Standing]:
     """The questions and their owners' progress on them; to be read under the owners' locks."""
-    rows = await connection.execute(_STANDING, {"question_ids": list(question_ids)})
+    rows = await fetch(connection, _STANDING, {"question_ids": list(question_ids)})
     return {
         row[0]: Standing(
             row[0], row[1], row[2], row[3], None if row[4] is None else from_row(row[4:])
@@ -140,7 +141,7 @@ async def save(connection: AsyncConnection, rows: Sequence[Stored]) -> None:
     parameters: dict[str, Any] = dict(zip(_COLUMNS, _columns_of(rows), strict=True))
     for name, encode in _ENCODERS.items():
         parameters[name] = encode(parameters[name])
-    await connection.execute(_SAVE, parameters)
+    await fetch(connection, _SAVE, parameters)
 
 
 async def delete(connection: AsyncConnection, user_id: int, question_ids: Iterable[int]) -> None:

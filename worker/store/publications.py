@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import SkipReason
+from worker.store.engine import fetch
 from worker.store.literals import texts
 
 
@@ -43,7 +44,7 @@ async def resolve(
 ) -> dict[str, Question | SkipReason]:
     """What each published id stands for; one that is missing in the answer is unknown."""
     resolved: dict[str, Question | SkipReason] = {}
-    rows = await connection.execute(_RESOLVE, {"pub_ids": texts(pub_ids)})
+    rows = await fetch(connection, _RESOLVE, {"pub_ids": texts(pub_ids)})
     for pub_id, withdrawn, question_id, user_id, topic_id, question_deleted in rows:
         if withdrawn:
             resolved[pub_id] = SkipReason.WITHDRAWN
@@ -65,6 +66,6 @@ async def behind(
 async def grants(connection: AsyncConnection, viewers: Collection[str]) -> dict[str, set[int]]:
     """The principals granted to each viewer that has any grant at all."""
     granted: dict[str, set[int]] = {}
-    for viewer, user_id in await connection.execute(_GRANTS, {"viewers": list(viewers)}):
+    for viewer, user_id in await fetch(connection, _GRANTS, {"viewers": list(viewers)}):
         granted.setdefault(viewer, set()).add(user_id)
     return granted

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 from uuid import uuid4
 
 import pytest
+from asyncpg import CheckViolationError, DataError, UndefinedTableError
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,9 +20,13 @@ from worker.errors import DatabaseAway, TransientFault
 from worker.ingest import Ingest
 from worker.settings import Settings
 from worker.store import engine as engine_module
-from worker.store.engine import is_ready, make_engine, transaction
+from worker.store.engine import fetch, is_ready, make_engine, transaction
 
 Connect = Callable[..., AsyncEngine]
+Run = Callable[..., Awaitable[object]]
+
+_UNKNOWN: Final = "SELECT * FROM no_such_table"
+_REFUSED: Final = "INSERT INTO published (pub_id, kind, source_id) VALUES ('', 'x', 1)"
 
 
 @pytest.fixture
@@ -43,11 +49,25 @@ async def connect(database_url: str) -> AsyncIterator[Connect]:
         await engine.dispose()
 
 
-async def _run(engine: AsyncEngine, *statements: str) -> object:
+async def _by_sqlalchemy(engine: AsyncEngine, *statements: str) -> object:
     async with transaction(engine) as connection:
         for statement in statements:
             result = await connection.execute(text(statement))
         return result.scalar() if result.returns_rows else None
+
+
+async def _by_driver(engine: AsyncEngine, *statements: str) -> object:
+    async with transaction(engine) as connection:
+        for statement in statements:
+            rows = await fetch(connection, text(statement), {})
+        return rows[0][0] if rows else None
+
+
+@pytest.fixture(params=[_by_sqlalchemy, _by_driver], ids=["SQLAlchemy", "driver"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs statements in one transaction, each way that the store has; the last one's value."""
+    way: Run = request.param
+    return way
 
 
 async def _terminate(engine: AsyncEngine, name: str = "under-test") -> None:
@@ -64,10 +84,10 @@ async def _terminate(engine: AsyncEngine, name: str = "under-test") -> None:
 
 
 async def test_a_transaction_commits_at_its_end_and_is_rolled_back_when_it_raises(
-    engine: AsyncEngine,
+    engine: AsyncEngine, run: Run
 ) -> None:
     insert = "INSERT INTO study_topics (user_id) VALUES (1)"
-    await _run(engine, insert)
+    await run(engine, insert)
     with pytest.raises(KeyError):
         async with transaction(engine) as connection:
             await connection.execute(text(insert))
@@ -76,12 +96,12 @@ async def test_a_transaction_commits_at_its_end_and_is_rolled_back_when_it_raise
 
 
 async def test_a_cancelled_transaction_is_rolled_back_and_its_connection_given_back(
-    connect: Connect,
+    connect: Connect, run: Run
 ) -> None:
     engine = connect(connections=1, transaction_timeout=1.0)
 
     async def work() -> None:
-        await _run(engine, "INSERT INTO study_topics (user_id) VALUES (1)", "SELECT pg_sleep(10)")
+        await run(engine, "INSERT INTO study_topics (user_id) VALUES (1)", "SELECT pg_sleep(10)")
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0.2)
@@ -91,10 +111,10 @@ async def test_a_cancelled_transaction_is_rolled_back_and_its_connection_given_b
     assert await make.count(engine, "study_topics") == 0
 
 
-async def test_a_connection_is_named_in_utc_with_its_timeouts(connect: Connect) -> None:
+async def test_a_connection_is_named_in_utc_with_its_timeouts(connect: Connect, run: Run) -> None:
     engine = connect(statement_timeout=1.5, lock_timeout=0.25, idle_in_transaction_timeout=2.0)
     found = {
-        name: await _run(engine, f"SHOW {name}")
+        name: await run(engine, f"SHOW {name}")
         for name in (
             "application_name",
             "timezone",
@@ -112,12 +132,12 @@ async def test_a_connection_is_named_in_utc_with_its_timeouts(connect: Connect) 
     }
 
 
-async def test_an_isolation_level_lasts_for_one_transaction(connect: Connect) -> None:
+async def test_an_isolation_level_lasts_for_one_transaction(connect: Connect, run: Run) -> None:
     engine = connect(connections=1)
-    async with transaction(engine, isolation="REPEATABLE READ") as connection:
+    async with transaction(engine, isolation="repeatable_read") as connection:
         level = await connection.scalar(text("SHOW transaction_isolation"))
     assert level == "repeatable read"
-    assert await _run(engine, "SHOW transaction_isolation") == "read committed"
+    assert await run(engine, "SHOW transaction_isolation") == "read committed"
 
 
 # ------------------------------------------------------------------------ passing failures
@@ -137,82 +157,82 @@ async def test_a_deadlock_passes(engine: AsyncEngine) -> None:
     assert any("40P01" in str(each) for each in failures)
 
 
-async def test_a_serialization_failure_passes(engine: AsyncEngine) -> None:
-    await _run(engine, "INSERT INTO study_topics (id, user_id) VALUES (1, 1)")
+async def test_a_serialization_failure_passes(engine: AsyncEngine, run: Run) -> None:
+    await run(engine, "INSERT INTO study_topics (id, user_id) VALUES (1, 1)")
     update = text("UPDATE study_topics SET user_id = user_id + 1")
     with pytest.raises(TransientFault, match="40001"):
-        async with transaction(engine, isolation="REPEATABLE READ") as connection:
+        async with transaction(engine, isolation="repeatable_read") as connection:
             await connection.execute(text("SELECT * FROM study_topics"))
-            await _run(engine, "UPDATE study_topics SET user_id = 5")
+            await run(engine, "UPDATE study_topics SET user_id = 5")
             await connection.execute(update)
 
 
-async def test_waiting_for_a_lock_too_long_passes(engine: AsyncEngine, connect: Connect) -> None:
+async def test_waiting_for_a_lock_too_long_passes(
+    engine: AsyncEngine, connect: Connect, run: Run
+) -> None:
     impatient = connect(lock_timeout=0.05)
     async with transaction(engine) as connection:
         await connection.execute(text("SELECT pg_advisory_xact_lock(1)"))
         with pytest.raises(TransientFault, match="55P03"):
-            await _run(impatient, "SELECT pg_advisory_xact_lock(1)")
-    await _run(impatient, "SELECT pg_advisory_xact_lock(1)")
+            await run(impatient, "SELECT pg_advisory_xact_lock(1)")
+    await run(impatient, "SELECT pg_advisory_xact_lock(1)")
 
 
-async def test_a_statement_that_takes_too_long_passes(connect: Connect) -> None:
+async def test_a_statement_that_takes_too_long_passes(connect: Connect, run: Run) -> None:
     engine = connect(statement_timeout=0.05)
     with pytest.raises(TransientFault, match="57014"):
-        await _run(engine, "SELECT pg_sleep(5)")
-    assert await _run(engine, "SELECT 1") == 1
+        await run(engine, "SELECT pg_sleep(5)")
+    assert await run(engine, "SELECT 1") == 1
 
 
 # ------------------------------------------------------------------------ the database is away
 
 
 async def test_a_backend_ended_in_the_middle_is_away_and_the_next_connection_is_new(
-    engine: AsyncEngine, connect: Connect
+    engine: AsyncEngine, connect: Connect, run: Run
 ) -> None:
     ours = connect(connections=1)
-    task = asyncio.create_task(_run(ours, "SELECT pg_sleep(10)"))
+    task = asyncio.create_task(run(ours, "SELECT pg_sleep(10)"))
     await asyncio.sleep(0.2)
     await _terminate(engine)
     with pytest.raises(DatabaseAway):
         await task
-    assert await _run(ours, "SELECT 1") == 1
+    assert await run(ours, "SELECT 1") == 1
 
 
-async def test_connections_that_died_while_idle_are_away_once_not_one_by_one(
-    engine: AsyncEngine, connect: Connect
+async def test_connections_that_died_while_idle_are_replaced_before_they_are_used(
+    engine: AsyncEngine, connect: Connect, run: Run
 ) -> None:
     ours = connect(connections=5)
-    await asyncio.gather(*(_run(ours, "SELECT pg_sleep(0.1)") for _ in range(5)))
+    await asyncio.gather(*(run(ours, "SELECT pg_sleep(0.1)") for _ in range(5)))
     await _terminate(engine)
     await asyncio.sleep(0.1)
-    with pytest.raises(DatabaseAway):
-        await _run(ours, "SELECT 1")
-    results = await asyncio.gather(*(_run(ours, "SELECT 1") for _ in range(5)))
+    results = await asyncio.gather(*(run(ours, "SELECT 1") for _ in range(5)))
     assert results == [1] * 5
 
 
-async def test_a_transaction_left_idle_is_ended_by_the_server(connect: Connect) -> None:
+async def test_a_transaction_left_idle_is_ended_by_the_server(connect: Connect, run: Run) -> None:
     engine = connect(idle_in_transaction_timeout=0.05)
     with pytest.raises(DatabaseAway):
         async with transaction(engine) as connection:
             await connection.execute(text("SELECT 1"))
             await asyncio.sleep(0.3)
             await connection.execute(text("SELECT 1"))
-    assert await _run(engine, "SELECT 1") == 1
+    assert await run(engine, "SELECT 1") == 1
 
 
 async def test_a_server_that_does_not_even_time_out_is_away(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.setattr(engine_module, "_CLIENT_MARGIN", 0.1)
     engine = connect(statement_timeout=0.2)
     with pytest.raises(DatabaseAway):
-        await _run(engine, "SET LOCAL statement_timeout = 0", "SELECT pg_sleep(10)")
-    assert await _run(engine, "SELECT 1") == 1
+        await run(engine, "SET LOCAL statement_timeout = 0", "SELECT pg_sleep(10)")
+    assert await run(engine, "SELECT 1") == 1
 
 
 async def test_no_such_database_host_port_or_login_is_away(
-    connect: Connect, database_url: str, unused_tcp_port: int
+    connect: Connect, database_url: str, unused_tcp_port: int, run: Run
 ) -> None:
     url = make_url(database_url)
     for changed in (
@@ -222,19 +242,19 @@ async def test_no_such_database_host_port_or_login_is_away(
         url.set(username="no_such_login"),
     ):
         with pytest.raises(DatabaseAway) as caught:
-            await _run(connect(changed.render_as_string(hide_password=False)), "SELECT 1")
+            await run(connect(changed.render_as_string(hide_password=False)), "SELECT 1")
         assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
 
 
 async def test_no_room_for_another_connection_is_away(
-    engine: AsyncEngine, connect: Connect, database_url: str
+    engine: AsyncEngine, connect: Connect, database_url: str, run: Run
 ) -> None:
     role = f"test_{uuid4().hex[:12]}"
     await make.execute(engine, f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 0")
     try:
         url = make_url(database_url).set(username=role, password="x")
         with pytest.raises(DatabaseAway, match="too many connections"):
-            await _run(connect(url.render_as_string(hide_password=False)), "SELECT 1")
+            await run(connect(url.render_as_string(hide_password=False)), "SELECT 1")
     finally:
         await make.execute(engine, f"DROP ROLE {role}")
 
@@ -259,12 +279,12 @@ async def test_a_read_only_database_is_away_and_not_ready(
     assert isinstance(disposition, Ingested)
 
 
-async def test_a_pool_without_a_free_connection_is_away(connect: Connect) -> None:
+async def test_a_pool_without_a_free_connection_is_away(connect: Connect, run: Run) -> None:
     engine = connect(connections=1, transaction_timeout=0.1)
     async with transaction(engine):
         with pytest.raises(DatabaseAway, match="connection"):
-            await _run(engine, "SELECT 1")
-    assert await _run(engine, "SELECT 1") == 1
+            await run(engine, "SELECT 1")
+    assert await run(engine, "SELECT 1") == 1
 
 
 async def test_ready_means_reachable(connect: Connect, unused_tcp_port: int) -> None:
@@ -277,9 +297,40 @@ async def test_ready_means_reachable(connect: Connect, unused_tcp_port: int) -> 
 
 async def test_what_is_neither_away_nor_passing_stays_what_it_is(engine: AsyncEngine) -> None:
     with pytest.raises(ProgrammingError):
-        await _run(engine, "SELECT * FROM no_such_table")
+        await _by_sqlalchemy(engine, _UNKNOWN)
     with pytest.raises(IntegrityError):
-        await _run(engine, "INSERT INTO published (pub_id, kind, source_id) VALUES ('', 'x', 1)")
+        await _by_sqlalchemy(engine, _REFUSED)
+    with pytest.raises(UndefinedTableError):
+        await _by_driver(engine, _UNKNOWN)
+    with pytest.raises(CheckViolationError) as caught:
+        await _by_driver(engine, _REFUSED)
+    assert caught.value.detail is None, "it quotes the row"
+    assert await _by_driver(engine, "SELECT 1") == 1
+
+
+async def test_a_parameter_that_cannot_be_encoded_is_no_reason_to_wait(engine: AsyncEngine) -> None:
+    with pytest.raises(DataError):
+        async with transaction(engine) as connection:
+            await fetch(connection, text("SELECT CAST(:n AS bigint)"), {"n": 2**63})
+
+
+async def test_the_driver_is_not_asked_outside_of_a_transaction(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        with pytest.raises(AssertionError):
+            await fetch(connection, text("SELECT 1"), {})
+
+
+async def test_both_ways_are_one_transaction(engine: AsyncEngine) -> None:
+    insert = text("INSERT INTO study_topics (user_id) VALUES (1)")
+    with pytest.raises(KeyError):
+        async with transaction(engine) as connection:
+            await connection.execute(insert)
+            await fetch(connection, insert, {})
+            count = text("SELECT count(*) FROM study_topics")
+            assert await connection.scalar(count) == 2
+            assert await fetch(connection, count, {}) == [(2,)]
+            raise KeyError
+    assert await make.count(engine, "study_topics") == 0
 
 
 # ----------------------------------------------------------------- a commit that is lost

@@ -109,7 +109,7 @@ async def test_what_fails_and_is_tried_again_is_counted(
         seen = await worker.metrics()
     assert seen[_settled("deferred")] == 1
     assert seen[_settled("rejected", "retries_exhausted")] == 1
-    assert seen['study_ingest_groups_failed_total{error="IntegrityError"}'] == 2
+    assert seen['study_ingest_groups_failed_total{error="CheckViolationError"}'] == 2
 
 
 @pytest.mark.broker
