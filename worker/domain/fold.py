@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
-from schemas.words import Outcome
+from schemas.words import CORRECT, UNSURE, WRONG, Outcome
 from worker.domain.schedule import Memory, review
 from worker.domain.scoring import ScoredAttempt
 
@@ -47,21 +47,22 @@ def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progre
 def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
     """One step of the fold."""
     at, outcome = attempt.answered_at, attempt.outcome
-    correct = outcome is Outcome.CORRECT
-    wrong = outcome is Outcome.WRONG
-    unsure = outcome is Outcome.UNSURE
-    # By position, in the order of `Progress`: this is called once for each attempt there is.
+    # Counts, and not truth values; and by position, in the order of `Progress`: this is called
+    # once for each attempt there is.
+    correct = 1 if outcome is CORRECT else 0
+    wrong = 1 if outcome is WRONG else 0
+    unsure = 1 if outcome is UNSURE else 0
     if progress is None:
         memory = review(None, None, attempt)
         return Progress(
             1,
-            int(correct),
-            int(wrong),
-            int(unsure),
-            int(correct),
-            int(correct),
-            int(correct),
-            int(unsure),
+            correct,
+            wrong,
+            unsure,
+            correct,
+            correct,
+            correct,
+            unsure,
             0,
             at if correct else None,
             outcome,
@@ -89,14 +90,14 @@ def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
         spaced_run = 1 if same_day else spaced_run + 1
     else:
         correct_run = spaced_run = 0
-        lapse_count += last_outcome is Outcome.CORRECT
+        lapse_count += last_outcome is CORRECT
     return Progress(
         attempts_count + 1,
         correct_count + correct,
         wrong_count + wrong,
         unsure_count + unsure,
         correct_run,
-        max(best_run, correct_run),
+        best_run if best_run > correct_run else correct_run,
         spaced_run,
         (recent_unsure << 1 | unsure) & (1 << _RECENT) - 1,
         lapse_count,

@@ -27,10 +27,12 @@ class Change(NamedTuple):
 class History:
     """`base` is the fold of everything before `attempts`; None when those are everything."""
 
+    __slots__ = ("_attempts", "_base", "progress")
+
     def __init__(self, base: Progress | None, attempts: Sequence[ScoredAttempt] = ()) -> None:
         self._base = base
         self._attempts = sorted(attempts)
-        self.progress = fold(base, self._attempts)
+        self.progress = fold(base, self._attempts) if attempts else base
 
     def add(self, session: Sequence[ScoredAttempt]) -> Change:
         """Adds a session's attempts on this question (at least one, in any order).
@@ -38,7 +40,7 @@ class History:
         With a `base`, all of them must be later than it; the caller loads the whole history
         when they are not.
         """
-        new = sorted(session) if len(session) > 1 else [*session]
+        new = sorted(session)
         assert self._base is None or new[0].answered_at > self._base.last_answered_at
         if not self._attempts or self._attempts[-1] < new[0]:
             before = self.progress

@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
-from schemas.words import Outcome, Pattern
+from schemas.words import CORRECT, Pattern
 from worker.domain.fold import Progress
 
 _SOLID_RUN = 3
 """Correct in a row from which an answer counts as solid."""
 _HESITANT_OF_FOUR = 2
+_TO_REVIEW = (Pattern.RELAPSED, Pattern.STUCK, Pattern.LEECH)
 
 
 class Thresholds(NamedTuple):
@@ -21,7 +22,7 @@ class Thresholds(NamedTuple):
 
 def pattern_of(progress: Progress, thresholds: Thresholds) -> Pattern:
     """The first pattern that fits, in the order of the contract."""
-    last_correct = progress.last_outcome is Outcome.CORRECT
+    last_correct = progress.last_outcome is CORRECT
     if (
         progress.spaced_run >= _SOLID_RUN
         and progress.memory.stability >= thresholds.mastered_stability_days
@@ -49,4 +50,4 @@ def pattern_of(progress: Progress, thresholds: Thresholds) -> Pattern:
 
 def wants_review(pattern: Pattern) -> bool:
     """Whether a session that touched such a question asks for a review of it."""
-    return pattern in (Pattern.RELAPSED, Pattern.STUCK, Pattern.LEECH)
+    return pattern in _TO_REVIEW

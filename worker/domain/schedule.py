@@ -12,13 +12,14 @@ import hashlib
 import json
 import math
 from datetime import datetime, timedelta
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
 from fsrs import Rating, Scheduler
 from fsrs.scheduler import MAX_DIFFICULTY, MIN_DIFFICULTY, STABILITY_MIN
 
-from schemas.words import Outcome
+from schemas.words import CORRECT, UNSURE
 from worker.domain.scoring import ScoredAttempt
 
 _SCHEDULER: Final = Scheduler(learning_steps=(), relearning_steps=(), enable_fuzzing=False)
@@ -41,11 +42,11 @@ class Memory(NamedTuple):
 
 def rating_of(attempt: ScoredAttempt) -> Rating:
     """Correct is Good; unsure with the right selection is Hard, a pass; all else is Again."""
-    if attempt.outcome is Outcome.CORRECT:
-        return Rating.Good
-    if attempt.outcome is Outcome.UNSURE and attempt.is_correct:
-        return Rating.Hard
-    return Rating.Again
+    if attempt.outcome is CORRECT:
+        return _GOOD
+    if attempt.outcome is UNSURE and attempt.is_correct:
+        return _HARD
+    return _AGAIN
 
 
 def review(
@@ -62,22 +63,27 @@ def review(
         days = (attempt.answered_at - last_answered_at).days
         if days < 1:
             factor = _SAME_DAY[rating - 1] * stability ** -_P[19]
-            if rating is not Rating.Again:
+            if rating is not _AGAIN:
                 factor = max(factor, 1.0)
             stability = max(stability * factor, STABILITY_MIN)
         else:
             recall = (1 + _FACTOR * days / stability) ** _DECAY
             after = (
                 _forgotten(stability, difficulty, recall)
-                if rating is Rating.Again
+                if rating is _AGAIN
                 else _recalled(stability, difficulty, recall, rating)
             )
             stability = max(after, STABILITY_MIN)
         difficulty += (10.0 - difficulty) * _DRIFT[rating - 1] / 9.0
         difficulty = _EASY_PULL + (1 - _P[7]) * difficulty
         difficulty = min(max(difficulty, MIN_DIFFICULTY), MAX_DIFFICULTY)
-    interval = min(max(round(stability / _FACTOR * _RETENTION), 1), _SCHEDULER.maximum_interval)
-    return Memory(stability, difficulty, attempt.answered_at + timedelta(days=interval))
+    interval = _interval(round(stability / _FACTOR * _RETENTION))
+    return Memory(stability, difficulty, attempt.answered_at + interval)
+
+
+@lru_cache(maxsize=50_000)
+def _interval(days: int) -> timedelta:
+    return timedelta(days=min(max(days, 1), _SCHEDULER.maximum_interval))
 
 
 def retrievability(memory: Memory, last_answered_at: datetime, now: datetime) -> float:
@@ -92,7 +98,10 @@ _P: Final = _SCHEDULER.parameters
 _DECAY: Final = -_P[20]
 _FACTOR: Final = 0.9 ** (1 / _DECAY) - 1
 _RETENTION: Final = _SCHEDULER.desired_retention ** (1 / _DECAY) - 1
-_RATINGS: Final = (Rating.Again, Rating.Hard, Rating.Good, Rating.Easy)
+_AGAIN: Final = Rating.Again
+_HARD: Final = Rating.Hard
+_GOOD: Final = Rating.Good
+_RATINGS: Final = (_AGAIN, _HARD, _GOOD, Rating.Easy)
 
 
 def _initial_difficulty(rating: Rating) -> float:
@@ -118,7 +127,7 @@ _SHORT_TERM_LOSS: Final = math.e ** (_P[17] * _P[18])
 def _recalled(stability: float, difficulty: float, recall: float, rating: Rating) -> float:
     growth: float = 1 + _GROWTH * (11 - difficulty) * stability ** -_P[9] * (
         math.e ** ((1 - recall) * _P[10]) - 1
-    ) * (_P[15] if rating is Rating.Hard else 1)
+    ) * (_P[15] if rating is _HARD else 1)
     return stability * growth
 
 

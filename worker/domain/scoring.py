@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from schemas.words import Outcome
+from schemas.words import CORRECT, UNSURE, WRONG, Outcome
 
 
 class ScoredAttempt(NamedTuple):
@@ -25,10 +25,10 @@ class ScoredAttempt(NamedTuple):
 def outcome_of(selected_choice: int | None, correct_choice: int, is_unsure: bool) -> Outcome | None:
     """Unsure beats a selection; None when there was no answer at all."""
     if is_unsure:
-        return Outcome.UNSURE
+        return UNSURE
     if selected_choice is None:
         return None
-    return Outcome.CORRECT if selected_choice == correct_choice else Outcome.WRONG
+    return CORRECT if selected_choice == correct_choice else WRONG
 
 
 def was_right(selected_choice: int | None, correct_choice: int) -> bool | None:
@@ -38,4 +38,4 @@ def was_right(selected_choice: int | None, correct_choice: int) -> bool | None:
 
 def effective_time(sent_at: datetime | None, received_at: datetime) -> datetime:
     """When the answer counts as given: as sent, but never after it was received."""
-    return received_at if sent_at is None else min(sent_at, received_at)
+    return received_at if sent_at is None or sent_at > received_at else sent_at

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from schemas.words import Outcome
+from schemas.words import CORRECT, UNSURE, WRONG, Outcome
 from worker.domain.history import Change
 
 
@@ -23,17 +23,17 @@ def summarize(outcomes: Iterable[Outcome], changes: Iterable[Change]) -> Summary
     told = list(outcomes)
     newly_correct = recovered = relapsed = 0
     for before, after, _ in changes:
-        known_before = before is not None and before.last_outcome is Outcome.CORRECT
+        known_before = before is not None and before.last_outcome is CORRECT
         ever_before = before is not None and before.correct_count > 0
-        if after is Outcome.CORRECT:
+        if after is CORRECT:
             newly_correct += not ever_before
             recovered += ever_before and not known_before
         else:
             relapsed += known_before
     return Summary(
-        told.count(Outcome.CORRECT),
-        told.count(Outcome.WRONG),
-        told.count(Outcome.UNSURE),
+        told.count(CORRECT),
+        told.count(WRONG),
+        told.count(UNSURE),
         newly_correct,
         recovered,
         relapsed,
