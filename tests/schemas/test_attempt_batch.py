@@ -1,7 +1,9 @@
 """Reading an attempt batch: exactly what its JSON Schema says, and never a crash or an echo."""
 
+import hashlib
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -313,6 +315,16 @@ def test_the_digest_is_what_it_was() -> None:
     known = "73aac02733f373a845e809768d91906651e0486ec770fe6dee44f3cfa92f2337"
     sent = batch(attempt(answered_at="2026-03-01T09:30:00Z"), attempt(is_unsure=True))
     assert decode(body(sent)).digest().hex() == known
+
+
+@given(st.lists(st.none() | st.datetimes(timezones=st.just(UTC)), min_size=1, max_size=5))
+@settings(max_examples=1_000, deadline=None)
+def test_the_digest_is_of_plain_json_with_iso_times(times: list[datetime | None]) -> None:
+    texts = [None if at is None else at.isoformat() for at in times]
+    document = batch(*(attempt(question_pub_id="fräge", answered_at=each) for each in texts))
+    content = [UUID_TEXT, [["fräge", 2, False, each] for each in texts]]
+    spelled = json.dumps(content, separators=(",", ":")).encode()
+    assert decode(body(document)).digest() == hashlib.sha256(spelled).digest()
 
 
 def _marked(value: Any, mark: str) -> Any:
