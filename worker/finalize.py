@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
-from uuid import UUID, uuid5
+from uuid import UUID
 
-from schemas.words import Outcome, Pattern
+from schemas.words import CORRECT, Pattern
 from worker import messages
+from worker.domain.fold import Progress
 from worker.domain.history import Change, History, is_late
 from worker.domain.patterns import Thresholds, pattern_of, wants_review
 from worker.domain.schedule import SCHEDULER_NAME
@@ -20,6 +21,7 @@ from worker.domain.summary import Summary, summarize
 from worker.errors import TransientFault
 from worker.resolve import Plan
 from worker.store.attempts import AttemptRow, SessionRow, storable
+from worker.store.ids import derived_id
 from worker.store.outbox import Message
 from worker.store.progress import Standing, Stored
 
@@ -41,7 +43,7 @@ class Finalized:
     """All that a group's transaction writes."""
 
     sessions: list[SessionRow] = field(default_factory=list)
-    progress: dict[int, Stored] = field(default_factory=dict)
+    progress: list[Stored] = field(default_factory=list)
     told: dict[UUID, str] = field(default_factory=dict)
     """The result of each batch, as JSON."""
     messages: dict[UUID, list[Message]] = field(default_factory=dict)
@@ -91,11 +93,11 @@ def late_questions(
     late = set()
     for batch in batches:
         for row in chain(*batch.topics.values()):
-            stored = standing[row.question_id].stored
-            if stored and (
-                stored.scheduler != SCHEDULER_NAME or is_late(stored.progress, row.attempt)
+            question = standing[row.question_id]
+            if question.progress and (
+                question.scheduler != SCHEDULER_NAME or is_late(question.progress, row.attempt)
             ):
-                late.add((batch.plan.user_id, row.question_id))
+                late.add((question.user_id, question.question_id))
     return late
 
 
@@ -106,66 +108,54 @@ def finalize(
     thresholds: Thresholds,
 ) -> Finalized:
     """Folds every batch in turn; `histories` holds all attempts of each late question."""
-    questions: dict[int, _Question] = {}
     done = Finalized()
+    questions: dict[int, History] = {}
+    patterns: dict[int, Pattern] = {}
+    explained = {each.question_id for each in standing.values() if each.explanation_requested}
     for batch in batches:
         plan, uuid = batch.plan, batch.plan.client_session_uuid
         outgoing: list[Message] = []
         sessions: list[tuple[int, UUID, Summary]] = []
         due: list[tuple[str, datetime]] = []
         for topic_id, rows in batch.topics.items():
-            session_id = uuid5(uuid, str(topic_id))
-            by_question = _by_question(rows)
-            touched = []
-            for question_id, answers in by_question.items():
-                question = questions.get(question_id)
-                if question is None:
-                    question = questions[question_id] = _question(
-                        standing[question_id], histories.get(question_id)
+            session_id = derived_id(uuid, str(topic_id))
+            changes: dict[int, Change] = {}
+            for question_id, answers in _by_question(rows).items():
+                history = questions.get(question_id)
+                if history is None:
+                    history = questions[question_id] = _history(
+                        standing[question_id].progress, histories.get(question_id)
                     )
-                change = question.history.add(answers)
-                question.pattern = pattern_of(change.progress, thresholds)
-                touched.append((question, change))
+                change = changes[question_id] = history.add(answers)
+                patterns[question_id] = pattern_of(change.progress, thresholds)
                 due.append((batch.pub_ids[question_id], change.progress.memory.due_at))
-            summary = summarize(
-                [row.attempt.outcome for row in rows], [change for _, change in touched]
-            )
+            summary = summarize([row.attempt.outcome for row in rows], changes.values())
             sessions.append((topic_id, session_id, summary))
-            done.sessions.append(_session(batch, topic_id, session_id, list(by_question), summary))
-            outgoing += _followups(batch, topic_id, session_id, touched)
+            done.sessions.append(_session(batch, topic_id, session_id, list(changes), summary))
+            outgoing += _explanations(batch, topic_id, session_id, changes, explained)
+            outgoing += _review(batch, topic_id, session_id, changes, patterns)
         told = messages.ingested(uuid, batch.received_at, plan.skipped, sessions, due)
         outgoing += messages.first_result(plan.incoming, uuid, told)
         done.told[uuid] = told
         done.messages[uuid] = outgoing
-    done.progress = {question_id: _stored(question) for question_id, question in questions.items()}
+    for question_id, history in questions.items():
+        assert history.progress is not None, "a session was added"
+        question = standing[question_id]
+        done.progress.append(
+            Stored(
+                question.user_id,
+                question_id,
+                question.topic_id,
+                history.progress,
+                patterns[question_id],
+                question_id in explained,
+            )
+        )
     return done
 
 
-@dataclass(slots=True)
-class _Question:
-    standing: Standing
-    history: History
-    explanation_requested: bool
-    pattern: Pattern = Pattern.LEARNING
-    """Of all that is known now."""
-
-
-def _question(standing: Standing, history: Sequence[ScoredAttempt] | None) -> _Question:
-    stored = standing.stored
-    return _Question(
-        standing,
-        History(stored.progress if stored and history is None else None, history or ()),
-        stored.explanation_requested if stored else False,
-    )
-
-
-def _stored(question: _Question) -> Stored:
-    progress = question.history.progress
-    assert progress is not None
-    question_id, user_id, topic_id, _, _ = question.standing
-    return Stored(
-        user_id, question_id, topic_id, progress, question.pattern, question.explanation_requested
-    )
+def _history(progress: Progress | None, attempts: Sequence[ScoredAttempt] | None) -> History:
+    return History(progress) if attempts is None else History(None, attempts)
 
 
 def _session(
@@ -187,35 +177,43 @@ def _session(
     )
 
 
-def _followups(
+def _explanations(
     batch: ScoredBatch,
     topic_id: int,
     session_id: UUID,
-    touched: Sequence[tuple[_Question, Change]],
-) -> list[Message]:
-    user_id, traceparent = batch.plan.user_id, batch.plan.incoming.traceparent
-    jobs = []
-    to_review = []
-    for question, change in touched:
-        if change.after is not Outcome.CORRECT and not question.explanation_requested:
-            question.explanation_requested = True
-            jobs.append(
-                messages.explanation_requested(
-                    user_id,
-                    question.standing.question_id,
-                    topic_id,
-                    session_id,
-                    change.after,
-                    traceparent,
-                )
+    changes: Mapping[int, Change],
+    explained: set[int],
+) -> Iterable[Message]:
+    """One for each question that was not known in the end and is not in `explained`, ever again."""
+    for question_id, change in changes.items():
+        if change.after is not CORRECT and question_id not in explained:
+            explained.add(question_id)
+            yield messages.explanation_requested(
+                batch.plan.user_id,
+                question_id,
+                topic_id,
+                session_id,
+                change.after,
+                batch.plan.incoming.traceparent,
             )
-        if wants_review(question.pattern):
-            to_review.append((question.standing.question_id, question.pattern))
-    if to_review:
-        jobs.append(
-            messages.review_requested(user_id, topic_id, session_id, to_review, traceparent)
+
+
+def _review(
+    batch: ScoredBatch,
+    topic_id: int,
+    session_id: UUID,
+    question_ids: Iterable[int],
+    patterns: Mapping[int, Pattern],
+) -> list[Message]:
+    to_review = [(each, patterns[each]) for each in question_ids if wants_review(patterns[each])]
+    if not to_review:
+        return []
+    plan = batch.plan
+    return [
+        messages.review_requested(
+            plan.user_id, topic_id, session_id, to_review, plan.incoming.traceparent
         )
-    return jobs
+    ]
 
 
 def _by_question(rows: Iterable[AttemptRow]) -> dict[int, list[ScoredAttempt]]:

@@ -209,7 +209,7 @@ async def _finalize(
     histories = await attempts.histories(connection, late) if late else {}
     done = finalize(scored, standing, histories, thresholds)
     await attempts.insert(connection, done.sessions)
-    await progress.save(connection, list(done.progress.values()))
+    await progress.save(connection, done.progress)
     return done
 
 

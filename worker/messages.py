@@ -8,7 +8,7 @@ has an id derived from it, so that whoever receives it twice can tell.
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid4
 
 from pydantic_core import to_json
 
@@ -17,6 +17,7 @@ from schemas.ingest_result import IngestResult, Skipped
 from schemas.words import Outcome, Pattern, Status
 from worker.domain.summary import Summary
 from worker.resolve import Incoming
+from worker.store.ids import derived_id
 from worker.store.outbox import Message
 
 _NAMESPACE: Final = UUID("5f0c0f7e-8c43-4f0c-9c1d-3a3b7f6f2a51")
@@ -35,7 +36,7 @@ def result_for(viewer: str | None, traceparent: str | None, told: IngestResult) 
 
 def first_result(incoming: Incoming, uuid: UUID, told: str) -> list[Message]:
     """The result of the batch `uuid` that was just ingested; `told` is what `ingested` made."""
-    message_id = uuid5(_NAMESPACE, f"ingested/{uuid}")
+    message_id = derived_id(_NAMESPACE, f"ingested/{uuid}")
     return _result(message_id, incoming.viewer, incoming.traceparent, uuid, told)
 
 
@@ -57,7 +58,7 @@ def ingested(
             "received_at": received_at,
             "skipped": skipped,
             "sessions": [
-                {"topic_id": topic_id, "quiz_session_id": session_id, **summary._asdict()}
+                {"topic_id": topic_id, "quiz_session_id": str(session_id), **summary._asdict()}
                 for topic_id, session_id, summary in sessions
             ],
             "due": [{"question_pub_id": pub_id, "due_at": due_at} for pub_id, due_at in due],
@@ -108,12 +109,12 @@ def explanation_requested(
 
 def explanation_id(user_id: int, question_id: int) -> UUID:
     """The one id that a request for this explanation ever has."""
-    return uuid5(_NAMESPACE, f"{amqp.EXPLANATION_REQUESTED}/{user_id}/{question_id}")
+    return derived_id(_NAMESPACE, f"{amqp.EXPLANATION_REQUESTED}/{user_id}/{question_id}")
 
 
 def review_id(quiz_session_id: UUID) -> UUID:
     """The one id that a request for a review of this session ever has."""
-    return uuid5(_NAMESPACE, f"{amqp.REVIEW_REQUESTED}/{quiz_session_id}")
+    return derived_id(_NAMESPACE, f"{amqp.REVIEW_REQUESTED}/{quiz_session_id}")
 
 
 def review_requested(

@@ -128,6 +128,7 @@ async def insert(connection: AsyncConnection, sessions: Sequence[SessionRow]) ->
     )
     scored, question_ids, selections, right_ones, sent = zip(*chain(*rows), strict=True)
     answered, _, _, positions, outcomes, _ = zip(*scored, strict=True)
+    answered_as_text = times(answered)
     await fetch(
         connection,
         _INSERT,
@@ -148,8 +149,9 @@ async def insert(connection: AsyncConnection, sessions: Sequence[SessionRow]) ->
             "selections": numbers(selections),
             "right_ones": numbers(right_ones),
             "outcomes": words(outcomes),
-            "answered": times(answered),
-            "sent": times(sent),
+            "answered": answered_as_text,
+            # Nearly always the very same: a time is only clamped when a clock is ahead.
+            "sent": answered_as_text if sent == answered else times(sent),
         },
     )
 

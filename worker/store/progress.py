@@ -32,7 +32,11 @@ class Standing(NamedTuple):
     user_id: int
     topic_id: int
     correct_choice: int
-    stored: Stored | None
+    progress: Progress | None
+    """None when it was never answered."""
+    explanation_requested: bool
+    scheduler: str | None
+    """Whose the schedule in `progress` is."""
 
 
 _COLUMNS: Final = {
@@ -59,6 +63,8 @@ _COLUMNS: Final = {
     "scheduler": "text",
 }
 """Name and type of each column, in the order of `_columns_of` and `from_row`."""
+_FOLD: Final = slice(3, 18)
+"""Those of them that are `Progress`."""
 _KEY: Final = ("user_id", "study_question_id")
 
 SELECTED: Final = ", ".join(f"progress.{name}" for name in _COLUMNS)
@@ -70,7 +76,8 @@ _PATTERNS: Final = {pattern.value: pattern for pattern in Pattern}
 
 _STANDING: Final = text(
     "SELECT question.id, question.user_id, question.study_topic_id, question.correct_choice,"
-    f" {SELECTED}"
+    " coalesce(explanation_requested, false), scheduler,"
+    f" {', '.join(f'progress.{name}' for name in [*_COLUMNS][_FOLD])}"
     " FROM study_questions AS question"
     " LEFT JOIN study_question_progress AS progress ON progress.user_id = question.user_id"
     " AND progress.study_question_id = question.id"
@@ -117,12 +124,14 @@ _DELETE: Final = text(
 async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> dict[int, Standing]:
     """The questions and their owners' progress on them; to be read under the owners' locks."""
     rows = await fetch(connection, _STANDING, {"question_ids": list(question_ids)})
-    return {
-        row[0]: Standing(
-            row[0], row[1], row[2], row[3], None if row[4] is None else from_row(row[4:])
+    found = {}
+    for row in rows:
+        question_id, user_id, topic_id, correct_choice, requested, scheduler = row[:6]
+        progress = None if scheduler is None else _fold(row[6:])
+        found[question_id] = Standing(
+            question_id, user_id, topic_id, correct_choice, progress, requested, scheduler
         )
-        for row in rows
-    }
+    return found
 
 
 async def of_user(
@@ -156,18 +165,13 @@ def columns(stored: Stored) -> dict[str, Any]:
 
 def from_row(row: Sequence[Any]) -> Stored:
     """Reads the columns of `SELECTED`."""
+    return Stored(row[0], row[1], row[2], _fold(row[_FOLD]), _PATTERNS[row[18]], row[19], row[20])
+
+
+def _fold(row: Sequence[Any]) -> Progress:
+    """Reads the columns of `_FOLD`."""
     # By position: this is called for every question of a group.
-    return Stored(
-        row[0],
-        row[1],
-        row[2],
-        Progress._make(
-            (*row[3:13], _OUTCOMES[row[13]], row[14], Memory(row[15], row[16], row[17]))
-        ),
-        _PATTERNS[row[18]],
-        row[19],
-        row[20],
-    )
+    return Progress._make((*row[:10], _OUTCOMES[row[10]], row[11], Memory(*row[12:])))
 
 
 def _columns_of(rows: Iterable[Stored]) -> Iterator[Sequence[Any]]:
