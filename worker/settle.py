@@ -140,6 +140,6 @@ def _measure_ages(taken: Taken, ingested: Ingested) -> None:
         published = published_at.timestamp()
         if answered_at is not None:
             offline = published - answered_at.timestamp()
-            metrics.AGE.labels("viewer").observe(max(0.0, offline))
-        metrics.AGE.labels("broker").observe(max(0.0, delivery.arrived_at - published))
-    metrics.AGE.labels("worker").observe(time.time() - delivery.arrived_at)
+            metrics.AGE_AT_VIEWER.observe(max(0.0, offline))
+        metrics.AGE_IN_BROKER.observe(max(0.0, delivery.arrived_at - published))
+    metrics.AGE_IN_WORKER.observe(time.time() - delivery.arrived_at)

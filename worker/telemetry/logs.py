@@ -3,10 +3,12 @@
 Events have stable names (`delivery.settled`, `consumer.paused`); never a message's body.
 """
 
+import json
 import logging
 import sys
+from collections.abc import Mapping
 from io import TextIOBase
-from typing import TextIO, cast
+from typing import Final, TextIO, cast
 
 import structlog
 from structlog.typing import Processor
@@ -26,6 +28,14 @@ class _StandardError(TextIOBase):
         sys.stderr.flush()
 
 
+_JSON: Final = json.JSONEncoder(default=repr)
+"""Made once: `json.dumps` makes one for each line."""
+
+
+def _as_json(event: Mapping[str, object], **_: object) -> str:
+    return _JSON.encode(event)
+
+
 def configure(settings: Settings) -> None:
     """Sends all events, also those of libraries, to standard error."""
     as_json = settings.log_format == "json" or (
@@ -40,12 +50,12 @@ def configure(settings: Settings) -> None:
         else structlog.processors.StackInfoRenderer(),
     ]
     renderer: Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer(_as_json) if as_json else structlog.dev.ConsoleRenderer()
     )
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _StandardError())),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _StandardError())),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(_StandardError())

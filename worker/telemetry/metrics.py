@@ -38,13 +38,16 @@ STAGE: Final = Histogram(
     ["stage"],
     buckets=_SHORT,
 )
-AGE: Final = Histogram(
+_AGE: Final = Histogram(
     "study_ingest_batch_age_seconds",
     "Age of an ingested batch by where it grew old: at the viewer (last answer to publish), in"
     " the broker (publish to arrival), in the worker (arrival to settled).",
     ["place"],
     buckets=_LONG,
 )
+AGE_AT_VIEWER: Final = _AGE.labels("viewer")
+AGE_IN_BROKER: Final = _AGE.labels("broker")
+AGE_IN_WORKER: Final = _AGE.labels("worker")
 RECORDED_TO_COMMITTED: Final = Histogram(
     "study_ingest_recorded_to_committed_seconds",
     "From a batch's last answer to the commit that ingested it.",
