@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
-from worker.store.engine import fetch
+from worker.store.driver import fetch
 from worker.store.literals import numbers, time_of, times, words
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}

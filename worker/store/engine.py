@@ -6,21 +6,19 @@ or the failure is a fault of ours and stays as it is.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Any, Final, Literal
 
 from asyncpg import Connection, InterfaceError, PostgresError
-from sqlalchemy import URL, TextClause, event, make_url, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from worker.errors import DatabaseAway, TransientFault
 from worker.settings import Settings
-
-_DRIVER: Final = "postgresql+asyncpg"
+from worker.store.driver import DRIVER, driver_of
 
 _AWAY_CLASSES: Final = ("08", "28", "3D", "53", "58")
 """SQLSTATE classes: connection lost, not let in, no such database, out of resources, disk."""
@@ -45,8 +43,6 @@ _TLS_WORDS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 Isolation = Literal["repeatable_read"]
 """What a transaction may ask for beside PostgreSQL's default, read committed."""
 
-Row = Sequence[Any]
-
 _CLIENT_MARGIN: Final = 5.0
 """Seconds by which the client outwaits the server's statement timeout: a server that does not
 even answer with that is not there."""
@@ -58,7 +54,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
     `name` shows up as `application_name` in pg_stat_activity. Opens no connection yet.
     """
     given = make_url(settings.database_url.get_secret_value())
-    url = given.set(drivername=_DRIVER).difference_update_query(_TLS_WORDS)
+    url = given.set(drivername=DRIVER).difference_update_query(_TLS_WORDS)
 
     def milliseconds(seconds: float) -> str:
         return str(int(seconds * 1000))
@@ -127,9 +123,9 @@ async def transaction(
     try:
         async with engine.connect() as connection:
             # Begun by the driver: SQLAlchemy would with the first statement that it sees, and
-            # does not see those of `fetch`.
+            # does not see those of `driver.fetch`.
             connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            driver = _driver(connection)
+            driver = driver_of(connection)
             try:
                 async with _begun(driver, isolation):
                     yield connection
@@ -162,34 +158,6 @@ async def _begun(driver: Connection, isolation: Isolation | None) -> AsyncIterat
             await begun.rollback()
         raise
     await begun.commit()
-
-
-async def fetch(
-    connection: AsyncConnection, statement: TextClause, parameters: Mapping[str, object]
-) -> list[Row]:
-    """The rows that a statement returns, inside a `transaction`.
-
-    Sent by the driver itself: what every batch passes through would spend as long again in
-    SQLAlchemy, on its way there and back. All else has no need of it.
-    """
-    driver = _driver(connection)
-    assert driver.is_in_transaction(), "each statement would be committed by itself"
-    written, names = _written(statement)
-    rows: list[Row] = await driver.fetch(written, *[parameters[name] for name in names])
-    return rows
-
-
-@cache
-def _written(statement: TextClause) -> tuple[str, Sequence[str]]:
-    """The statement as the driver takes it, and the names of $1, $2..."""
-    compiled = statement.compile(dialect=URL.create(_DRIVER).get_dialect()())
-    return str(compiled), compiled.positiontup or ()
-
-
-def _driver(connection: AsyncConnection) -> Connection:
-    pooled = connection.sync_connection
-    assert pooled is not None
-    return pooled.connection.driver_connection
 
 
 def _raise_translated(error: Exception, said: BaseException | None, *, is_lost: bool) -> None:

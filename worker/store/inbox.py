@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
-from worker.store.engine import fetch
+from worker.store.driver import fetch
 
 
 class Known(NamedTuple):

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.store.engine import fetch
+from worker.store.driver import fetch
 from worker.store.literals import texts
 
 

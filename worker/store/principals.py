@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.store.engine import fetch
+from worker.store.driver import fetch
 
 _LOCK: Final = text(
     "SELECT pg_advisory_xact_lock(key) FROM"

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME, Memory
-from worker.store.engine import fetch
+from worker.store.driver import fetch
 from worker.store.literals import numbers, time_of, times, words
 
 

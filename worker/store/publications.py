@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import SkipReason
-from worker.store.engine import fetch
+from worker.store.driver import fetch
 from worker.store.literals import texts
 
 

@@ -20,7 +20,8 @@ from worker.errors import DatabaseAway, TransientFault
 from worker.ingest import Ingest
 from worker.settings import Settings
 from worker.store import engine as engine_module
-from worker.store.engine import fetch, is_ready, make_engine, transaction
+from worker.store.driver import fetch
+from worker.store.engine import is_ready, make_engine, transaction
 
 Connect = Callable[..., AsyncEngine]
 Run = Callable[..., Awaitable[object]]

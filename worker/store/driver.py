@@ -1,0 +1,46 @@
+"""Statements that the driver sends itself: those that every batch passes through.
+
+SQLAlchemy spends as long on their way there and back as the driver does. All else has no need of
+this. Knows connections and statements; may not know how a connection came to be.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+from asyncpg import Connection
+from sqlalchemy import URL, TextClause
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+DRIVER: Final = "postgresql+asyncpg"
+"""SQLAlchemy's name for it."""
+
+Row = Sequence[Any]
+
+
+async def fetch(
+    connection: AsyncConnection, statement: TextClause, parameters: Mapping[str, object]
+) -> list[Row]:
+    """The rows that a statement returns, inside a `worker.store.engine.transaction`.
+
+    Raises what the driver raises.
+    """
+    driver = driver_of(connection)
+    assert driver.is_in_transaction(), "each statement would be committed by itself"
+    written, names = _written(statement)
+    rows: list[Row] = await driver.fetch(written, *[parameters[name] for name in names])
+    return rows
+
+
+def driver_of(connection: AsyncConnection) -> Connection:
+    """The driver's connection beneath SQLAlchemy's."""
+    pooled = connection.sync_connection
+    assert pooled is not None
+    return pooled.connection.driver_connection
+
+
+@cache
+def _written(statement: TextClause) -> tuple[str, Sequence[str]]:
+    """The statement as the driver takes it, and the names of $1, $2..."""
+    compiled = statement.compile(dialect=URL.create(DRIVER).get_dialect()())
+    return str(compiled), compiled.positiontup or ()
