@@ -63,20 +63,25 @@ def review(
         days = (attempt.answered_at - last_answered_at).days
         if days < 1:
             factor = _SAME_DAY[rating - 1] * stability ** -_P[19]
-            if rating is not _AGAIN:
-                factor = max(factor, 1.0)
-            stability = max(stability * factor, STABILITY_MIN)
+            if rating is not _AGAIN and factor < 1.0:
+                factor = 1.0
+            stability *= factor
         else:
             recall = (1 + _FACTOR * days / stability) ** _DECAY
-            after = (
+            stability = (
                 _forgotten(stability, difficulty, recall)
                 if rating is _AGAIN
                 else _recalled(stability, difficulty, recall, rating)
             )
-            stability = max(after, STABILITY_MIN)
         difficulty += (10.0 - difficulty) * _DRIFT[rating - 1] / 9.0
         difficulty = _EASY_PULL + (1 - _P[7]) * difficulty
-        difficulty = min(max(difficulty, MIN_DIFFICULTY), MAX_DIFFICULTY)
+        # Not by min and max: half the arithmetic takes as long as they do.
+        if stability < STABILITY_MIN:
+            stability = STABILITY_MIN
+        if difficulty < MIN_DIFFICULTY:
+            difficulty = MIN_DIFFICULTY
+        elif difficulty > MAX_DIFFICULTY:
+            difficulty = MAX_DIFFICULTY
     interval = _interval(round(stability / _FACTOR * _RETENTION))
     return Memory(stability, difficulty, attempt.answered_at + interval)
 

@@ -66,17 +66,19 @@ _INSERT: Final = text(
     " wrong_count, unsure_count, finished_at, finalized_at, created_at, updated_at)"
     " SELECT id, user_id, topic_id, question_ids,"
     f" jsonb_build_object(topic_id, correct + wrong + unsure), '{_STATUS}',"
-    f" correct + wrong + unsure, '{_SOURCE}', uuid, correct, wrong, unsure, finished_at,"
-    " received_at, received_at, received_at"
+    f" correct + wrong + unsure, '{_SOURCE}', uuid, correct, wrong, unsure,"
+    f" {time_of('finished_at')}, received_at, received_at, received_at"
     " FROM unnest(CAST(:ids AS uuid[]), CAST(:user_ids AS bigint[]),"
     " CAST(:topic_ids AS bigint[]), CAST(:asked AS jsonb[]), CAST(:uuids AS uuid[]),"
-    " CAST(:corrects AS integer[]), CAST(:wrongs AS integer[]), CAST(:unsures AS integer[]),"
-    " CAST(:finished AS timestamptz[]), CAST(:received AS timestamptz[])) AS session (id,"
+    " CAST(CAST(:corrects AS text) AS integer[]), CAST(CAST(:wrongs AS text) AS integer[]),"
+    " CAST(CAST(:unsures AS text) AS integer[]), CAST(CAST(:finished AS text) AS bigint[]),"
+    " CAST(:received AS timestamptz[])) AS session (id,"
     " user_id, topic_id, question_ids, uuid, correct, wrong, unsure, finished_at, received_at))"
     " INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
     " quiz_session_id, position, selected_choice, correct_choice, is_correct, outcome,"
     " answered_at, answered_at_sent)"
-    # What an attempt has from its session is sent once: `place` is the session's in the arrays.
+    # What an attempt has from its session is sent once: `place` is the session's in the arrays
+    # (which are no text, or each attempt would read them again).
     " SELECT (CAST(:user_ids AS bigint[]))[place], question_id,"
     " (CAST(:topic_ids AS bigint[]))[place], (CAST(:ids AS uuid[]))[place], position, selected,"
     f" right_one, selected = right_one, outcome, {time_of('answered_at')}, {time_of('sent_at')}"
@@ -138,10 +140,10 @@ async def insert(connection: AsyncConnection, sessions: Sequence[SessionRow]) ->
             "topic_ids": topic_ids,
             "asked": [repr(question_ids) for question_ids in asked],  # a list of numbers is JSON
             "uuids": uuids,
-            "corrects": corrects,
-            "wrongs": wrongs,
-            "unsures": unsures,
-            "finished": finished,
+            "corrects": numbers(corrects),
+            "wrongs": numbers(wrongs),
+            "unsures": numbers(unsures),
+            "finished": times(finished),
             "received": received,
             "places": numbers([place for place, of_it in enumerate(rows, start=1) for _ in of_it]),
             "question_ids": numbers(question_ids),
