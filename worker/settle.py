@@ -55,11 +55,10 @@ class Settler:
         if not committed:
             return
         first, *others = [taken.delivery for taken, _ in committed]
-        is_acked = await first.ack_with(others)
-        for taken, disposition in committed:
-            if is_acked:
-                self._settled(taken, disposition, group_size)
-            else:
+        if await first.ack_with(others):
+            self._settled(committed, group_size)
+        else:
+            for taken, _ in committed:
                 self.stale(taken)
 
     async def settle_by_copy(
@@ -85,39 +84,48 @@ class Settler:
             case Postponed():
                 await dead_letters.postpone(self._publisher, taken.delivery, taken.envelope)
         if await taken.delivery.ack():
-            self._settled(taken, disposition, group_size)
+            self._settled([(taken, disposition)], group_size)
         else:
             self.stale(taken)
 
     def _settled(
-        self, taken: Taken, disposition: Disposition | Deferred | Postponed, group_size: int
+        self,
+        settled: Sequence[tuple[Taken, Disposition | Deferred | Postponed]],
+        group_size: int,
     ) -> None:
-        reason: str | None = None
-        if isinstance(disposition, Rejected):
-            reason = disposition.reason
-        elif isinstance(disposition, Postponed):
-            reason = RejectReason.UNSUPPORTED_VERSION
-        word = type(disposition).__name__.lower()
         self.last_progress = time.monotonic()
         metrics.LAST_PROGRESS.set_to_current_time()
-        self.counts[word] += 1
-        metrics.SETTLED.labels(word, reason or "").inc()
-        if taken.version is not None:
-            metrics.BATCHES_BY_VERSION.labels(metrics.version_label(taken.version)).inc()
-        if isinstance(disposition, Ingested):
-            _measure_ages(taken, disposition)
-        _log.info(
-            "delivery.settled",
-            client_session_uuid=str(taken.incoming.client_session_uuid),
-            viewer=taken.incoming.viewer,
-            version=None if taken.version is None else "{}.{}".format(*taken.version),
-            disposition=word,
-            reason=reason,
-            retries=taken.envelope.retries,
-            redelivered=taken.delivery.redelivered,
-            delivery_count=taken.delivery.delivery_count,
-            group_size=group_size,
-        )
+        ends: Counter[tuple[str, str]] = Counter()
+        versions: Counter[str] = Counter()
+        for taken, disposition in settled:
+            reason: str | None = None
+            if isinstance(disposition, Rejected):
+                reason = disposition.reason
+            elif isinstance(disposition, Postponed):
+                reason = RejectReason.UNSUPPORTED_VERSION
+            word = type(disposition).__name__.lower()
+            ends[word, reason or ""] += 1
+            if taken.version is not None:
+                versions[metrics.version_label(taken.version)] += 1
+            if isinstance(disposition, Ingested):
+                _measure_ages(taken, disposition)
+            _log.info(
+                "delivery.settled",
+                client_session_uuid=str(taken.incoming.client_session_uuid),
+                viewer=taken.incoming.viewer,
+                version=None if taken.version is None else "{}.{}".format(*taken.version),
+                disposition=word,
+                reason=reason,
+                retries=taken.envelope.retries,
+                redelivered=taken.delivery.redelivered,
+                delivery_count=taken.delivery.delivery_count,
+                group_size=group_size,
+            )
+        for (word, why), times in ends.items():
+            self.counts[word] += times
+            metrics.SETTLED.labels(word, why).inc(times)
+        for version, times in versions.items():
+            metrics.BATCHES_BY_VERSION.labels(version).inc(times)
 
     def stale(self, taken: Taken) -> None:
         """Notes a delivery that the broker has taken back."""
