@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
+from typing import NamedTuple
 from uuid import UUID
 
 from schemas.words import CORRECT, Pattern
@@ -26,8 +27,7 @@ from worker.store.outbox import Message
 from worker.store.progress import Standing, Stored
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredBatch:
+class ScoredBatch(NamedTuple):
     """A batch whose every attempt has its outcome."""
 
     plan: Plan

@@ -202,7 +202,7 @@ async def _finalize(
     if not plans:
         return Finalized()
     standing = await progress.standing(
-        connection, {each.question.question_id for plan in plans for each in plan.answered}
+        connection, {question.question_id for plan in plans for _, _, question in plan.answered}
     )
     scored = [score(plan, received[plan.client_session_uuid], standing) for plan in plans]
     late = late_questions(scored, standing)

@@ -5,7 +5,7 @@ Pure: what the ids stand for and what a viewer was granted is handed in.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from schemas.attempt_batch import Attempt, AttemptBatch
@@ -27,16 +27,11 @@ class Incoming:
     traceparent: str | None = None
 
 
-class Answered(NamedTuple):
-    """An attempt that counts."""
-
-    position: int
-    attempt: Attempt
-    question: Question
+Answered = tuple[int, Attempt, Question]
+"""An attempt that counts: its position, itself, and what it answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """A batch that can be ingested."""
 
     incoming: Incoming
@@ -49,6 +44,9 @@ class Plan:
     def client_session_uuid(self) -> UUID:
         """The batch's idempotency key."""
         return self.batch.client_session_uuid
+
+
+_UNKNOWN: Final = SkipReason.UNKNOWN_PUBLICATION
 
 
 def plan(
@@ -69,7 +67,7 @@ def plan(
     answered: list[Answered] = []
     skipped: list[Skipped] = []
     for position, attempt in enumerate(batch.attempts):
-        question = questions.get(attempt.question_pub_id, SkipReason.UNKNOWN_PUBLICATION)
+        question = questions.get(attempt.question_pub_id, _UNKNOWN)
         if isinstance(question, SkipReason):
             skipped.append(_skipped(position, attempt, question))
             continue
@@ -77,7 +75,7 @@ def plan(
         if attempt.selected_choice is None and not attempt.is_unsure:
             skipped.append(_skipped(position, attempt, SkipReason.NO_ANSWER))
         else:
-            answered.append(Answered(position, attempt, question))
+            answered.append((position, attempt, question))
     return Plan(
         incoming,
         batch,
