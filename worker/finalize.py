@@ -184,7 +184,9 @@ def _explanations(
     changes: Mapping[int, Change],
     explained: set[int],
 ) -> Iterable[Message]:
-    """One for each question that was not known in the end and is not in `explained`, ever again."""
+    """One for each question that was not known in the end, unless it is in `explained`: it is put
+    there, and never asked for again.
+    """
     for question_id, change in changes.items():
         if change.after is not CORRECT and question_id not in explained:
             explained.add(question_id)

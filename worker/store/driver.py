@@ -23,10 +23,11 @@ async def fetch(
 ) -> list[Row]:
     """The rows that a statement returns, inside a `worker.store.engine.transaction`.
 
-    Raises what the driver raises.
+    Raises what the driver raises, and `RuntimeError` outside of one.
     """
     driver = driver_of(connection)
-    assert driver.is_in_transaction(), "each statement would be committed by itself"
+    if not driver.is_in_transaction():
+        raise RuntimeError("Outside of a transaction each statement would be committed by itself.")
     written, names = _written(statement)
     rows: list[Row] = await driver.fetch(written, *[parameters[name] for name in names])
     return rows

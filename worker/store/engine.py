@@ -130,7 +130,7 @@ async def transaction(
                 async with _begun(driver, isolation):
                     yield connection
             finally:
-                if driver.is_closed() or driver.is_in_transaction():
+                if driver.is_closed() or driver.is_in_transaction():  # nobody's to use again
                     await connection.invalidate()
     except PoolTimeout as error:
         raise DatabaseAway(

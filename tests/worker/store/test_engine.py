@@ -317,7 +317,7 @@ async def test_a_parameter_that_cannot_be_encoded_is_no_reason_to_wait(engine: A
 
 async def test_the_driver_is_not_asked_outside_of_a_transaction(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
-        with pytest.raises(AssertionError):
+        with pytest.raises(RuntimeError):
             await fetch(connection, text("SELECT 1"), {})
 
 
