@@ -151,7 +151,7 @@ def test_the_exit_code_is_the_commands_own() -> None:
 
 
 def test_sigterm_is_passed_on_and_nothing_is_left(tmp_path: Path) -> None:
-    script = 'sleep 60 & echo $! ; trap "exit 7" TERM; wait'
+    script = 'trap "exit 7" TERM; sleep 60 & echo $! ; wait'
     argv = [sys.executable, DEV, "run", "--", "sh", "-c", script]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
