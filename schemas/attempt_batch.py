@@ -170,9 +170,7 @@ def read_time(text: str | None) -> datetime | None:
         return None
     try:
         at = datetime.fromisoformat(text)
-        if at.tzinfo is None:
-            return at.replace(tzinfo=UTC)
-        return at if at.tzinfo is UTC else at.astimezone(UTC)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
 

@@ -32,7 +32,7 @@ class History:
     def __init__(self, base: Progress | None, attempts: Sequence[ScoredAttempt] = ()) -> None:
         self._base = base
         self._attempts = sorted(attempts)
-        self.progress = fold(base, self._attempts) if attempts else base
+        self.progress = fold(base, self._attempts)
 
     def add(self, session: Sequence[ScoredAttempt]) -> Change:
         """Adds a session's attempts on this question (at least one, in any order).
