@@ -2,11 +2,13 @@
 
 Messages are fetched one by one and stay in hand until they are settled or the connection ends;
 then the broker puts the others back, near the head and in their order, however the command came
-to its end. Each look counts as a delivery, which is why the queue's limit is a million. Knows
-aio-pika; may not know what a letter says.
+to its end. It does so a moment later, and a command that looks twice must not miss them: a look
+that came to its own end is over when they are back. Each look counts as a delivery, which is why
+the queue's limit is a million. Knows aio-pika; may not know what a letter says.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
@@ -23,6 +25,10 @@ from worker.errors import BrokerAway, TopologyError
 from worker.settings import Settings
 
 _MISSING: Final = f"Queue {amqp.DEAD_QUEUE} is missing: run `study-ingest topology`."
+_BACK_WITHIN: Final = 5.0
+"""Seconds that letters are waited for on their way back; a few milliseconds are usual. They seem
+to be missing for as long when another command takes letters at the same moment."""
+_ASKED_EVERY: Final = 0.01
 
 
 class DeadQueue:
@@ -34,6 +40,7 @@ class DeadQueue:
         self._settings = settings
         self._connection = connection
         self._channel = channel
+        self._in_hand = 0
 
     @property
     def is_lost(self) -> bool:
@@ -57,18 +64,38 @@ class DeadQueue:
             message = await self._channel.basic_get(
                 amqp.DEAD_QUEUE, timeout=self._settings.publish_timeout
             )
-        return Delivery(message, self) if isinstance(message.delivery, Basic.GetOk) else None
+        if not isinstance(message.delivery, Basic.GetOk):
+            return None
+        self._in_hand += 1
+        return Delivery(message, self)
 
     async def ack(self, tags: Sequence[int]) -> bool:
         """Raises `BrokerAway`: a letter that was not settled comes again."""
         for tag in tags:
             await self._settled(self._channel.basic_ack(tag, wait=False))
+            self._in_hand -= 1
         return True
 
     async def give_back(self, tag: int) -> bool:
         """Raises as `ack` does."""
         await self._settled(self._channel.basic_nack(tag, wait=False))
+        self._in_hand -= 1
         return True
+
+    async def put_back(self) -> None:
+        """Lets go of all that is in hand, and waits until the queue has it again."""
+        # Without the broker there is nothing to wait for: it puts them back when it is there.
+        with contextlib.suppress(BrokerAway, TopologyError):
+            until = await self.count() + self._in_hand
+            with _translated(), client_errors():
+                async with asyncio.timeout(self._settings.publish_timeout):
+                    await self._channel.close()
+            self._in_hand = 0
+            self._channel = await _channel(self._settings, self._connection)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BACK_WITHIN):
+                    while await self.count() < until:  # noqa: ASYNC110 - no event says so
+                        await asyncio.sleep(_ASKED_EVERY)
 
     async def _settled(self, settling: Awaitable[object]) -> None:
         with _translated(), client_errors():
@@ -84,15 +111,20 @@ async def open_dead_queue(settings: Settings) -> AsyncIterator[DeadQueue]:
     """
     connection = await connect(settings, "dead-letters")
     try:
-        with _translated(), client_errors():
-            transport = connection.transport
-            if transport is None:
-                raise ConnectionError("the connection was closed")
-            async with asyncio.timeout(settings.connect_timeout):
-                channel = await transport.connection.channel(publisher_confirms=False)
-        yield DeadQueue(settings, connection, channel)
+        queue = DeadQueue(settings, connection, await _channel(settings, connection))
+        yield queue
+        await queue.put_back()
     finally:
         await close(connection, settings.connect_timeout)
+
+
+async def _channel(settings: Settings, connection: AbstractConnection) -> AbstractChannel:
+    with _translated(), client_errors():
+        transport = connection.transport
+        if transport is None:
+            raise ConnectionError("the connection was closed")
+        async with asyncio.timeout(settings.connect_timeout):
+            return await transport.connection.channel(publisher_confirms=False)
 
 
 @contextmanager
