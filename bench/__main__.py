@@ -1,7 +1,6 @@
 """`python -m bench`: run by `./dev bench`, which brings the servers."""
 
 import argparse
-import asyncio
 import json
 import sys
 
@@ -11,6 +10,7 @@ from bench import environment, plot, report
 from bench.errors import BenchError
 from bench.meet import Meet, Sizes
 from devtools.errors import DevError
+from worker.cli.shared import run
 from worker.errors import IngestError
 from worker.settings import load_settings
 
@@ -38,7 +38,8 @@ def main() -> int:
             sizes = sizes.with_batches(arguments.batches)
         if not arguments.no_peers:
             environment.ensure()
-        measured = asyncio.run(
+        # As a worker runs: parts of it are timed in this process.
+        measured = run(
             Meet(load_settings(), sizes, console).run(
                 rounds=arguments.rounds,
                 with_peers=not arguments.no_peers,

@@ -26,7 +26,7 @@ from worker.store.engine import make_engine
 GROUP: Final = 50
 _LATE_HISTORY: Final = 1_000
 _LATE_ROUNDS: Final = 30
-_RUNS_IN_A_POINT: Final = 3
+_RUNS_IN_A_POINT: Final = 5
 _SAMPLE_EVERY: Final = 0.25
 _PATIENCE: Final = 600.0
 

@@ -1,7 +1,9 @@
 """The schema: migrations make the tables that the code knows, there and back; workers check it."""
 
 import asyncio
+import itertools
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests import factories as make
 from tests.factories import at, right, sent, wrong
+from worker.domain.dispositions import Ingested
 from worker.domain.patterns import Thresholds
 from worker.domain.schedule import Memory, retrievability
 from worker.errors import SchemaError
 from worker.ingest import Ingest
+from worker.repair import verify
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import make_engine
@@ -135,6 +139,40 @@ async def test_a_migration_that_fails_leaves_everything_as_it_was(empty: AsyncEn
         empty, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql)_'"
     )
     assert [row["relname"] for row in tables] == ["outbox"]
+
+
+async def test_batches_come_in_while_the_schema_moves_between_this_version_and_the_last(
+    engine: AsyncEngine,
+) -> None:
+    users = (1, 2)
+    questions = {user: await make.publish(engine, 5, user_id=user) for user in users}
+    ingest, moved = Ingest(engine, Thresholds()), asyncio.Event()
+    ingested = Counter[int]()
+
+    async def work(user: int) -> None:
+        for hour in itertools.count():
+            # Late ones too, which read the history.
+            batches = [
+                sent(*[right(each, at(when)) for each in questions[user]])
+                for when in (hour + 1, -hour)
+            ]
+            for disposition in await ingest(batches):
+                assert isinstance(disposition, Ingested)
+                ingested[user] += len(questions[user])
+            if moved.is_set():
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for user in users:
+            group.create_task(work(user))
+        for _ in range(5):
+            await schema.migrate(engine, "0002")
+            await schema.migrate(engine)
+        moved.set()
+
+    assert await make.count(engine, "study_question_attempts") == ingested.total()
+    for user in users:
+        assert await verify(engine, user, Thresholds()) == []
 
 
 async def test_a_worker_works_on_its_own_schema_alone(

@@ -24,8 +24,9 @@ _PATIENT: Final = (
 _OF_USER: Final = "(CAST(:user_id AS bigint) IS NULL OR {}.user_id = :user_id)"
 
 _ASKED: Final = (
-    "SELECT attempt.study_question_id FROM study_question_attempts AS attempt WHERE "
-    + _OF_USER.format("attempt")
+    "SELECT attempt.study_question_id FROM study_quiz_sessions AS session"
+    " JOIN study_question_attempts AS attempt ON attempt.quiz_session_id = session.id WHERE "
+    + _OF_USER.format("session")
 )
 
 _TOPICS: Final = text(

@@ -107,19 +107,21 @@ _HISTORY: Final = text(
 )
 
 _USERS: Final = text(
-    "SELECT user_id FROM study_question_attempts UNION SELECT user_id FROM study_question_progress"
+    "SELECT user_id FROM study_quiz_sessions UNION SELECT user_id FROM study_question_progress"
     " ORDER BY user_id"
 )
 
-_LOG: Final = text(
+_LOG: Final = (
     f"SELECT attempt.study_question_id, question.study_topic_id, {_SCORED}"
     " FROM study_question_attempts AS attempt"
     " JOIN study_questions AS question ON question.id = attempt.study_question_id"
     " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
-    " WHERE attempt.user_id = :user_id AND session.voided_at IS NULL"
-    " AND (CAST(:question_ids AS bigint[]) IS NULL"
-    " OR attempt.study_question_id = ANY(CAST(:question_ids AS bigint[])))"
-    " ORDER BY attempt.study_question_id, attempt.answered_at"
+    " WHERE session.user_id = :user_id AND session.voided_at IS NULL"
+)
+_IN_ORDER: Final = " ORDER BY attempt.study_question_id, attempt.answered_at"
+_WHOLE_LOG: Final = text(_LOG + _IN_ORDER)
+_LOG_OF_SOME: Final = text(
+    f"{_LOG} AND attempt.study_question_id = ANY(CAST(:question_ids AS bigint[])){_IN_ORDER}"
 )
 
 
@@ -194,10 +196,11 @@ async def log(
     question_id: int | None = None
     topic_id = 0
     attempts: list[ScoredAttempt] = []
+    statement, wanted = _WHOLE_LOG, dict[str, object](user_id=user_id)
+    if question_ids is not None:
+        statement, wanted = _LOG_OF_SOME, wanted | {"question_ids": list(question_ids)}
     async with connection.stream(
-        _LOG,
-        {"user_id": user_id, "question_ids": _list(question_ids)},
-        execution_options={"yield_per": _STREAMED_AT_ONCE},
+        statement, wanted, execution_options={"yield_per": _STREAMED_AT_ONCE}
     ) as rows:
         async for part in rows.partitions():  # a part at a time: awaiting each row costs as much
             for row in part:
@@ -208,10 +211,6 @@ async def log(
                 attempts.append(_scored(row[2:]))
     if question_id is not None:
         yield question_id, topic_id, attempts
-
-
-def _list(ids: Collection[int] | None) -> list[int] | None:
-    return None if ids is None else list(ids)
 
 
 def _scored(row: Sequence[Any]) -> ScoredAttempt:

@@ -52,7 +52,7 @@ _WEEKS: Final = text(
     " lag(answered_at) OVER (PARTITION BY study_question_id ORDER BY answered_at) AS before"
     " FROM study_question_attempts AS attempt"
     " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
-    " WHERE attempt.user_id = :user_id AND session.voided_at IS NULL)"
+    " WHERE session.user_id = :user_id AND session.voided_at IS NULL)"
     " SELECT CAST(date_trunc('week', answered_at AT TIME ZONE 'UTC') AS date) AS monday,"
     " count(*), count(*) FILTER (WHERE is_correct)"
     " FROM answered"

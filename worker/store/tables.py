@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
     Table,
     Text,
@@ -128,15 +129,14 @@ study_question_attempts = Table(
         name="outcome_follows",
     ),
     CheckConstraint("answered_at <= answered_at_sent", name="not_in_the_future"),
-    Index("study_question_attempts_history_idx", "user_id", "study_question_id", "answered_at"),
     Index(None, "study_question_id"),
 )
 
 study_question_progress = Table(
     "study_question_progress",
     METADATA,
-    Column("user_id", BigInteger, primary_key=True),
-    Column("study_question_id", BigInteger, ForeignKey("study_questions.id"), primary_key=True),
+    Column("user_id", BigInteger, nullable=False),
+    Column("study_question_id", BigInteger, ForeignKey("study_questions.id"), nullable=False),
     Column("study_topic_id", BigInteger, nullable=False),
     Column("attempts_count", Integer, nullable=False),
     Column("correct_count", Integer, nullable=False),
@@ -174,7 +174,8 @@ study_question_progress = Table(
         name="pattern",
     ),
     CheckConstraint("stability > 0 AND difficulty BETWEEN 1 AND 10", name="memory"),
-    Index(None, "study_question_id"),
+    # The question first: its foreign key is looked up by this too.
+    PrimaryKeyConstraint("study_question_id", "user_id"),
     Index(None, "user_id", "study_topic_id"),
     # Rows are updated at every attempt: room for the new version on the same page.
     postgresql_with={"fillfactor": "80"},
