@@ -8,6 +8,7 @@ IngestError                 anything the worker says in one sentence
 ├── RoleError               a database role is not a worker's           exit 2
 ├── NoHistory               there is nothing to report of a user        exit 1
 ├── NotConfirmed            nobody was there to say yes                 exit 2
+├── Unfinished              some of it is left for another time         exit 1
 ├── DatabaseAway            the database can't be reached now           paused, waited for
 ├── BrokerAway              the broker can't be reached now             waited for
 ├── Stuck                   the worker makes no progress                exit 7
@@ -60,6 +61,10 @@ class NotConfirmed(IngestError):
     """Raised by a destructive command without --yes where nobody can be asked."""
 
     exit_code = 2
+
+
+class Unfinished(IngestError):
+    """Raised by a command that did what it could, and has to be run again for the rest."""
 
 
 class DatabaseAway(IngestError):

@@ -25,7 +25,7 @@ from worker.errors import BrokerAway, TopologyError
 from worker.settings import Settings
 
 _MISSING: Final = f"Queue {amqp.DEAD_QUEUE} is missing: run `study-ingest topology`."
-_BACK_WITHIN: Final = 5.0
+_BACK_WITHIN: Final = 2.0
 """Seconds that letters are waited for on their way back; a few milliseconds are usual. They seem
 to be missing for as long when another command takes letters at the same moment."""
 _ASKED_EVERY: Final = 0.01

@@ -8,6 +8,7 @@ import typer
 
 from worker.cli.asking import Json, Reason, Yes, bar, by, confirm
 from worker.cli.shared import engine_of, run, thresholds_of
+from worker.errors import Unfinished
 from worker.operate import erase as erasing
 from worker.operate import rescore as rescoring
 from worker.operate import void as voiding
@@ -135,20 +136,26 @@ def erase(
                 )
             return erased._asdict() | {
                 "dead_letters": letters,
+                "dead_letters_left": len(found.letters) - letters,
                 "unattributed_dead_letters": found.unattributed,
             }
 
     done = run(work())
     if as_json:
         typer.echo(json.dumps({"user_id": user} | done))
-        return
-    typer.echo(
-        f"Erased {done['attempts']} attempts, {done['batches']} batches, {done['progress']}"
-        f" progress rows, {done['messages']} messages and {done['dead_letters']} dead letters."
-    )
-    if done["unattributed_dead_letters"]:
+    else:
         typer.echo(
-            f"{done['unattributed_dead_letters']} dead letters name no question there is, so whose"
-            " they are nobody can say: look with `study-ingest dead show`.",
-            err=True,
+            f"Erased {done['attempts']} attempts, {done['batches']} batches, {done['progress']}"
+            f" progress rows, {done['messages']} messages and {done['dead_letters']} dead letters."
+        )
+        if done["unattributed_dead_letters"]:
+            typer.echo(
+                f"{done['unattributed_dead_letters']} dead letters name no question there is, so"
+                " whose they are nobody can say: look with `study-ingest dead show`.",
+                err=True,
+            )
+    if done["dead_letters_left"]:
+        raise Unfinished(
+            f"{done['dead_letters_left']} dead letters of user {user} were in another command's"
+            " hand: run this one again."
         )

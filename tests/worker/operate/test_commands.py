@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,10 +18,13 @@ from schemas import amqp
 from tests import factories as make
 from tests.factories import WRONG, at, batch, right, sent, wrong
 from tests.worker.operate.conftest import Site
+from worker.broker.dead_queue import open_dead_queue
 from worker.cli.main import app
 from worker.domain.patterns import Thresholds
-from worker.errors import IngestError, NotConfirmed, SettingsError
+from worker.errors import IngestError, NotConfirmed, SettingsError, Unfinished
 from worker.ingest import Ingest
+from worker.operate.erase import erase
+from worker.store.erasure import Erased
 
 pytestmark = pytest.mark.broker
 
@@ -140,6 +144,29 @@ async def test_what_destroys_asks_and_refuses_where_nobody_answers(site: Site) -
 
     assert await make.contents(site.engine) == before
     await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
+
+
+async def test_an_erasure_that_could_not_have_every_letter_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    await make.withdraw(site.engine, question)
+    await site.park(batch(right(question)))
+
+    async def amid_a_look(*arguments: Any) -> tuple[Erased, int]:
+        async with open_dead_queue(site.settings) as queue:
+            assert await queue.next() is not None
+            return await erase(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.operate.erase.erase", amid_a_look)
+        result = await invoke(site, "erase", "--user", "7", "--yes", "--json")
+    assert json.loads(result.stdout)["dead_letters_left"] == 1
+    assert isinstance(result.exception, Unfinished)
+
+    assert "0 batches, 0 progress rows, 0 messages and 1 dead" in await said(
+        site, "erase", "--user", "7", "--yes"
+    )
 
 
 async def test_void_rescore_erase_and_verify(site: Site) -> None:
