@@ -14,5 +14,10 @@ _LOCK = 7_415_983_204_117_023
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=METADATA, transaction_per_migration=False)
 with context.begin_transaction():
+    # Another migration may take long; a table that somebody holds must not be waited for as long,
+    # because everybody else then waits behind us.
+    patience = connection.scalar(text("SHOW lock_timeout"))
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    connection.execute(text(f"SET LOCAL lock_timeout = '{patience}'"))
     context.run_migrations()

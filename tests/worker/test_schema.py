@@ -2,14 +2,17 @@
 
 import asyncio
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests import factories as make
@@ -26,9 +29,9 @@ from worker.store.engine import make_engine
 from worker.store.tables import METADATA
 
 
-def _engine(url: str) -> AsyncEngine:
-    settings = Settings(database_url=url, amqp_url="amqp://unused")  # type: ignore[arg-type]
-    return make_engine(settings, connections=3, name="tests")
+def _engine(url: str, **settings: float) -> AsyncEngine:
+    given = Settings(database_url=url, amqp_url="amqp://unused", **settings)  # type: ignore[arg-type]
+    return make_engine(given, connections=3, name="tests")
 
 
 @pytest.fixture
@@ -139,6 +142,52 @@ async def test_a_migration_that_fails_leaves_everything_as_it_was(empty: AsyncEn
         empty, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql)_'"
     )
     assert [row["relname"] for row in tables] == ["outbox"]
+
+
+async def test_a_table_that_is_held_is_waited_for_a_little_and_another_migration_to_its_end(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    impatient = _engine(database_url, lock_timeout=0.2)
+    async with engine.begin() as reading:
+        await reading.execute(make.text("SELECT count(*) FROM study_question_progress"))
+        with pytest.raises(SchemaError, match=r"^A table is held [^\n]+: run `migrate` again"):
+            await schema.migrate(impatient, "0002")
+        assert await schema.current(engine) == schema.head()
+
+        first = asyncio.create_task(schema.migrate(engine, "0002"))
+        await make.blocked(engine, 1)
+        second = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _MIGRATE, database_url),
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"INGEST_LOCK_TIMEOUT": "0.2"},
+        )
+        await make.blocked(engine, 2)
+        waiting = asyncio.create_task(second.wait())
+        assert await asyncio.wait([waiting], timeout=1) == (set(), {waiting})
+    assert await first == (schema.head(), "0002")
+    assert await waiting == 0
+    await schema.check(engine)
+    await impatient.dispose()
+
+
+async def test_what_an_operator_can_mend_is_said_in_one_sentence(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    with pytest.raises(SchemaError, match=r"^There is no version '9': head, base, 0001, [^\n]+$"):
+        await schema.migrate(engine, "9")
+
+    role = f"tests_{uuid4().hex}"
+    await make.execute(engine, f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    await make.execute(engine, f"GRANT pg_read_all_data TO {role}")
+    theirs = make_url(database_url).set(username=role, password="x")
+    stranger = _engine(theirs.render_as_string(hide_password=False))
+    try:
+        with pytest.raises(SchemaError, match=r"^The login in INGEST_DATABASE_URL may not change"):
+            await schema.migrate(stranger, "0002")
+    finally:
+        await stranger.dispose()
+        await make.execute(engine, f"DROP ROLE {role}")
+    assert await schema.current(engine) == schema.head()
 
 
 async def test_batches_come_in_while_the_schema_moves_between_this_version_and_the_last(

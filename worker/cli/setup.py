@@ -1,7 +1,7 @@
 """Commands that prepare the servers: `migrate` and `topology`."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,6 +11,8 @@ from worker.cli.shared import engine_of, run
 from worker.settings import load_settings
 from worker.store import roles, schema
 from worker.store.engine import transaction
+
+_A_DAY: Final = 86_400.0
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,8 +37,11 @@ def migrate(
     if to == "base" and not yes:
         typer.confirm("This deletes every table with everything in it. Go on?", abort=True)
 
+    # A large table takes longer than any statement of a worker may.
+    patient = load_settings().model_copy(update={"statement_timeout": _A_DAY})
+
     async def work() -> tuple[str | None, str | None]:
-        async with engine_of(load_settings(), connections=1, name="study-ingest migrate") as engine:
+        async with engine_of(patient, connections=1, name="study-ingest migrate") as engine:
             return await schema.migrate(engine, to)
 
     before, after = run(work())

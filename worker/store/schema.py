@@ -4,17 +4,28 @@ Runs the migrations; knows no table.
 """
 
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import migrations
 from worker.errors import SchemaError
 from worker.store.engine import transaction
+
+_REFUSED: Final = {
+    "55P03": "A table is held by somebody else, for longer than INGEST_LOCK_TIMEOUT: run `migrate`"
+    " again when that backup or report is over, or raise it (workers wait as long).",
+    "40P01": "The migration and other work waited for each other: run `migrate` again.",
+    "42501": "The login in INGEST_DATABASE_URL may not change the schema: use its owner's.",
+}
+"""By SQLSTATE, what an operator can do about a migration that failed; nothing is changed then."""
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -24,9 +35,13 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
 def head() -> str:
     """The version this program works on."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    revision = _scripts().get_current_head()
     assert revision is not None
     return revision
 
@@ -46,7 +61,7 @@ async def check(engine: AsyncEngine) -> None:
         return
     if found is None:
         raise SchemaError("The database has no schema: run `study-ingest migrate`.")
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    known = {script.revision for script in _scripts().walk_revisions()}
     if found in known:
         raise SchemaError(
             f"The database's schema {found} is older than this program's {wanted}:"
@@ -59,18 +74,30 @@ async def check(engine: AsyncEngine) -> None:
 
 
 async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None, str | None]:
-    """Moves the schema to `target` ("head", "base" or a version); returns (before, after)."""
+    """Moves the schema to `target` ("head", "base" or a version); returns (before, after).
+
+    Raises `DatabaseAway`, or `SchemaError` where an operator can mend what is in the way; whatever
+    it raises, the schema is as it was.
+    """
     before = await current(engine)
-    async with engine.connect() as connection:
-        await connection.run_sync(_run, target)
-        await connection.commit()
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(_run, target)
+            await connection.commit()
+    except CommandError:
+        known = ", ".join(sorted(script.revision for script in _scripts().walk_revisions()))
+        raise SchemaError(f"There is no version {target!r}: head, base, {known}.") from None
+    except DBAPIError as error:
+        if said := _REFUSED.get(getattr(error.orig, "sqlstate", None) or ""):
+            raise SchemaError(said) from error
+        raise
     return before, await current(engine)
 
 
 def _run(connection: Connection, target: str) -> None:
     config = _config(connection)
     at = MigrationContext.configure(connection).get_current_revision()
-    older = ScriptDirectory.from_config(config).iterate_revisions(at, "base") if at else ()
+    older = _scripts().iterate_revisions(at, "base") if at else ()
     if target == "base" or target in {script.revision for script in older} - {at}:
         command.downgrade(config, target)
     else:
