@@ -4,8 +4,8 @@ A question belongs to one user, so what is found by user and question is found b
 alone, and what is a user's by their sessions.
 
 Progress comes first, as in the ingest transaction: one that has read it has the lock that this
-waits for, and asks for that of the attempts later. The key of progress is made anew, in less
-than a second for each million rows, while workers wait.
+waits for, and asks for that of the attempts later. The key of progress is made anew, in less than
+a second for each million rows, while workers wait.
 """
 
 from alembic import op

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
-from asyncpg import Connection, InterfaceError, PostgresError
+from asyncpg import Connection, InterfaceError, InternalClientError, PostgresError
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -129,6 +129,11 @@ async def transaction(
             try:
                 async with _begun(driver, isolation):
                     yield connection
+            except InternalClientError:
+                # The server has told why it ends the connection, and its end is still on its way:
+                # until then the driver takes the connection for open, and its own state for wrong.
+                driver.terminate()
+                raise
             finally:
                 if driver.is_closed() or driver.is_in_transaction():  # nobody's to use again
                     await connection.invalidate()
@@ -141,6 +146,8 @@ async def transaction(
         _raise_translated(error, said, is_lost=driver is not None and driver.is_closed())
         _hide_row(said)
         raise
+    except InternalClientError as error:
+        raise DatabaseAway("The database is away: it ended the connection.") from error
     except (OSError, TimeoutError) as error:
         raise DatabaseAway(f"The database can't be reached: {_first_line(error)}.") from error
 

@@ -81,6 +81,42 @@ async def _terminate(engine: AsyncEngine, name: str = "under-test") -> None:
     )
 
 
+@asynccontextmanager
+async def _end_held_back(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A way to the server by which all arrives but a connection's end; that sets the event."""
+    server, ended = make_url(url), asyncio.Event()
+    held: list[asyncio.StreamWriter] = []
+
+    async def forward(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        held.append(to_client)
+        there, to_server = await asyncio.open_connection(server.host, server.port or 5432)
+
+        async def upwards() -> None:
+            while data := await client.read(65_536):
+                to_server.write(data)
+
+        asking = asyncio.create_task(upwards())
+        while data := await there.read(65_536):
+            to_client.write(data)
+        to_server.close()
+        ended.set()
+        await asking
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    async with proxy:
+        by_proxy = server.set(host="127.0.0.1", port=port)
+        yield by_proxy.render_as_string(hide_password=False), ended
+        for to_client in held:
+            to_client.close()
+
+
+async def _turns() -> None:
+    """Lets what lies in the sockets be read."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 # ----------------------------------------------------------------------------- transactions
 
 
@@ -94,6 +130,32 @@ async def test_a_transaction_commits_at_its_end_and_is_rolled_back_when_it_raise
             await connection.execute(text(insert))
             raise KeyError
     assert await make.count(engine, "study_topics") == 1
+
+
+async def test_a_connection_that_ends_is_away_before_its_end_has_arrived(
+    engine: AsyncEngine, database_url: str, connect: Connect, run: Run
+) -> None:
+    async with _end_held_back(database_url) as (url, ended):
+        pool = connect(url, connections=1)
+        await run(pool, "SELECT 1")
+        await _terminate(engine)
+        await ended.wait()
+        await _turns()
+        with pytest.raises(DatabaseAway, match=r"^The database is away: [^\n]+\.$"):
+            await run(pool, "SELECT 1")
+
+        ended.clear()
+        with pytest.raises(DatabaseAway, match=r"^The database is away: [^\n]+\.$"):
+            async with transaction(pool) as connection:
+                await fetch(connection, text("SELECT 1"), {})
+                await _terminate(engine)
+                await ended.wait()
+                await _turns()
+                if run is _by_driver:
+                    await fetch(connection, text("SELECT 1"), {})
+                else:
+                    await connection.execute(text("SELECT 1"))
+        assert await run(pool, "SELECT 7") == 7
 
 
 async def test_a_cancelled_transaction_is_rolled_back_and_its_connection_given_back(
