@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import aio_pika
+import httpx
 
 from chaos import bank
 from chaos.checker import Violation, check
@@ -34,6 +35,8 @@ _WARM_UP: Final = 90.0
 """Seconds for the first commit; ten processes start at once, on a machine that may be busy."""
 _STRANGE_EVERY: Final = 1.5
 _LOOK_EVERY: Final = 0.5
+_KNOWN_WITHIN: Final = 3.0
+"""Seconds within which the management API, told each second, knows what workers have in hand."""
 
 Say = Callable[[str], None]
 
@@ -112,8 +115,9 @@ async def run(
                     phone.tell("quiet")
                 stranger.quiet()
                 queues = await _working_queues(everything)
-                if await _drained(everything, queues, odd, patience):
-                    outcome.drained_after = round(time.monotonic() - ended, 1)
+                drained = await _drained(everything, queues, odd, patience)
+                if drained is not None:
+                    outcome.drained_after = round(drained - ended, 1)
                 say(f"drained after {outcome.drained_after} s")
                 await _stop(everything)
                 outcome.longest_pause = pulse.longest_pause()
@@ -172,15 +176,23 @@ async def _hurt(
 
 async def _drained(
     world: World, queues: list[str], odd: asyncio.Task[None], patience: float
-) -> bool:
-    """Waits until nothing is on its way; False when that takes more than `patience` seconds."""
+) -> float | None:
+    """Waits until nothing is on its way; since when (`time.monotonic`) that is so.
+
+    None when it takes more than `patience` seconds.
+    """
     began = time.monotonic()
+    since: float | None = None
     while time.monotonic() - began < patience:
         await asyncio.sleep(_LOOK_EVERY)
-        with suppress(OSError, TimeoutError):
-            if odd.done() and not await _on_the_way(world, queues):
-                return True
-    return False
+        busy = True
+        with suppress(OSError, TimeoutError, httpx.HTTPError):
+            busy = not odd.done() or bool(await _on_the_way(world, queues))
+        now = time.monotonic()
+        since = None if busy else since or now
+        if since is not None and now - since > _KNOWN_WITHIN:
+            return since
+    return None
 
 
 async def _on_the_way(world: World, queues: list[str]) -> int:
@@ -204,6 +216,13 @@ def _unsettled(outbox: Path) -> int:
 
 
 async def _waiting(world: World, queues: list[str]) -> int:
+    """Messages in the queues, those that a worker has in hand included."""
+    listed = await world.stage.management("GET", "queues")
+    in_hand = sum(
+        queue.get("messages_unacknowledged", 0) for queue in listed if queue["name"] in queues
+    )
+    if in_hand:
+        return int(in_hand)
     async with await aio_pika.connect(world.stage.broker.url) as connection:
         channel = await connection.channel()
         found = [await channel.get_queue(name) for name in queues]
