@@ -20,7 +20,7 @@ from tests.factories import at, right, sent, wrong
 from worker.domain.dispositions import Ingested
 from worker.domain.patterns import Thresholds
 from worker.domain.schedule import Memory, retrievability
-from worker.errors import SchemaError
+from worker.errors import DatabaseAway, SchemaError
 from worker.ingest import Ingest
 from worker.repair import verify
 from worker.settings import Settings
@@ -168,6 +168,23 @@ async def test_a_table_that_is_held_is_waited_for_a_little_and_another_migration
     assert await waiting == 0
     await schema.check(engine)
     await impatient.dispose()
+
+
+async def test_a_database_that_goes_away_amid_a_migration_is_said_to_be(
+    engine: AsyncEngine,
+) -> None:
+    async with engine.begin() as reading:
+        await reading.execute(make.text("SELECT count(*) FROM study_question_progress"))
+        migrating = asyncio.create_task(schema.migrate(engine, "0002"))
+        await make.blocked(engine, 1)
+        await make.execute(
+            engine,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        with pytest.raises(DatabaseAway, match=r"^The database went away: run `migrate` again\.$"):
+            await migrating
+    await schema.check(engine)
 
 
 async def test_what_an_operator_can_mend_is_said_in_one_sentence(

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import migrations
-from worker.errors import SchemaError
+from worker.errors import DatabaseAway, SchemaError
 from worker.store.engine import transaction
 
 _REFUSED: Final = {
@@ -90,6 +90,8 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     except DBAPIError as error:
         if said := _REFUSED.get(getattr(error.orig, "sqlstate", None) or ""):
             raise SchemaError(said) from error
+        if error.connection_invalidated:
+            raise DatabaseAway("The database went away: run `migrate` again.") from error
         raise
     return before, await current(engine)
 
