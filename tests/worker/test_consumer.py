@@ -655,7 +655,7 @@ async def test_draining_finishes_what_was_begun_and_gives_back_the_rest(
     assert consumer.state == "stopped"
     assert consumer.counts == {"given_back": 2, "ingested": 1}
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
-    assert await broker.consumers() == 0
+    await broker.until_consumers(0)
 
 
 async def test_draining_ends_in_time_whatever_hangs(
