@@ -13,30 +13,25 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-_UPGRADE = """
-ALTER TABLE study_question_progress
-    DROP CONSTRAINT study_question_progress_pkey,
-    ADD CONSTRAINT study_question_progress_pkey PRIMARY KEY (study_question_id, user_id);
-DROP INDEX study_question_progress_study_question_id_idx;
-DROP INDEX study_question_attempts_history_idx
-"""
-
-_DOWNGRADE = """
-ALTER TABLE study_question_progress
-    DROP CONSTRAINT study_question_progress_pkey,
-    ADD CONSTRAINT study_question_progress_pkey PRIMARY KEY (user_id, study_question_id);
-CREATE INDEX study_question_progress_study_question_id_idx
-    ON study_question_progress (study_question_id);
-CREATE INDEX study_question_attempts_history_idx
-    ON study_question_attempts (user_id, study_question_id, answered_at)
-"""
+_PROGRESS = "study_question_progress"
+_KEY = "study_question_progress_pkey"
 
 
 def upgrade() -> None:
-    for statement in _UPGRADE.split(";\n"):
-        op.execute(statement)
+    op.drop_constraint(_KEY, _PROGRESS)
+    op.create_primary_key(_KEY, _PROGRESS, ["study_question_id", "user_id"])
+    op.drop_index("study_question_progress_study_question_id_idx")
+    op.drop_index("study_question_attempts_history_idx")
 
 
 def downgrade() -> None:
-    for statement in _DOWNGRADE.split(";\n"):
-        op.execute(statement)
+    op.drop_constraint(_KEY, _PROGRESS)
+    op.create_primary_key(_KEY, _PROGRESS, ["user_id", "study_question_id"])
+    op.create_index(
+        "study_question_progress_study_question_id_idx", _PROGRESS, ["study_question_id"]
+    )
+    op.create_index(
+        "study_question_attempts_history_idx",
+        "study_question_attempts",
+        ["user_id", "study_question_id", "answered_at"],
+    )

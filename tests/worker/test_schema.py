@@ -216,11 +216,11 @@ async def test_batches_come_in_while_the_schema_moves_between_this_version_and_t
     ingested = Counter[int]()
 
     async def work(user: int) -> None:
-        for hour in itertools.count():
+        for day in itertools.count():
             # Late ones too, which read the history.
             batches = [
                 sent(*[right(each, at(when)) for each in questions[user]])
-                for when in (hour + 1, -hour)
+                for when in (day + 1, -day)
             ]
             for disposition in await ingest(batches):
                 assert isinstance(disposition, Ingested)

@@ -8,9 +8,8 @@ the queue's limit is a million. Knows aio-pika; may not know what a letter says.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 from aio_pika.abc import AbstractConnection
@@ -26,8 +25,8 @@ from worker.settings import Settings
 
 _MISSING: Final = f"Queue {amqp.DEAD_QUEUE} is missing: run `study-ingest topology`."
 _BACK_WITHIN: Final = 2.0
-"""Seconds that letters are waited for on their way back; a few milliseconds are usual. They seem
-to be missing for as long when another command takes letters at the same moment."""
+"""Seconds that letters are waited for on their way back, where a few milliseconds are usual: in
+vain, when another command takes letters at the same moment."""
 _ASKED_EVERY: Final = 0.01
 
 
@@ -84,15 +83,17 @@ class DeadQueue:
 
     async def put_back(self) -> None:
         """Lets go of all that is in hand, and waits until the queue has it again."""
+        if not self._in_hand:
+            return
         # Without the broker there is nothing to wait for: it puts them back when it is there.
-        with contextlib.suppress(BrokerAway, TopologyError):
+        with suppress(BrokerAway, TopologyError):
             until = await self.count() + self._in_hand
             with _translated(), client_errors():
                 async with asyncio.timeout(self._settings.publish_timeout):
                     await self._channel.close()
             self._in_hand = 0
             self._channel = await _channel(self._settings, self._connection)
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_BACK_WITHIN):
                     while await self.count() < until:  # noqa: ASYNC110 - no event says so
                         await asyncio.sleep(_ASKED_EVERY)

@@ -22,13 +22,13 @@ class Erased(NamedTuple):
     messages: int
 
 
-_OF_USER: Final = (
+_ATTEMPTS_OF_USER: Final = (
     "study_question_attempts WHERE quiz_session_id IN"
     " (SELECT id FROM study_quiz_sessions WHERE user_id = :user_id)"
 )
 
 _COUNT: Final = text(
-    f"SELECT (SELECT count(*) FROM {_OF_USER}),"
+    f"SELECT (SELECT count(*) FROM {_ATTEMPTS_OF_USER}),"
     " (SELECT count(*) FROM ingest_inbox WHERE user_id = :user_id)"
 )
 
@@ -46,7 +46,7 @@ _MESSAGES: Final = text(
     " OR (exchange = 'study.followups' AND CAST(body AS jsonb) ->> 'user_id' = :user)"
 )
 
-_ATTEMPTS: Final = text(f"DELETE FROM {_OF_USER}")
+_ATTEMPTS: Final = text(f"DELETE FROM {_ATTEMPTS_OF_USER}")
 _SESSIONS: Final = text("DELETE FROM study_quiz_sessions WHERE user_id = :user_id")
 _PROGRESS: Final = text("DELETE FROM study_question_progress WHERE user_id = :user_id")
 
