@@ -22,8 +22,11 @@ from bench.stage import Stage, environment_of
 from bench.workload import Batch
 
 LOGS: Final = Path(".dev/bench/logs")
-_LOOK: Final = 0.01
-"""Seconds between looks at what is committed."""
+_LOOK: Final = 0.005, 0.25
+"""Seconds between looks at what is committed, at least and at most: counting is work on the cores
+that the contenders run on, so there are many only towards the end."""
+_SHARE: Final = 0.6
+"""Of the time that is left by the pace so far, how much passes before the next look."""
 _PATIENCE: Final = 60.0
 """Seconds without a commit after which a contender counts as stuck."""
 
@@ -109,11 +112,16 @@ async def _committed(connection: asyncpg.Connection) -> int:
 
 async def _reach(connection: asyncpg.Connection, count: int, processes: Processes) -> None:
     """Waits until `count` batches are committed."""
-    last, since = -1, time.monotonic()
-    while (now := await _committed(connection)) < count:
-        if now != last:
+    shortest, longest = _LOOK
+    first, began = await _committed(connection), time.monotonic()
+    last, since = first, began
+    while last < count:
+        looked = time.monotonic()
+        pace = (last - first) / (looked - began) if last > first else 0.0
+        left = (count - last) / pace if pace else 0.0
+        await asyncio.sleep(min(max(shortest, _SHARE * left), longest))
+        processes.check()
+        if (now := await _committed(connection)) != last:
             last, since = now, time.monotonic()
         elif time.monotonic() - since > _PATIENCE:
             raise BenchError(f"stuck at {now} of {count} batches")
-        processes.check()
-        await asyncio.sleep(_LOOK)
