@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
 from worker.store.driver import fetch
-from worker.store.literals import numbers, time_of, times, words
+from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _STREAMED_AT_ONCE: Final = 2_000
@@ -59,6 +59,33 @@ def storable(at: datetime | None) -> datetime | None:
     return _EARLIEST if at < _EARLIEST else _LATEST
 
 
+_SESSIONS: Final = rows_of(
+    {
+        "id": "CAST(:ids AS uuid[])",
+        "user_id": "CAST(:user_ids AS bigint[])",
+        "topic_id": "CAST(:topic_ids AS bigint[])",
+        "question_ids": "CAST(:asked AS jsonb[])",
+        "uuid": "CAST(:uuids AS uuid[])",
+        "correct": as_text("corrects", "integer"),
+        "wrong": as_text("wrongs", "integer"),
+        "unsure": as_text("unsures", "integer"),
+        "finished_at": as_text("finished", "bigint"),
+        "received_at": "CAST(:received AS timestamptz[])",
+    }
+)
+_ATTEMPTS: Final = rows_of(
+    {
+        "place": as_text("places", "integer"),
+        "question_id": as_text("question_ids", "bigint"),
+        "position": as_text("positions", "integer"),
+        "selected": as_text("selections", "integer"),
+        "right_one": as_text("right_ones", "integer"),
+        "outcome": as_text("outcomes", "text"),
+        "answered_at": as_text("answered", "bigint"),
+        "sent_at": as_text("sent", "bigint"),
+    }
+)
+
 _INSERT: Final = text(
     "WITH sessions AS ("
     " INSERT INTO study_quiz_sessions (id, user_id, study_topic_id, question_ids,"
@@ -68,12 +95,7 @@ _INSERT: Final = text(
     f" jsonb_build_object(topic_id, correct + wrong + unsure), '{_STATUS}',"
     f" correct + wrong + unsure, '{_SOURCE}', uuid, correct, wrong, unsure,"
     f" {time_of('finished_at')}, received_at, received_at, received_at"
-    " FROM unnest(CAST(:ids AS uuid[]), CAST(:user_ids AS bigint[]),"
-    " CAST(:topic_ids AS bigint[]), CAST(:asked AS jsonb[]), CAST(:uuids AS uuid[]),"
-    " CAST(CAST(:corrects AS text) AS integer[]), CAST(CAST(:wrongs AS text) AS integer[]),"
-    " CAST(CAST(:unsures AS text) AS integer[]), CAST(CAST(:finished AS text) AS bigint[]),"
-    " CAST(:received AS timestamptz[])) AS session (id,"
-    " user_id, topic_id, question_ids, uuid, correct, wrong, unsure, finished_at, received_at))"
+    f" FROM {_SESSIONS} AS session)"
     " INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
     " quiz_session_id, position, selected_choice, correct_choice, is_correct, outcome,"
     " answered_at, answered_at_sent)"
@@ -82,13 +104,7 @@ _INSERT: Final = text(
     " SELECT (CAST(:user_ids AS bigint[]))[place], question_id,"
     " (CAST(:topic_ids AS bigint[]))[place], (CAST(:ids AS uuid[]))[place], position, selected,"
     f" right_one, selected = right_one, outcome, {time_of('answered_at')}, {time_of('sent_at')}"
-    " FROM unnest(CAST(CAST(:places AS text) AS integer[]),"
-    " CAST(CAST(:question_ids AS text) AS bigint[]), CAST(CAST(:positions AS text) AS integer[]),"
-    " CAST(CAST(:selections AS text) AS integer[]), CAST(CAST(:right_ones AS text) AS integer[]),"
-    " CAST(CAST(:outcomes AS text) AS text[]),"
-    " CAST(CAST(:answered AS text) AS bigint[]), CAST(CAST(:sent AS text) AS bigint[]))"
-    " AS attempt (place,"
-    " question_id, position, selected, right_one, outcome, answered_at, sent_at)"
+    f" FROM {_ATTEMPTS} AS attempt"
 )
 
 _SCORED: Final = (

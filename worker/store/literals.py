@@ -1,14 +1,26 @@
-"""Parameters that are cheaper to send as text than as the driver encodes them.
+"""Many rows as parameters of one statement: an array for each column, the cheapest way there.
 
-Each is an array to be cast to its type by the statement. The driver asks of every element
-whether it is an array itself, which takes longer than writing it down.
+Most are sent as text, to be cast to their type by the statement (`as_text`): the driver asks of
+every element whether it is an array itself, which takes longer than writing it down.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def rows_of(columns: Mapping[str, str]) -> str:
+    """SQL for a subquery of rows: by the name of each column, its array."""
+    # Not unnest(...) in FROM: PostgreSQL would first write down each array as a table of its own.
+    selected = ", ".join(f"unnest({array}) AS {name}" for name, array in columns.items())
+    return f"(SELECT {selected})"
+
+
+def as_text(parameter: str, kind: str) -> str:
+    """SQL for an array of `kind` that is sent as text."""
+    return f"CAST(CAST(:{parameter} AS text) AS {kind}[])"
 
 
 def words(values: Iterable[str]) -> str:

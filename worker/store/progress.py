@@ -10,7 +10,7 @@ from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME, Memory
 from worker.store.driver import fetch
-from worker.store.literals import numbers, time_of, times, words
+from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
 
 
 class Stored(NamedTuple):
@@ -95,16 +95,13 @@ _ENCODERS: Final = {name: _SENT_AS[kind][1] for name, kind in _COLUMNS.items() i
 
 
 def _array(name: str, kind: str) -> str:
-    if kind not in _SENT_AS:
-        return f"CAST(:{name} AS {kind}[])"
-    return f"CAST(CAST(:{name} AS text) AS {_SENT_AS[kind][0]}[])"
+    return as_text(name, _SENT_AS[kind][0]) if kind in _SENT_AS else f"CAST(:{name} AS {kind}[])"
 
 
 _SAVE: Final = text(
     f"INSERT INTO study_question_progress ({', '.join(_COLUMNS)}) SELECT "
     + ", ".join(time_of(name) if kind == "timestamptz" else name for name, kind in _COLUMNS.items())
-    + f" FROM unnest({', '.join(_array(name, kind) for name, kind in _COLUMNS.items())})"
-    f" AS row ({', '.join(_COLUMNS)})"
+    + f" FROM {rows_of({name: _array(name, kind) for name, kind in _COLUMNS.items()})} AS row"
     f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in _KEY)
 )
