@@ -4,7 +4,7 @@ Reads as its own table of contents. Knows SQL only through `worker.store`, and n
 broker: deliveries come in as `Incoming`, and what became of each goes out as a `Disposition`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -18,12 +18,11 @@ from schemas.words import RejectReason, Status
 from worker import messages
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
-from worker.errors import TransientFault
 from worker.finalize import Finalized, finalize, late_questions, score
 from worker.resolve import Incoming, Plan, plan
 from worker.store import attempts, inbox, outbox, principals, progress, publications
 from worker.store.engine import transaction
-from worker.store.inbox import Claim, Known
+from worker.store.inbox import Known, Receipt
 from worker.store.outbox import Message
 
 
@@ -72,12 +71,20 @@ class Ingest:
         return [decided[place] for place in range(len(group))]
 
     async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
-        async with transaction(self._engine) as connection:
-            decided = await transact(
-                connection, group, self._thresholds, self._default_deny, wait=wait
-            )
+        try:
+            decided = await self._transact(group, wait=wait)
+        except inbox.Taken:  # by another user's session, and committed: now it can be seen
+            decided = await self._transact(group, wait=wait)
         self._on_commit()
         return decided
+
+    async def _transact(
+        self, group: Mapping[int, Incoming], *, wait: bool
+    ) -> dict[int, Disposition]:
+        async with transaction(self._engine) as connection:
+            return await transact(
+                connection, group, self._thresholds, self._default_deny, wait=wait
+            )
 
 
 def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
@@ -114,44 +121,42 @@ async def transact(
         for incoming in group.values()
         if isinstance(incoming.content, AttemptBatch)
     }
-    known = await inbox.known(connection, batches) if batches else {}
-    fresh = {uuid: each for uuid, each in batches.items() if uuid not in known}
-    plans, rejections = await _resolve(connection, fresh, default_deny)
+    plans, rejections = await _resolve(connection, batches, default_deny)
     held = await _lock(connection, plans, wait=wait)
-    received = await _claim(connection, held)
-    if taken := held.keys() - received.keys():
-        known |= await _taken(connection, taken)
-    done = await _finalize(
-        connection, [held[uuid] for uuid in held if uuid in received], received, thresholds
-    )
-    busy = plans.keys() - held.keys()
+    received_at, known = await inbox.look(connection, batches)
+    fresh = [plan for uuid, plan in held.items() if uuid not in known]
+    done = await _finalize(connection, fresh, received_at, thresholds)
+    busy = plans.keys() - held.keys() - known.keys()
     verdicts = {
-        place: _verdict(incoming, incoming.content, known, rejections, received, done)
+        place: _verdict(incoming, incoming.content, known, rejections, received_at, done)
         for place, incoming in group.items()
         if incoming.client_session_uuid not in busy
     }
-    outgoing = [message for _, told in verdicts.values() for message in told]
-    if done.told or outgoing:
-        await outbox.record(connection, done.told, outgoing)
+    await _record(connection, fresh, done)
+    await outbox.record(connection, [message for _, told in verdicts.values() for message in told])
     return {place: disposition for place, (disposition, _) in verdicts.items()}
 
 
 async def _resolve(
     connection: AsyncConnection,
-    fresh: Mapping[UUID, tuple[Incoming, AttemptBatch]],
+    batches: Mapping[UUID, tuple[Incoming, AttemptBatch]],
     default_deny: bool,
 ) -> tuple[dict[UUID, Plan], dict[UUID, Rejection]]:
     plans: dict[UUID, Plan] = {}
     rejections: dict[UUID, Rejection] = {}
-    if fresh:
+    if batches:
         questions = await publications.resolve(
             connection,
-            {attempt.question_pub_id for _, batch in fresh.values() for attempt in batch.attempts},
+            {
+                attempt.question_pub_id
+                for _, batch in batches.values()
+                for attempt in batch.attempts
+            },
         )
         granted = await publications.grants(
-            connection, {incoming.viewer for incoming, _ in fresh.values() if incoming.viewer}
+            connection, {incoming.viewer for incoming, _ in batches.values() if incoming.viewer}
         )
-        for uuid, (incoming, batch) in fresh.items():
+        for uuid, (incoming, batch) in batches.items():
             try:
                 plans[uuid] = plan(incoming, batch, questions, granted, default_deny=default_deny)
             except Rejection as rejection:
@@ -173,30 +178,10 @@ async def _lock(
     return {uuid: plan for uuid, plan in plans.items() if plan.user_id in users}
 
 
-async def _claim(connection: AsyncConnection, plans: Mapping[UUID, Plan]) -> dict[UUID, datetime]:
-    if not plans:
-        return {}
-    return await inbox.claim(
-        connection,
-        [
-            Claim(uuid, plan.batch.digest(), plan.user_id, plan.incoming.viewer)
-            for uuid, plan in plans.items()
-        ],
-    )
-
-
-async def _taken(connection: AsyncConnection, uuids: Set[UUID]) -> dict[UUID, Known]:
-    """What another worker committed between our looking and our claiming."""
-    found = await inbox.known(connection, uuids)
-    if uuids - found.keys():
-        raise TransientFault("A batch was claimed by another worker and then withdrawn.")
-    return found
-
-
 async def _finalize(
     connection: AsyncConnection,
     plans: Sequence[Plan],
-    received: Mapping[UUID, datetime],
+    received_at: datetime,
     thresholds: Thresholds,
 ) -> Finalized:
     if not plans:
@@ -204,7 +189,7 @@ async def _finalize(
     standing = await progress.standing(
         connection, {question.question_id for plan in plans for _, _, question in plan.answered}
     )
-    scored = [score(plan, received[plan.client_session_uuid], standing) for plan in plans]
+    scored = [score(plan, received_at, standing) for plan in plans]
     late = late_questions(scored, standing)
     histories = await attempts.histories(connection, late) if late else {}
     done = finalize(scored, standing, histories, thresholds)
@@ -213,22 +198,40 @@ async def _finalize(
     return done
 
 
+async def _record(connection: AsyncConnection, plans: Sequence[Plan], done: Finalized) -> None:
+    """The receipts of what was ingested: the uniqueness wall."""
+    if plans:
+        await inbox.record(
+            connection,
+            [
+                Receipt(
+                    plan.client_session_uuid,
+                    plan.batch.digest(),
+                    plan.user_id,
+                    plan.incoming.viewer,
+                    done.told[plan.client_session_uuid],
+                )
+                for plan in plans
+            ],
+        )
+
+
 def _verdict(
     incoming: Incoming,
     content: AttemptBatch | Rejection,
     known: Mapping[UUID, Known],
     rejections: Mapping[UUID, Rejection],
-    received: Mapping[UUID, datetime],
+    received_at: datetime,
     done: Finalized,
 ) -> tuple[Disposition, list[Message]]:
     """What became of one delivery, and the messages that it causes."""
     if isinstance(content, Rejection):
         return _rejected(incoming, incoming.client_session_uuid, content)
     uuid = content.client_session_uuid
-    if uuid in rejections:
+    if uuid in done.told:
+        return Ingested(received_at), done.messages[uuid]
+    if uuid not in known:
         return _rejected(incoming, uuid, rejections[uuid])
-    if uuid in received:
-        return Ingested(received[uuid]), done.messages[uuid]
     # An erased batch left no digest: it is acked like a duplicate, for parking it would keep it.
     if known[uuid].content_digest not in (None, content.digest()):
         return _rejected(incoming, uuid, _REUSED)

@@ -18,15 +18,15 @@ from tests.faults.scene import Scene
 pytestmark = pytest.mark.broker
 
 STATEMENTS = {
-    "known": "SELECT client_session_uuid, content_digest.* FROM ingest_inbox",
     "resolve": "FROM published",
     "grants": "FROM viewer_grants",
     "lock": "pg_advisory_xact_lock",
-    "claim": "INSERT INTO ingest_inbox",
+    "look": "SELECT now.* LEFT JOIN ingest_inbox",
     "standing": "FROM study_questions AS question LEFT JOIN study_question_progress",
     "history": "FROM unnest.* JOIN study_question_attempts",
     "log": "INSERT INTO study_quiz_sessions",
     "progress": "INSERT INTO study_question_progress",
+    "inbox": "INSERT INTO ingest_inbox",
     "outbox": "INSERT INTO outbox",
 }
 """The ingest transaction's own, in order."""
@@ -46,7 +46,7 @@ async def test_these_are_all_statements(scene: Scene) -> None:
     passed = scene.database.passed
     (mine,) = {connection for connection, text in passed if re.search(COMMIT, text)}
     seen = [text for connection, text in passed if connection == mine and not ASIDES.search(text)]
-    first = next(n for n, text in enumerate(seen) if re.search(STATEMENTS["known"], text))
+    first = next(n for n, text in enumerate(seen) if re.search(STATEMENTS["resolve"], text))
     for statement, pattern in zip(seen[first:], [*STATEMENTS.values(), COMMIT], strict=True):
         assert re.search(pattern, statement, re.DOTALL)
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.words import RejectReason, Status
 from tests import factories as make
@@ -145,7 +145,7 @@ async def question(engine: AsyncEngine) -> Published:
 
 
 @asynccontextmanager
-async def _nobody_gets_past_the_claim(engine: AsyncEngine) -> AsyncIterator[None]:
+async def _nobody_writes_a_session(engine: AsyncEngine) -> AsyncIterator[None]:
     async with engine.begin() as connection:
         await connection.execute(text("LOCK TABLE study_quiz_sessions IN EXCLUSIVE MODE"))
         yield
@@ -155,7 +155,7 @@ async def test_a_duplicate_in_the_middle_of_the_first_waits_and_is_told_what_it_
     engine: AsyncEngine, crew: list[Ingest], question: Published
 ) -> None:
     delivery = sent(right(question))
-    async with _nobody_gets_past_the_claim(engine):
+    async with _nobody_writes_a_session(engine):
         first = asyncio.create_task(crew[0]([delivery]))
         await make.blocked(engine, 1)
         second = asyncio.create_task(crew[1]([delivery]))
@@ -171,7 +171,7 @@ async def test_when_the_first_dies_in_the_middle_the_one_who_waits_ingests(
     engine: AsyncEngine, crew: list[Ingest], question: Published
 ) -> None:
     delivery = sent(right(question))
-    async with _nobody_gets_past_the_claim(engine):
+    async with _nobody_writes_a_session(engine):
         first = asyncio.create_task(crew[0]([delivery]))
         await make.blocked(engine, 1)
         second = asyncio.create_task(crew[1]([delivery]))
@@ -190,19 +190,56 @@ async def test_when_the_first_dies_in_the_middle_the_one_who_waits_ingests(
     assert row["attempts_count"] == 1
 
 
+async def test_one_of_two_users_sessions_with_one_uuid_is_ingested_and_the_other_rejected(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    shelves = [(await make.publish(engine, user_id=user_id))[0] for user_id in (1, 2)]
+    for n in range(ROUNDS):
+        groups = [[sent(right(each, at(n)), uuid=UUID(int=n))] for each in shelves]
+        (one,), (other,) = await _at_once(*zip(crew, groups, strict=False))
+        assert {type(one), type(other)} == {Ingested, Rejected}
+        reasons = {each.reason for each in (one, other) if isinstance(each, Rejected)}
+        assert reasons == {RejectReason.UUID_REUSED}
+    assert await make.count(engine, "study_question_attempts") == ROUNDS
+    await _healthy(engine)
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_a_uuid_that_somebody_else_receives_meanwhile_is_waited_for(
+    engine: AsyncEngine, crew: list[Ingest], question: Published, *, commits: bool
+) -> None:
+    group = [sent(right(question, at(n)), uuid=UUID(int=n)) for n in (1, 2)]
+    async with engine.connect() as third:
+        await _receives(third, UUID(int=2))
+        ingesting = asyncio.create_task(crew[0](group))
+        await make.blocked(engine, 1)
+        await (third.commit() if commits else third.rollback())
+    neighbour, contested = await ingesting
+    assert isinstance(neighbour, Ingested)
+    assert isinstance(contested, Rejected if commits else Ingested)
+    if isinstance(contested, Rejected):
+        assert contested.reason is RejectReason.UUID_REUSED
+    assert await make.count(engine, "study_question_attempts") == 1 + (not commits)
+    await _healthy(engine)
+
+
+async def _receives(connection: AsyncConnection, uuid: UUID) -> None:
+    await connection.execute(
+        text(
+            "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id)"
+            " VALUES (:uuid, sha256(''), 9)"
+        ),
+        {"uuid": uuid},
+    )
+
+
 async def test_groups_that_share_batches_wait_for_each_other_and_never_crosswise(
     engine: AsyncEngine, crew: list[Ingest], question: Published
 ) -> None:
     """Each stops at the middle batch, which a third holds, with what came before it in hand."""
     group = [sent(right(question, at(n)), uuid=UUID(int=n)) for n in (1, 2, 3)]
     async with engine.connect() as third:
-        await third.execute(
-            text(
-                "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id)"
-                " VALUES (:uuid, sha256(''), 9)"
-            ),
-            {"uuid": UUID(int=2)},
-        )
+        await _receives(third, UUID(int=2))
         one = asyncio.create_task(crew[0](group))
         await make.blocked(engine, 1)
         other = asyncio.create_task(crew[1](group[::-1]))

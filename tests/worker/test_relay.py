@@ -47,7 +47,7 @@ async def waiting(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
     """A database with one message in its outbox."""
     message = Message(uuid4(), amqp.RESULTS_EXCHANGE, "result.ada", "t", {}, "{}")
     async with transaction(engine) as connection:
-        await outbox.record(connection, {}, [message])
+        await outbox.record(connection, [message])
     yield engine
 
 

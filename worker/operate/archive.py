@@ -72,9 +72,9 @@ async def import_lines(
                     case "question":
                         await archive.add_questions(connection, some)
                     case "batch":
-                        uuids = await archive.claim_batches(connection, some)
                         users = _users(some)
                         await principals.lock(connection, users)
+                        uuids = await archive.add_batches(connection, some)
                         done.attempts += await archive.add_attempts(connection, some, uuids)
                         done.batches += len(uuids)
                         done.known += len(some) - len(uuids)

@@ -27,7 +27,8 @@ async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[
     Of an attempt that was skipped only the published id was kept, so only that is compared.
     """
     uuid = batch.client_session_uuid
-    known = (await inbox.known(connection, [uuid])).get(uuid)
+    _, ingested = await inbox.look(connection, [uuid])
+    known = ingested.get(uuid)
     if known is None or known.content_digest is None:
         return None
     stored = await contents.stored(connection, uuid)

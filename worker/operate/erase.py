@@ -75,8 +75,8 @@ async def erase(
     the same command finds and takes them.
     """
     async with transaction(engine) as connection:
-        await erasure.bury(connection, found.uuids)
         await principals.lock(connection, [user_id])
+        await erasure.bury(connection, found.uuids)
         erased = await erasure.erase(connection, user_id, found.uuids)
         if any(erased) or found.letters:
             effect = erased._asdict() | {"dead_letters": len(found.letters)}

@@ -21,7 +21,7 @@ from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.errors import IngestError
 from worker.repair import Difference, put_right
-from worker.store import attempts, audit, corrections, outbox, principals
+from worker.store import attempts, audit, corrections, inbox, outbox, principals
 from worker.store.audit import By
 from worker.store.corrections import Answer, Told
 from worker.store.engine import transaction
@@ -89,7 +89,8 @@ async def _rescore_one(
     kept = {
         told.client_session_uuid: told.model_dump_json(exclude_none=True) for told, _ in results
     }
-    await outbox.record(connection, kept, [*jobs, *outgoing])
+    await inbox.retell(connection, kept)
+    await outbox.record(connection, [*jobs, *outgoing])
     effect = Effect(len(scored), len(sessions), len(changed), len(outgoing))
     await audit.record(
         connection,

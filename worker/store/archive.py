@@ -119,7 +119,7 @@ _ADD_QUESTIONS: Final = text(
     " deleted_at timestamptz) ON CONFLICT (id) DO NOTHING"
 )
 
-# In the order of the uuids, as ingest claims them.
+# In the order of the uuids, as ingest records them.
 _ADD_BATCHES: Final = text(
     "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer,"
     " received_at, erased_at, summary) SELECT client_session_uuid,"
@@ -193,7 +193,7 @@ async def add_questions(connection: AsyncConnection, some: Sequence[str]) -> Non
     await connection.execute(_ADD_QUESTIONS, _array(some))
 
 
-async def claim_batches(connection: AsyncConnection, some: Sequence[str]) -> list[UUID]:
+async def add_batches(connection: AsyncConnection, some: Sequence[str]) -> list[UUID]:
     """Adds the inbox rows of batches whose uuid is free, and returns those uuids."""
     return list((await connection.scalars(_ADD_BATCHES, _array(some))).all())
 

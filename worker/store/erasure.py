@@ -32,7 +32,7 @@ _COUNT: Final = text(
     " (SELECT count(*) FROM ingest_inbox WHERE user_id = :user_id)"
 )
 
-# In the order of the uuids, as claims are: two that want the same ones wait, never crosswise.
+# In the order of the uuids, as receipts are: two that want the same ones wait, never crosswise.
 _BURY: Final = text(
     "INSERT INTO ingest_inbox (client_session_uuid, erased_at)"
     " SELECT uuid, now() FROM unnest(CAST(:uuids AS uuid[])) AS uuid ORDER BY uuid"
@@ -71,8 +71,8 @@ async def owner_of_batch(connection: AsyncConnection, client_session_uuid: UUID)
 
 
 async def bury(connection: AsyncConnection, client_session_uuids: Collection[UUID]) -> None:
-    """Makes tombstones of uuids that were never ingested; before any principal's lock is taken,
-    because ingest claims uuids before it locks.
+    """Makes tombstones of uuids that were never ingested; under the user's lock, as whoever else
+    writes to the inbox has a principal's first.
     """
     await connection.execute(_BURY, {"uuids": list(client_session_uuids)})
 

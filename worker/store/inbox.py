@@ -1,15 +1,17 @@
 """The inbox: one row for each ingested batch, the uniqueness wall of the whole system."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from asyncpg import UniqueViolationError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
+from worker.errors import TransientFault
 from worker.store.driver import fetch
 
 
@@ -24,40 +26,53 @@ class Known(NamedTuple):
     told: IngestResult
 
 
-class Claim(NamedTuple):
-    """A batch about to be ingested."""
+class Receipt(NamedTuple):
+    """What is kept of a batch that was ingested; `told` is its result as JSON."""
 
     client_session_uuid: UUID
     content_digest: bytes
     user_id: int
     viewer: str | None
+    told: str
 
 
-_KNOWN: Final = text(
-    "SELECT client_session_uuid, content_digest, user_id, CAST(summary AS text), received_at"
-    " FROM ingest_inbox"
-    " WHERE client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
+class Taken(TransientFault):
+    """Another transaction has received one of the uuids since they were looked up."""
+
+
+_LOOK: Final = text(
+    "SELECT now(), client_session_uuid, content_digest, user_id, CAST(summary AS text),"
+    " received_at FROM (SELECT) AS once"
+    " LEFT JOIN ingest_inbox ON client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
 )
 
 # In the order of the uuids, so that two groups that share some wait for each other, never
-# crosswise. A uuid that another transaction is claiming is waited for.
-_CLAIM: Final = text(
-    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer)"
+# crosswise. The time of receipt is the column's default: the transaction's.
+_RECORD: Final = text(
+    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer, summary)"
     " SELECT * FROM unnest(CAST(:uuids AS uuid[]), CAST(:digests AS bytea[]),"
-    " CAST(:users AS bigint[]), CAST(:viewers AS text[]))"
-    " AS claim (client_session_uuid, content_digest, user_id, viewer)"
+    " CAST(:users AS bigint[]), CAST(:viewers AS text[]), CAST(:summaries AS jsonb[]))"
+    " AS receipt (client_session_uuid, content_digest, user_id, viewer, summary)"
     " ORDER BY client_session_uuid"
-    " ON CONFLICT (client_session_uuid) DO NOTHING"
-    " RETURNING client_session_uuid, received_at"
+)
+_WALL: Final = "ingest_inbox_pkey"
+
+_RETELL: Final = text(
+    "UPDATE ingest_inbox AS inbox SET summary = told.summary"
+    " FROM unnest(CAST(:uuids AS uuid[]), CAST(:summaries AS jsonb[])) AS told (uuid, summary)"
+    " WHERE inbox.client_session_uuid = told.uuid"
 )
 
 
-async def known(connection: AsyncConnection, uuids: Iterable[UUID]) -> dict[UUID, Known]:
-    """The committed rows among `uuids`."""
-    rows = await fetch(connection, _KNOWN, {"uuids": list(uuids)})
-    return {
+async def look(
+    connection: AsyncConnection, uuids: Iterable[UUID]
+) -> tuple[datetime, dict[UUID, Known]]:
+    """The transaction's time, and the committed rows among `uuids`."""
+    rows = await fetch(connection, _LOOK, {"uuids": list(uuids)})
+    return rows[0][0], {
         uuid: Known(digest, user_id, _told(uuid, told, received_at))
-        for uuid, digest, user_id, told, received_at in rows
+        for _, uuid, digest, user_id, told, received_at in rows
+        if uuid is not None
     }
 
 
@@ -69,19 +84,31 @@ def _told(uuid: UUID, told: str | None, received_at: datetime) -> IngestResult:
     )
 
 
-async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> dict[UUID, datetime]:
-    """Takes the uuids for this transaction; returns the time of receipt of each that was free.
+async def record(connection: AsyncConnection, receipts: Sequence[Receipt]) -> None:
+    """Notes batches as received in this transaction, at its time.
 
-    A uuid that is not in the answer has been committed by another transaction.
+    Waits for another transaction that is receiving one of the uuids, and raises `Taken` when that
+    has committed.
     """
-    rows = await fetch(
-        connection,
-        _CLAIM,
-        {
-            "uuids": [claim.client_session_uuid for claim in claims],
-            "digests": [claim.content_digest for claim in claims],
-            "users": [claim.user_id for claim in claims],
-            "viewers": [claim.viewer for claim in claims],
-        },
-    )
-    return {row[0]: row[1] for row in rows}
+    uuids, digests, users, viewers, summaries = zip(*receipts, strict=True)
+    try:
+        await fetch(
+            connection,
+            _RECORD,
+            {
+                "uuids": uuids,
+                "digests": digests,
+                "users": users,
+                "viewers": viewers,
+                "summaries": summaries,
+            },
+        )
+    except UniqueViolationError as error:
+        if error.constraint_name != _WALL:
+            raise
+        raise Taken("Another worker received a batch with the same uuid meanwhile.") from error
+
+
+async def retell(connection: AsyncConnection, told: Mapping[UUID, str]) -> None:
+    """Replaces what is told of batches (the result as JSON) when they come again."""
+    await fetch(connection, _RETELL, {"uuids": list(told), "summaries": list(told.values())})

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.store.driver import fetch
-from worker.store.literals import texts
+from worker.store.literals import as_text, texts
 
 
 class Message(NamedTuple):
@@ -43,15 +43,11 @@ class Backlog(NamedTuple):
 
 
 _RECORD: Final = text(
-    "WITH told AS (UPDATE ingest_inbox AS inbox SET summary = told.summary"
-    " FROM unnest(CAST(:uuids AS uuid[]), CAST(:summaries AS jsonb[])) AS told (uuid, summary)"
-    " WHERE inbox.client_session_uuid = told.uuid)"
-    " INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
+    "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
     " SELECT message_id, exchange, routing_key, type, headers, body FROM unnest("
-    "CAST(:ids AS uuid[]), CAST(CAST(:exchanges AS text) AS text[]),"
-    " CAST(CAST(:keys AS text) AS text[]), CAST(CAST(:types AS text) AS text[]),"
-    " CAST(:headers AS jsonb[]), CAST(:bodies AS text[])) WITH ORDINALITY"
-    " AS message (message_id, exchange, routing_key, type, headers, body, place)"
+    f"CAST(:ids AS uuid[]), {as_text('exchanges', 'text')}, {as_text('keys', 'text')},"
+    f" {as_text('types', 'text')}, CAST(:headers AS jsonb[]), CAST(:bodies AS text[]))"
+    " WITH ORDINALITY AS message (message_id, exchange, routing_key, type, headers, body, place)"
     " ORDER BY place"
 )
 
@@ -83,22 +79,15 @@ _DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))
 _WITHDRAW: Final = text("DELETE FROM outbox WHERE message_id = ANY(CAST(:ids AS uuid[]))")
 
 
-async def record(
-    connection: AsyncConnection,
-    told: Mapping[UUID, str],
-    messages: Sequence[Message],
-) -> None:
-    """Keeps in the inbox what each ingested batch is `told` (its result as JSON), and adds
-    `messages` to the outbox.
-    """
-    columns = tuple(zip(*messages, strict=True)) or ((),) * len(Message._fields)
-    ids, exchanges, keys, types, headers, bodies = columns
+async def record(connection: AsyncConnection, messages: Sequence[Message]) -> None:
+    """Adds the messages, in their order."""
+    if not messages:
+        return
+    ids, exchanges, keys, types, headers, bodies = zip(*messages, strict=True)
     await fetch(
         connection,
         _RECORD,
         {
-            "uuids": list(told),
-            "summaries": list(told.values()),
             "ids": ids,
             "exchanges": texts(exchanges),
             "keys": texts(keys),

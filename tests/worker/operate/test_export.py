@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from tests import factories as make
 from tests.factories import WRONG, at, no_answer, right, sent, unsure, wrong
 from worker.cli.main import app
+from worker.domain.dispositions import Ingested
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
 from worker.ingest import Ingest
@@ -97,6 +98,25 @@ async def test_an_export_imported_into_an_empty_database_gives_the_same(
     for user_id in await users(other_engine):
         assert await verify(other_engine, user_id, THRESHOLDS) == []
     assert await _lines(other_engine) == await _lines(engine)
+
+
+async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(
+    engine: AsyncEngine,
+) -> None:
+    (question,) = await make.publish(engine)
+    ingest, delivery = Ingest(engine, THRESHOLDS), sent(right(question))
+    await ingest([delivery])
+    lines = await _lines(engine)
+    await make.forget(engine)
+    async with engine.begin() as holder:
+        await holder.execute(make.text("LOCK TABLE study_quiz_sessions IN EXCLUSIVE MODE"))
+        ingesting = asyncio.create_task(ingest([delivery]))
+        await make.blocked(engine, 1)
+        importing = asyncio.create_task(_import(engine, lines))
+        await make.blocked(engine, 2)
+    assert isinstance((await ingesting)[0], Ingested)
+    done = await importing
+    assert (done.batches, done.known) == (0, 1)
 
 
 async def test_life_goes_on_in_the_other_database(
