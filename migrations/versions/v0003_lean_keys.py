@@ -4,8 +4,9 @@ A question belongs to one user, so what is found by user and question is found b
 alone, and what is a user's by their sessions.
 
 Progress comes first, as in the ingest transaction: one that has read it has the lock that this
-waits for, and asks for that of the attempts later. The key of progress is made anew, in less than
-a second for each million rows, while workers wait.
+waits for, and asks for that of the attempts later. (Questions come before both: the next version
+needs them too, and may run in the same transaction.) The key of progress is made anew, in less
+than a second for each million rows, while workers wait.
 """
 
 from alembic import op
@@ -18,6 +19,7 @@ _KEY = "study_question_progress_pkey"
 
 
 def upgrade() -> None:
+    op.execute("LOCK TABLE study_questions")
     op.drop_constraint(_KEY, _PROGRESS)
     op.create_primary_key(_KEY, _PROGRESS, ["study_question_id", "user_id"])
     op.drop_index("study_question_progress_study_question_id_idx")

@@ -136,7 +136,8 @@ study_question_progress = Table(
     "study_question_progress",
     METADATA,
     Column("user_id", BigInteger, nullable=False),
-    Column("study_question_id", BigInteger, ForeignKey("study_questions.id"), nullable=False),
+    # No foreign key: it is computed from attempts, which have one.
+    Column("study_question_id", BigInteger, nullable=False),
     Column("study_topic_id", BigInteger, nullable=False),
     Column("attempts_count", Integer, nullable=False),
     Column("correct_count", Integer, nullable=False),
@@ -174,7 +175,6 @@ study_question_progress = Table(
         name="pattern",
     ),
     CheckConstraint("stability > 0 AND difficulty BETWEEN 1 AND 10", name="memory"),
-    # The question first: its foreign key is looked up by this too.
     PrimaryKeyConstraint("study_question_id", "user_id"),
     Index(None, "user_id", "study_topic_id"),
     # Rows are updated at every attempt: room for the new version on the same page.
@@ -215,6 +215,8 @@ outbox = Table(
     Column("created_at", _TIME, nullable=False, server_default=func.now()),
     UniqueConstraint("message_id"),
     Index(None, "routing_key", "id"),
+    # Rows are short-lived: not worth compressing.
+    postgresql_with={"toast_tuple_target": "8160"},
 )
 
 viewer_grants = Table(
