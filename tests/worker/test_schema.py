@@ -187,6 +187,19 @@ async def test_a_database_that_goes_away_amid_a_migration_is_said_to_be(
     await schema.check(engine)
 
 
+async def test_a_migration_that_others_wait_for_crosswise_gives_way(engine: AsyncEngine) -> None:
+    async with engine.begin() as other:
+        # The server looks for a deadlock from whoever has waited for a second: that is to be us.
+        await other.execute(make.text("SET LOCAL deadlock_timeout = '1min'"))
+        await other.execute(make.text("LOCK TABLE study_question_progress"))
+        migrating = asyncio.create_task(schema.migrate(engine, "0003"))
+        await make.blocked(engine, 1)
+        await other.execute(make.text("SELECT FROM study_questions"))
+    with pytest.raises(SchemaError, match=r"^The migration and other work waited for each other:"):
+        await migrating
+    await schema.check(engine)
+
+
 async def test_what_an_operator_can_mend_is_said_in_one_sentence(
     engine: AsyncEngine, database_url: str
 ) -> None:
