@@ -21,6 +21,7 @@ from worker.domain.patterns import Thresholds
 from worker.finalize import Finalized, finalize, late_questions, score
 from worker.resolve import Incoming, Plan, plan
 from worker.store import attempts, inbox, outbox, principals, progress, publications
+from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
 from worker.store.outbox import Message
@@ -132,8 +133,15 @@ async def transact(
         for place, incoming in group.items()
         if incoming.client_session_uuid not in busy
     }
-    await _record(connection, fresh, done)
-    await outbox.record(connection, [message for _, told in verdicts.values() for message in told])
+    await inbox.record(connection, [_receipt(plan, done) for plan in fresh])
+    await write(
+        connection,
+        [
+            *attempts.insert(done.sessions),
+            *progress.save(done.progress),
+            *outbox.record([message for _, told in verdicts.values() for message in told]),
+        ],
+    )
     return {place: disposition for place, (disposition, _) in verdicts.items()}
 
 
@@ -145,16 +153,10 @@ async def _resolve(
     plans: dict[UUID, Plan] = {}
     rejections: dict[UUID, Rejection] = {}
     if batches:
-        questions = await publications.resolve(
+        questions, granted = await publications.resolve(
             connection,
-            {
-                attempt.question_pub_id
-                for _, batch in batches.values()
-                for attempt in batch.attempts
-            },
-        )
-        granted = await publications.grants(
-            connection, {incoming.viewer for incoming, _ in batches.values() if incoming.viewer}
+            {each.question_pub_id for _, batch in batches.values() for each in batch.attempts},
+            {incoming.viewer for incoming, _ in batches.values() if incoming.viewer},
         )
         for uuid, (incoming, batch) in batches.items():
             try:
@@ -192,28 +194,13 @@ async def _finalize(
     scored = [score(plan, received_at, standing) for plan in plans]
     late = late_questions(scored, standing)
     histories = await attempts.histories(connection, late) if late else {}
-    done = finalize(scored, standing, histories, thresholds)
-    await attempts.insert(connection, done.sessions)
-    await progress.save(connection, done.progress)
-    return done
+    return finalize(scored, standing, histories, thresholds)
 
 
-async def _record(connection: AsyncConnection, plans: Sequence[Plan], done: Finalized) -> None:
-    """The receipts of what was ingested: the uniqueness wall."""
-    if plans:
-        await inbox.record(
-            connection,
-            [
-                Receipt(
-                    plan.client_session_uuid,
-                    plan.batch.digest(),
-                    plan.user_id,
-                    plan.incoming.viewer,
-                    done.told[plan.client_session_uuid],
-                )
-                for plan in plans
-            ],
-        )
+def _receipt(plan: Plan, done: Finalized) -> Receipt:
+    uuid = plan.client_session_uuid
+    viewer = plan.incoming.viewer
+    return Receipt(uuid, plan.batch.digest(), plan.user_id, viewer, done.told[uuid])
 
 
 def _verdict(

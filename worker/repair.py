@@ -14,6 +14,7 @@ from worker.domain.fold import fold
 from worker.domain.patterns import Thresholds, pattern_of
 from worker.domain.scoring import ScoredAttempt
 from worker.store import attempts, principals, progress
+from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.progress import Stored
 
@@ -78,7 +79,7 @@ async def put_right(
     wrong = [each async for each in _differences(connection, user_id, thresholds, question_ids)]
     right = [each.expected for each in wrong if each.expected is not None]
     for start in range(0, len(right), _WRITE_AT_ONCE):
-        await progress.save(connection, right[start : start + _WRITE_AT_ONCE])
+        await write(connection, progress.save(right[start : start + _WRITE_AT_ONCE]))
     gone = [each.question_id for each in wrong if each.expected is None]
     if gone:
         await progress.delete(connection, user_id, gone)

@@ -248,6 +248,8 @@ async def test_a_frozen_database_is_noticed_by_the_timeouts_and_resumed_from(sce
         assert time.monotonic() - frozen < 1 + 5 + 10
         to_database.heal()
         await settled_both(scene, worker)
+        # What was under way may come to its end before anybody asks whether the database is back.
+        await until(lambda: _lines(worker, "consumer.resumed"), bool)
         await worker.stop()
         assert len(worker.lines("consumer.paused")) == len(worker.lines("consumer.resumed")) == 1
     await scene.holds()

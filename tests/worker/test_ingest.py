@@ -742,7 +742,7 @@ async def test_another_uniqueness_than_the_inboxs_is_a_fault(
     delivery = sent(right(question))
     await ingest([delivery])
     for lost, wall in (
-        (["ingest_inbox"], "study_question_attempts_quiz_session_id_position_key"),
+        (["ingest_inbox", "outbox"], "study_quiz_sessions_pkey|_quiz_session_id_position_key"),
         (["study_question_attempts", "study_question_progress"], "study_quiz_sessions_pkey"),
     ):
         for table in lost:

@@ -15,6 +15,7 @@ from worker.errors import DatabaseAway, Unconfirmed
 from worker.relay import Relay
 from worker.settings import Settings
 from worker.store import outbox
+from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.outbox import Message
 
@@ -47,7 +48,7 @@ async def waiting(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
     """A database with one message in its outbox."""
     message = Message(uuid4(), amqp.RESULTS_EXCHANGE, "result.ada", "t", {}, "{}")
     async with transaction(engine) as connection:
-        await outbox.record(connection, [message])
+        await write(connection, outbox.record([message]))
     yield engine
 
 

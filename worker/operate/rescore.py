@@ -24,6 +24,7 @@ from worker.repair import Difference, put_right
 from worker.store import attempts, audit, corrections, inbox, outbox, principals
 from worker.store.audit import By
 from worker.store.corrections import Answer, Told
+from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.outbox import Message
 
@@ -90,7 +91,7 @@ async def _rescore_one(
         told.client_session_uuid: told.model_dump_json(exclude_none=True) for told, _ in results
     }
     await inbox.retell(connection, kept)
-    await outbox.record(connection, [*jobs, *outgoing])
+    await write(connection, outbox.record([*jobs, *outgoing]))
     effect = Effect(len(scored), len(sessions), len(changed), len(outgoing))
     await audit.record(
         connection,

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt
-from worker.store.driver import fetch
+from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
@@ -61,11 +61,11 @@ def storable(at: datetime | None) -> datetime | None:
 
 _SESSIONS: Final = rows_of(
     {
-        "id": "CAST(:ids AS uuid[])",
-        "user_id": "CAST(:user_ids AS bigint[])",
-        "topic_id": "CAST(:topic_ids AS bigint[])",
+        "id": "CAST(:session_ids AS uuid[])",
+        "user_id": "CAST(:session_users AS bigint[])",
+        "topic_id": "CAST(:session_topics AS bigint[])",
         "question_ids": "CAST(:asked AS jsonb[])",
-        "uuid": "CAST(:uuids AS uuid[])",
+        "uuid": "CAST(:session_uuids AS uuid[])",
         "correct": as_text("corrects", "integer"),
         "wrong": as_text("wrongs", "integer"),
         "unsure": as_text("unsures", "integer"),
@@ -86,25 +86,26 @@ _ATTEMPTS: Final = rows_of(
     }
 )
 
-_INSERT: Final = text(
-    "WITH sessions AS ("
-    " INSERT INTO study_quiz_sessions (id, user_id, study_topic_id, question_ids,"
+_INSERT_SESSIONS: Final = text(
+    "INSERT INTO study_quiz_sessions (id, user_id, study_topic_id, question_ids,"
     " subject_distribution, status, cursor, source, client_session_uuid, correct_count,"
     " wrong_count, unsure_count, finished_at, finalized_at, created_at, updated_at)"
     " SELECT id, user_id, topic_id, question_ids,"
     f" jsonb_build_object(topic_id, correct + wrong + unsure), '{_STATUS}',"
     f" correct + wrong + unsure, '{_SOURCE}', uuid, correct, wrong, unsure,"
     f" {time_of('finished_at')}, received_at, received_at, received_at"
-    f" FROM {_SESSIONS} AS session)"
-    " INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
+    f" FROM {_SESSIONS} AS session"
+)
+_INSERT_ATTEMPTS: Final = text(
+    "INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
     " quiz_session_id, position, selected_choice, correct_choice, is_correct, outcome,"
     " answered_at, answered_at_sent)"
     # What an attempt has from its session is sent once: `place` is the session's in the arrays
     # (which are no text, or each attempt would read them again).
-    " SELECT (CAST(:user_ids AS bigint[]))[place], question_id,"
-    " (CAST(:topic_ids AS bigint[]))[place], (CAST(:ids AS uuid[]))[place], position, selected,"
-    f" right_one, selected = right_one, outcome, {time_of('answered_at')}, {time_of('sent_at')}"
-    f" FROM {_ATTEMPTS} AS attempt"
+    " SELECT (CAST(:session_users AS bigint[]))[place], question_id,"
+    " (CAST(:session_topics AS bigint[]))[place], (CAST(:session_ids AS uuid[]))[place],"
+    " position, selected, right_one, selected = right_one, outcome,"
+    f" {time_of('answered_at')}, {time_of('sent_at')} FROM {_ATTEMPTS} AS attempt"
 )
 
 _SCORED: Final = (
@@ -141,39 +142,40 @@ _LOG_OF_SOME: Final = text(
 )
 
 
-async def insert(connection: AsyncConnection, sessions: Sequence[SessionRow]) -> None:
-    """Writes the sessions and their attempts in one statement."""
-    ids, user_ids, topic_ids, asked, uuids, corrects, wrongs, unsures, finished, received, rows = (
-        zip(*sessions, strict=True)
+def insert(sessions: Sequence[SessionRow]) -> list[Write]:
+    """Adds the sessions and their attempts."""
+    if not sessions:
+        return []
+    ids, users, topics, asked, uuids, corrects, wrongs, unsures, finished, received, rows = zip(
+        *sessions, strict=True
     )
     scored, question_ids, selections, right_ones, sent = zip(*chain(*rows), strict=True)
     answered, _, _, positions, outcomes, _ = zip(*scored, strict=True)
     answered_as_text = times(answered)
-    await fetch(
-        connection,
-        _INSERT,
-        {
-            "ids": ids,
-            "user_ids": user_ids,
-            "topic_ids": topic_ids,
-            "asked": [repr(question_ids) for question_ids in asked],  # a list of numbers is JSON
-            "uuids": uuids,
-            "corrects": numbers(corrects),
-            "wrongs": numbers(wrongs),
-            "unsures": numbers(unsures),
-            "finished": times(finished),
-            "received": received,
-            "places": numbers([place for place, of_it in enumerate(rows, start=1) for _ in of_it]),
-            "question_ids": numbers(question_ids),
-            "positions": numbers(positions),
-            "selections": numbers(selections),
-            "right_ones": numbers(right_ones),
-            "outcomes": words(outcomes),
-            "answered": answered_as_text,
-            # Nearly always the very same: a time is only clamped when a clock is ahead.
-            "sent": answered_as_text if sent == answered else times(sent),
-        },
-    )
+    of_sessions = {
+        "session_ids": ids,
+        "session_users": users,
+        "session_topics": topics,
+        "asked": [repr(question_ids) for question_ids in asked],  # a list of numbers is JSON
+        "session_uuids": uuids,
+        "corrects": numbers(corrects),
+        "wrongs": numbers(wrongs),
+        "unsures": numbers(unsures),
+        "finished": times(finished),
+        "received": received,
+    }
+    of_attempts = {
+        "places": numbers([place for place, of_it in enumerate(rows, start=1) for _ in of_it]),
+        "question_ids": numbers(question_ids),
+        "positions": numbers(positions),
+        "selections": numbers(selections),
+        "right_ones": numbers(right_ones),
+        "outcomes": words(outcomes),
+        "answered": answered_as_text,
+        # Nearly always the very same: a time is only clamped when a clock is ahead.
+        "sent": answered_as_text if sent == answered else times(sent),
+    }
+    return [Write(_INSERT_SESSIONS, of_sessions), Write(_INSERT_ATTEMPTS, of_attempts)]
 
 
 async def histories(

@@ -6,16 +6,23 @@ this. Knows connections and statements; may not know how a connection came to be
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from asyncpg import Connection
-from sqlalchemy import URL, TextClause
+from sqlalchemy import URL, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 DRIVER: Final = "postgresql+asyncpg"
 """SQLAlchemy's name for it."""
 
 Row = Sequence[Any]
+
+
+class Write(NamedTuple):
+    """A statement that changes rows, and its parameters."""
+
+    statement: TextClause
+    parameters: Mapping[str, object]
 
 
 async def fetch(
@@ -31,6 +38,29 @@ async def fetch(
     written, names = _written(statement)
     rows: list[Row] = await driver.fetch(written, *[parameters[name] for name in names])
     return rows
+
+
+async def write(connection: AsyncConnection, writes: Sequence[Write]) -> None:
+    """Carries out all of the writes as one statement, in one round trip.
+
+    In no order, and none sees what another does; foreign keys are checked at their end. The name
+    of a parameter means the same in all of them. Raises what `fetch` raises.
+    """
+    if writes:
+        statement = _together(tuple([each.statement for each in writes]))
+        parameters: dict[str, object] = {}
+        for each in writes:
+            parameters |= each.parameters
+        await fetch(connection, statement, parameters)
+
+
+@cache
+def _together(statements: tuple[TextClause, ...]) -> TextClause:
+    *others, last = [statement.text for statement in statements]
+    if not others:
+        return text(last)
+    parts = ", ".join(f"write_{number} AS ({other})" for number, other in enumerate(others))
+    return text(f"WITH {parts} {last}")
 
 
 def driver_of(connection: AsyncConnection) -> Connection:

@@ -85,11 +85,13 @@ def _told(uuid: UUID, told: str | None, received_at: datetime) -> IngestResult:
 
 
 async def record(connection: AsyncConnection, receipts: Sequence[Receipt]) -> None:
-    """Notes batches as received in this transaction, at its time.
+    """Notes batches as received in this transaction, at its time; before anything else of them.
 
     Waits for another transaction that is receiving one of the uuids, and raises `Taken` when that
     has committed.
     """
+    if not receipts:
+        return
     uuids, digests, users, viewers, summaries = zip(*receipts, strict=True)
     try:
         await fetch(

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.store.driver import fetch
+from worker.store.driver import Write
 from worker.store.literals import as_text, texts
 
 
@@ -45,7 +45,7 @@ class Backlog(NamedTuple):
 _RECORD: Final = text(
     "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
     " SELECT message_id, exchange, routing_key, type, headers, body FROM unnest("
-    f"CAST(:ids AS uuid[]), {as_text('exchanges', 'text')}, {as_text('keys', 'text')},"
+    f"CAST(:message_ids AS uuid[]), {as_text('exchanges', 'text')}, {as_text('keys', 'text')},"
     f" {as_text('types', 'text')}, CAST(:headers AS jsonb[]), CAST(:bodies AS text[]))"
     " WITH ORDINALITY AS message (message_id, exchange, routing_key, type, headers, body, place)"
     " ORDER BY place"
@@ -79,23 +79,20 @@ _DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))
 _WITHDRAW: Final = text("DELETE FROM outbox WHERE message_id = ANY(CAST(:ids AS uuid[]))")
 
 
-async def record(connection: AsyncConnection, messages: Sequence[Message]) -> None:
+def record(messages: Sequence[Message]) -> list[Write]:
     """Adds the messages, in their order."""
     if not messages:
-        return
+        return []
     ids, exchanges, keys, types, headers, bodies = zip(*messages, strict=True)
-    await fetch(
-        connection,
-        _RECORD,
-        {
-            "ids": ids,
-            "exchanges": texts(exchanges),
-            "keys": texts(keys),
-            "types": texts(types),
-            "headers": [to_json(each).decode() for each in headers],
-            "bodies": bodies,
-        },
-    )
+    parameters = {
+        "message_ids": ids,
+        "exchanges": texts(exchanges),
+        "keys": texts(keys),
+        "types": texts(types),
+        "headers": [to_json(each).decode() for each in headers],
+        "bodies": bodies,
+    }
+    return [Write(_RECORD, parameters)]
 
 
 async def take(connection: AsyncConnection, rows: int) -> list[Waiting]:

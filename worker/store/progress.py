@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME, Memory
-from worker.store.driver import fetch
+from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
 
 
@@ -140,14 +140,14 @@ async def of_user(
     return {row[1]: from_row(row) for row in rows}
 
 
-async def save(connection: AsyncConnection, rows: Sequence[Stored]) -> None:
+def save(rows: Sequence[Stored]) -> list[Write]:
     """Inserts or replaces the rows; the caller holds the lock of every principal in them."""
     if not rows:
-        return
+        return []
     parameters: dict[str, Any] = dict(zip(_COLUMNS, _columns_of(rows), strict=True))
     for name, encode in _ENCODERS.items():
         parameters[name] = encode(parameters[name])
-    await fetch(connection, _SAVE, parameters)
+    return [Write(_SAVE, parameters)]
 
 
 async def delete(connection: AsyncConnection, user_id: int, question_ids: Iterable[int]) -> None:

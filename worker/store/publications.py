@@ -1,6 +1,6 @@
-"""Published ids, and the questions that they stand for."""
+"""Published ids and the questions that they stand for; viewers and whom they may write for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from sqlalchemy import text
@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import SkipReason
 from worker.store.driver import fetch
-from worker.store.literals import texts
+from worker.store.literals import as_text, texts
 
 
 class Question(NamedTuple):
@@ -19,13 +19,24 @@ class Question(NamedTuple):
     topic_id: int
 
 
+class Resolved(NamedTuple):
+    """All that batches are planned by."""
+
+    questions: Mapping[str, Question | SkipReason]
+    """By published id; one that is missing is unknown."""
+    granted: Mapping[str, set[int]]
+    """The principals granted to each viewer that has any grant at all."""
+
+
 _RESOLVE: Final = text(
     "SELECT publication.pub_id, publication.deleted, question.id, question.user_id,"
-    " question.study_topic_id, question.deleted_at IS NOT NULL"
+    " question.study_topic_id, question.deleted_at IS NOT NULL, NULL"
     " FROM published AS publication"
     " LEFT JOIN study_questions AS question ON question.id = publication.source_id"
     " WHERE publication.kind = 'question'"
-    " AND publication.pub_id = ANY(CAST(CAST(:pub_ids AS text) AS text[]))"
+    f" AND publication.pub_id = ANY({as_text('pub_ids', 'text')})"
+    " UNION ALL SELECT NULL, NULL, NULL, user_id, NULL, NULL, viewer FROM viewer_grants"
+    " WHERE viewer = ANY(CAST(:viewers AS text[]))"
 )
 
 _BEHIND: Final = text(
@@ -34,25 +45,24 @@ _BEHIND: Final = text(
     " WHERE publication.kind = 'question' AND publication.pub_id = ANY(CAST(:pub_ids AS text[]))"
 )
 
-_GRANTS: Final = text(
-    "SELECT viewer, user_id FROM viewer_grants WHERE viewer = ANY(CAST(:viewers AS text[]))"
-)
-
 
 async def resolve(
-    connection: AsyncConnection, pub_ids: Collection[str]
-) -> dict[str, Question | SkipReason]:
-    """What each published id stands for; one that is missing in the answer is unknown."""
-    resolved: dict[str, Question | SkipReason] = {}
-    rows = await fetch(connection, _RESOLVE, {"pub_ids": texts(pub_ids)})
-    for pub_id, withdrawn, question_id, user_id, topic_id, question_deleted in rows:
-        if withdrawn:
-            resolved[pub_id] = SkipReason.WITHDRAWN
+    connection: AsyncConnection, pub_ids: Collection[str], viewers: Collection[str]
+) -> Resolved:
+    """What the published ids stand for, and whom the viewers may write for."""
+    questions: dict[str, Question | SkipReason] = {}
+    granted: dict[str, set[int]] = {}
+    rows = await fetch(connection, _RESOLVE, {"pub_ids": texts(pub_ids), "viewers": list(viewers)})
+    for pub_id, withdrawn, question_id, user_id, topic_id, question_deleted, viewer in rows:
+        if pub_id is None:
+            granted.setdefault(viewer, set()).add(user_id)
+        elif withdrawn:
+            questions[pub_id] = SkipReason.WITHDRAWN
         elif question_id is None or question_deleted:
-            resolved[pub_id] = SkipReason.QUESTION_DELETED
+            questions[pub_id] = SkipReason.QUESTION_DELETED
         else:
-            resolved[pub_id] = Question(question_id, user_id, topic_id)
-    return resolved
+            questions[pub_id] = Question(question_id, user_id, topic_id)
+    return Resolved(questions, granted)
 
 
 async def behind(
@@ -61,11 +71,3 @@ async def behind(
     """(question_id, user_id) behind each published id, withdrawn and deleted ones included."""
     rows = await connection.execute(_BEHIND, {"pub_ids": list(pub_ids)})
     return {pub_id: (question_id, user_id) for pub_id, question_id, user_id in rows}
-
-
-async def grants(connection: AsyncConnection, viewers: Collection[str]) -> dict[str, set[int]]:
-    """The principals granted to each viewer that has any grant at all."""
-    granted: dict[str, set[int]] = {}
-    for viewer, user_id in await fetch(connection, _GRANTS, {"viewers": list(viewers)}):
-        granted.setdefault(viewer, set()).add(user_id)
-    return granted
