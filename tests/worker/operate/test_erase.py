@@ -11,7 +11,7 @@ from schemas.words import Status
 from tests import factories as make
 from tests.factories import at, batch, right, sent, wrong
 from tests.worker.operate.conftest import Site
-from worker.domain.dispositions import Duplicate
+from worker.domain.dispositions import Duplicate, Ingested
 from worker.domain.patterns import Thresholds
 from worker.ingest import Ingest
 from worker.operate.erase import Found, erase, survey
@@ -183,3 +183,22 @@ async def test_the_older_schema_keeps_the_erased_from_coming_back(site: Site) ->
     assert IngestResult.model_validate(row["summary"]).status is Status.ALREADY_INGESTED
     await schema.migrate(site.engine)
     await schema.check(site.engine)
+
+
+async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(site: Site) -> None:
+    """Also where the same batch lies among the dead letters."""
+    (question,) = await make.publish(site.engine, user_id=7)
+    delivery = sent(right(question, at(0)))
+    assert delivery.client_session_uuid is not None
+    found = Found(attempts=0, batches=0, uuids={delivery.client_session_uuid})
+    async with site.engine.begin() as holder:
+        # Ingest has its principal's lock then, and no receipt yet.
+        await holder.execute(make.text("LOCK TABLE study_question_progress"))
+        ingesting = asyncio.create_task(Ingest(site.engine, Thresholds())([delivery]))
+        await make.blocked(site.engine, 1)
+        erasing = asyncio.create_task(erase(site.engine, site.settings, 7, found, BY, quietly))
+        await make.blocked(site.engine, 2)
+    assert isinstance((await ingesting)[0], Ingested)
+    erased, _ = await erasing
+    assert (erased.attempts, erased.batches) == (1, 1)
+    assert await make.count(site.engine, "study_question_attempts") == 0

@@ -109,7 +109,8 @@ async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(
     lines = await _lines(engine)
     await make.forget(engine)
     async with engine.begin() as holder:
-        await holder.execute(make.text("LOCK TABLE study_quiz_sessions IN EXCLUSIVE MODE"))
+        # It has its principal's lock then, and no receipt yet.
+        await holder.execute(make.text("LOCK TABLE study_question_progress"))
         ingesting = asyncio.create_task(ingest([delivery]))
         await make.blocked(engine, 1)
         importing = asyncio.create_task(_import(engine, lines))

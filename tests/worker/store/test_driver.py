@@ -42,7 +42,5 @@ async def test_no_writes_do_nothing(engine: AsyncEngine) -> None:
 async def test_one_that_is_refused_takes_the_others_along(engine: AsyncEngine) -> None:
     with pytest.raises(CheckViolationError):
         async with transaction(engine) as connection:
-            await write(
-                connection, [Write(TOPIC, {"topic": 7}), Write(PUBLICATION, {"name": ""})]
-            )
+            await write(connection, [Write(TOPIC, {"topic": 7}), Write(PUBLICATION, {"name": ""})])
     assert await make.count(engine, "study_topics") == 0
