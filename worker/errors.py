@@ -13,6 +13,7 @@ IngestError                 anything the worker says in one sentence
 ├── BrokerAway              the broker can't be reached now             waited for
 ├── Stuck                   the worker makes no progress                exit 7
 ├── TransientFault          this group failed in a way that may pass    run apart, deferred
+│   └── UuidTaken           another transaction received a uuid of it   run again at once
 └── Unconfirmed             a publish was refused or not confirmed      tried again
 """
 
@@ -87,6 +88,10 @@ class Stuck(IngestError):
 
 class TransientFault(IngestError):
     """Raised by the store for a deadlock, a serialization failure or a timeout."""
+
+
+class UuidTaken(TransientFault):
+    """Raised by the inbox when another transaction has received a uuid since it was looked up."""
 
 
 class Unconfirmed(IngestError):

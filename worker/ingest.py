@@ -18,6 +18,7 @@ from schemas.words import RejectReason, Status
 from worker import messages
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
+from worker.errors import UuidTaken
 from worker.finalize import Finalized, finalize, late_questions, score
 from worker.resolve import Incoming, Plan, plan
 from worker.store import attempts, inbox, outbox, principals, progress, publications
@@ -74,7 +75,7 @@ class Ingest:
     async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
         try:
             decided = await self._transact(group, wait=wait)
-        except inbox.Taken:  # by another user's session, and committed: now it can be seen
+        except UuidTaken:  # by another user's session, and committed: now it can be seen
             decided = await self._transact(group, wait=wait)
         self._on_commit()
         return decided
@@ -137,9 +138,9 @@ async def transact(
     await write(
         connection,
         [
-            *attempts.insert(done.sessions),
-            *progress.save(done.progress),
-            *outbox.record([message for _, told in verdicts.values() for message in told]),
+            *attempts.inserting(done.sessions),
+            *progress.saving(done.progress),
+            *outbox.recording([message for _, told in verdicts.values() for message in told]),
         ],
     )
     return {place: disposition for place, (disposition, _) in verdicts.items()}

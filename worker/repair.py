@@ -79,7 +79,7 @@ async def put_right(
     wrong = [each async for each in _differences(connection, user_id, thresholds, question_ids)]
     right = [each.expected for each in wrong if each.expected is not None]
     for start in range(0, len(right), _WRITE_AT_ONCE):
-        await write(connection, progress.save(right[start : start + _WRITE_AT_ONCE]))
+        await write(connection, progress.saving(right[start : start + _WRITE_AT_ONCE]))
     gone = [each.question_id for each in wrong if each.expected is None]
     if gone:
         await progress.delete(connection, user_id, gone)

@@ -3,9 +3,9 @@
 A question belongs to one user, so what is found by user and question is found by the question
 alone, and what is a user's by their sessions.
 
-Progress comes first, as in the ingest transaction: one that has read it has the lock that this
-waits for, and asks for that of the attempts later. (Questions come before both: the next version
-needs them too, and may run in the same transaction.) The key of progress is made anew, in less
+Tables are locked in the order of the ingest transaction, which reads progress and asks for the
+attempts later. It reads questions before both, and the next version, which may run in the same
+transaction as this one, locks them: so they come first. The key of progress is made anew, in less
 than a second for each million rows, while workers wait.
 """
 

@@ -48,7 +48,7 @@ async def waiting(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
     """A database with one message in its outbox."""
     message = Message(uuid4(), amqp.RESULTS_EXCHANGE, "result.ada", "t", {}, "{}")
     async with transaction(engine) as connection:
-        await write(connection, outbox.record([message]))
+        await write(connection, outbox.recording([message]))
     yield engine
 
 

@@ -91,7 +91,7 @@ async def _rescore_one(
         told.client_session_uuid: told.model_dump_json(exclude_none=True) for told, _ in results
     }
     await inbox.retell(connection, kept)
-    await write(connection, outbox.record([*jobs, *outgoing]))
+    await write(connection, outbox.recording([*jobs, *outgoing]))
     effect = Effect(len(scored), len(sessions), len(changed), len(outgoing))
     await audit.record(
         connection,

@@ -142,8 +142,8 @@ _LOG_OF_SOME: Final = text(
 )
 
 
-def insert(sessions: Sequence[SessionRow]) -> list[Write]:
-    """Adds the sessions and their attempts."""
+def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
+    """What adds the sessions and their attempts, for `write`."""
     if not sessions:
         return []
     ids, users, topics, asked, uuids, corrects, wrongs, unsures, finished, received, rows = zip(

@@ -19,7 +19,7 @@ Row = Sequence[Any]
 
 
 class Write(NamedTuple):
-    """A statement that changes rows, and its parameters."""
+    """A statement that changes rows, and its parameters; nothing happens until `write`."""
 
     statement: TextClause
     parameters: Mapping[str, object]
@@ -56,11 +56,11 @@ async def write(connection: AsyncConnection, writes: Sequence[Write]) -> None:
 
 @cache
 def _together(statements: tuple[TextClause, ...]) -> TextClause:
-    *others, last = [statement.text for statement in statements]
+    *others, last = statements
     if not others:
-        return text(last)
-    parts = ", ".join(f"write_{number} AS ({other})" for number, other in enumerate(others))
-    return text(f"WITH {parts} {last}")
+        return last
+    parts = ", ".join(f"write_{number} AS ({other.text})" for number, other in enumerate(others))
+    return text(f"WITH {parts} {last.text}")
 
 
 def driver_of(connection: AsyncConnection) -> Connection:

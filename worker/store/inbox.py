@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
-from worker.errors import TransientFault
+from worker.errors import UuidTaken
 from worker.store.driver import fetch
 
 
@@ -36,10 +36,7 @@ class Receipt(NamedTuple):
     told: str
 
 
-class Taken(TransientFault):
-    """Another transaction has received one of the uuids since they were looked up."""
-
-
+# One row at least, for the time.
 _LOOK: Final = text(
     "SELECT now(), client_session_uuid, content_digest, user_id, CAST(summary AS text),"
     " received_at FROM (SELECT) AS once"
@@ -87,8 +84,8 @@ def _told(uuid: UUID, told: str | None, received_at: datetime) -> IngestResult:
 async def record(connection: AsyncConnection, receipts: Sequence[Receipt]) -> None:
     """Notes batches as received in this transaction, at its time; before anything else of them.
 
-    Waits for another transaction that is receiving one of the uuids, and raises `Taken` when that
-    has committed.
+    Waits for another transaction that is receiving one of the uuids, and raises `UuidTaken` when
+    that has committed.
     """
     if not receipts:
         return
@@ -108,7 +105,7 @@ async def record(connection: AsyncConnection, receipts: Sequence[Receipt]) -> No
     except UniqueViolationError as error:
         if error.constraint_name != _WALL:
             raise
-        raise Taken("Another worker received a batch with the same uuid meanwhile.") from error
+        raise UuidTaken("Another worker received a batch with the same uuid meanwhile.") from error
 
 
 async def retell(connection: AsyncConnection, told: Mapping[UUID, str]) -> None:

@@ -79,8 +79,8 @@ _DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))
 _WITHDRAW: Final = text("DELETE FROM outbox WHERE message_id = ANY(CAST(:ids AS uuid[]))")
 
 
-def record(messages: Sequence[Message]) -> list[Write]:
-    """Adds the messages, in their order."""
+def recording(messages: Sequence[Message]) -> list[Write]:
+    """What adds the messages, in their order, for `write`."""
     if not messages:
         return []
     ids, exchanges, keys, types, headers, bodies = zip(*messages, strict=True)

@@ -140,8 +140,8 @@ async def of_user(
     return {row[1]: from_row(row) for row in rows}
 
 
-def save(rows: Sequence[Stored]) -> list[Write]:
-    """Inserts or replaces the rows; the caller holds the lock of every principal in them."""
+def saving(rows: Sequence[Stored]) -> list[Write]:
+    """What inserts or replaces the rows, for `write`; under the lock of every principal in them."""
     if not rows:
         return []
     parameters: dict[str, Any] = dict(zip(_COLUMNS, _columns_of(rows), strict=True))
