@@ -74,7 +74,7 @@ class Stage:
         connection = await self.connect(name)
         try:
             # Not of empty tables: their statistics would say that they stay empty, and each
-            # backend would then look its foreign keys up by reading the whole growing table.
+            # backend would then look references up by reading the whole growing table.
             tables = await connection.fetchval(
                 "SELECT string_agg(quote_ident(relname), ', ') FROM pg_class"
                 " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"

@@ -43,7 +43,7 @@ async def fetch(
 async def write(connection: AsyncConnection, writes: Sequence[Write]) -> None:
     """Carries out all of the writes as one statement, in one round trip.
 
-    In no order, and none sees what another does; foreign keys are checked at their end. The name
+    In no order, and none sees what another does; references are checked at their end. The name
     of a parameter means the same in all of them. Raises what `fetch` raises.
     """
     if writes:

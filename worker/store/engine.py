@@ -36,7 +36,7 @@ _PLANS: Final = {
 }
 """A worker's statements are short and find their rows by their keys. The planner, left to itself,
 reads all questions in order to join a thousand of them, and makes plans for tables that are empty
-(also for the lookup behind a foreign key) which read all of them when they are large."""
+(also for the lookups behind a reference) which read all of them when they are large."""
 
 _TLS_WORDS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 

@@ -1,7 +1,8 @@
 """The tables as this version of the worker knows them, with the constraints that carry meaning.
 
-Migrations create them; a test holds the two to be the same. Ids of users, topics and questions
-are the study application's own (bigint); this project makes none of them.
+Migrations create them; a test holds the two to be the same. What the log refers to (a session to
+its topic, an attempt to its session and its question) is held by triggers of migration 0005. Ids of
+users, topics and questions are the study application's own (bigint); this project makes none.
 """
 
 from typing import Final
@@ -77,7 +78,7 @@ study_quiz_sessions = Table(
     METADATA,
     Column("id", Uuid, primary_key=True),
     Column("user_id", BigInteger, nullable=False),
-    Column("study_topic_id", BigInteger, ForeignKey("study_topics.id"), nullable=False),
+    Column("study_topic_id", BigInteger, nullable=False),
     Column("question_ids", JSONB, nullable=False),
     Column("subject_distribution", JSONB, nullable=False),
     Column("status", Text, nullable=False),
@@ -108,9 +109,9 @@ study_question_attempts = Table(
     METADATA,
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("user_id", BigInteger, nullable=False),
-    Column("study_question_id", BigInteger, ForeignKey("study_questions.id"), nullable=False),
+    Column("study_question_id", BigInteger, nullable=False),
     Column("study_topic_id", BigInteger, nullable=False),
-    Column("quiz_session_id", Uuid, ForeignKey("study_quiz_sessions.id"), nullable=False),
+    Column("quiz_session_id", Uuid, nullable=False),
     Column("position", Integer, nullable=False),
     Column("selected_choice", Integer),
     Column("correct_choice", Integer, nullable=False),
@@ -136,7 +137,7 @@ study_question_progress = Table(
     "study_question_progress",
     METADATA,
     Column("user_id", BigInteger, nullable=False),
-    # No foreign key: it is computed from attempts, which have one.
+    # Held by nothing: it is computed from attempts, which are.
     Column("study_question_id", BigInteger, nullable=False),
     Column("study_topic_id", BigInteger, nullable=False),
     Column("attempts_count", Integer, nullable=False),
@@ -175,8 +176,7 @@ study_question_progress = Table(
         name="pattern",
     ),
     CheckConstraint("stability > 0 AND difficulty BETWEEN 1 AND 10", name="memory"),
-    PrimaryKeyConstraint("study_question_id", "user_id"),
-    Index(None, "user_id", "study_topic_id"),
+    PrimaryKeyConstraint("user_id", "study_question_id"),
     # Rows are updated at every attempt: room for the new version on the same page.
     postgresql_with={"fillfactor": "80"},
 )

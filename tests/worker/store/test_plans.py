@@ -127,7 +127,7 @@ async def test_work_reads_no_table_from_end_to_end(filled: AsyncEngine, database
     read = await _counts(filled, "idx_tup_fetch")
     for table in ("study_question_attempts", "study_question_progress"):
         assert read[table] - fetched[table] < await make.count(filled, table) / 2
-    # A question is looked up to be resolved, to be scored, and by a foreign key.
+    # A question is looked up to be resolved, to be scored, and because an attempt refers to it.
     looked_up = 8 * (len(fresh) + len(group)) * 2 * 3
     repaired = 8 * QUESTIONS * 4
     assert read["study_questions"] - fetched["study_questions"] <= looked_up + repaired
