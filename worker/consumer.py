@@ -148,6 +148,8 @@ class Consumer:
                 try:
                     await conditions.turned.until(lambda: conditions.draining)
                     _, late = await asyncio.wait(workers, timeout=self._settings.drain_timeout)
+                    # What was found busy since all that was unstarted went back.
+                    await self._hand.give_back_unstarted()
                 finally:
                     # Where we are cancelled instead, the client may swallow a task's own
                     # cancellation: it then ends as if we drained.

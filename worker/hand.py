@@ -86,6 +86,12 @@ class Hand:
         most = min(len(self._ordinary), self._settings.group_max)
         return [self._ordinary.popleft() for _ in range(most)]
 
+    def put_back(self, busy: Sequence[Delivery]) -> None:
+        """Takes up again, before all others, what a lane has found busy."""
+        for delivery in reversed(busy):
+            delivery.times_busy += 1
+            self._ordinary.appendleft(delivery)
+
     async def give_back_unstarted(self) -> None:
         """Returns everything that no lane has taken to the broker."""
         unstarted = [*self._ordinary, *self._suspects]

@@ -16,7 +16,7 @@ from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from worker import messages
-from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
 from worker.errors import UuidTaken
 from worker.finalize import Finalized, finalize, late_questions, score
@@ -48,29 +48,31 @@ class Ingest:
         self._default_deny = default_deny
         self._on_commit = on_commit
 
-    async def __call__(self, group: Sequence[Incoming]) -> list[Disposition]:
+    async def __call__(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
         """What became of each delivery, in order, once all of it is committed.
 
-        Raises `DatabaseAway` when the database can't be reached (also in the middle of the
-        commit: calling again tells which batches made it, as duplicates), `TransientFault` when
-        the group failed in a way that may pass, and whatever else a fault of ours raises; then
-        nothing of the transaction that failed is stored.
+        `Busy` is one that can come again, and whose principal another transaction has. Raises
+        `DatabaseAway` when the database can't be reached (also in the middle of the commit:
+        calling again tells which batches made it, as duplicates), `TransientFault` when the group
+        failed in a way that may pass, and whatever else a fault of ours raises; then nothing of
+        the transaction that failed is stored.
         """
-        dispositions: list[Disposition] = []
+        dispositions: list[Disposition | Busy] = []
         for once in _rounds(group):
             dispositions += await self._decide(once)
         return dispositions
 
-    async def _decide(self, group: Sequence[Incoming]) -> list[Disposition]:
-        """Goes on with those whose principals are free, then waits for the others.
+    async def _decide(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
+        """Goes on with those whose principals are free, and leaves the others to come again.
 
-        A lone batch holds nobody up, and waits at once.
+        Waits for those others where one of them can't come again, or where nobody's is free. A
+        lone batch holds nobody up, and waits at once.
         """
         decided = await self._commit(dict(enumerate(group)), wait=len(group) == 1)
-        if len(decided) < len(group):
-            left = {place: each for place, each in enumerate(group) if place not in decided}
-            decided |= await self._commit(left, wait=True)
-        return [decided[place] for place in range(len(group))]
+        busy = {place: each for place, each in enumerate(group) if place not in decided}
+        if busy and not (decided and all(each.can_come_again for each in busy.values())):
+            decided |= await self._commit(busy, wait=True)
+        return [decided.get(place, Busy()) for place in range(len(group))]
 
     async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
         try:

@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 _MAJOR: Final = 1
 """The version of the attempt batch that this worker knows, with all its minor versions."""
+_PATIENCE: Final = 3
+"""How often a batch may find its principal in use before it waits for it."""
 _PLAIN_ENCODINGS: Final = ("", "utf-8", "identity")
 _COPYING_HEADERS: Final = ("CC", "BCC")
 """Routing keys in headers: the broker's topic permissions don't see them before 4.0."""
@@ -100,6 +102,7 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
             traceparent=traceparent
             if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent)
             else None,
+            can_come_again=delivery.times_busy < _PATIENCE,
         ),
         version,
     )

@@ -18,7 +18,7 @@ from worker.backoff import Backoff
 from worker.broker.connection import describe
 from worker.broker.subscription import Delivery
 from worker.conditions import Conditions
-from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.errors import DatabaseAway, IngestError, Unconfirmed
 from worker.hand import Hand
 from worker.intake import Taken, read
@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 _LARGE_BODY_BYTES: Final = 32_768
 """A group of bodies from here on is not decoded in one go: heartbeats must not wait for it."""
 
-IngestGroup = Callable[[Sequence[Incoming]], Awaitable[list[Disposition]]]
+IngestGroup = Callable[[Sequence[Incoming]], Awaitable[list[Disposition | Busy]]]
 """`worker.ingest.Ingest`, or anything of its shape."""
 
 
@@ -70,13 +70,15 @@ class Lanes:
                 return
             group = hand.take()
             hand.in_work += len(group)
+            busy: list[Delivery] = []
             try:
                 with metrics.stage("read"):
                     read_group = await self._read(group)
                 with traces.delivered(read_group) as traced:
-                    await self._deal_with(traced)
+                    busy = await self._deal_with(traced)
             finally:
                 hand.in_work -= len(group)
+                hand.put_back(busy)
                 conditions.tell()
 
     async def _read(self, group: list[Delivery]) -> list[Taken]:
@@ -87,13 +89,15 @@ class Lanes:
                 await asyncio.sleep(0)
         return taken
 
-    async def _deal_with(self, group: list[Taken]) -> None:
+    async def _deal_with(self, group: list[Taken]) -> list[Delivery]:
         newer = [taken for taken in group if taken.is_for_newer_worker]
-        await self._settle(newer, [Postponed() for _ in newer])
-        await self._work([taken for taken in group if not taken.is_for_newer_worker])
+        await self._settle([(taken, Postponed()) for taken in newer], len(newer))
+        return await self._work([taken for taken in group if not taken.is_for_newer_worker])
 
-    async def _work(self, group: list[Taken]) -> None:
-        """Sees the group through to the end, whatever comes between."""
+    async def _work(self, group: list[Taken]) -> list[Delivery]:
+        """Sees the group through to the end, whatever comes between; returns what was busy, nothing
+        of a group of one.
+        """
         while group := [taken for taken in group if self._is_live(taken)]:
             try:
                 metrics.GROUP_SIZE.observe(len(group))
@@ -104,15 +108,18 @@ class Lanes:
                 self._conditions.pause("database", str(away))
                 if not await self._conditions.passes("database"):
                     await self._hand.give_back([taken.delivery for taken in group])
-                    return
+                    return []
             except Exception as fault:  # noqa: BLE001  # a bad batch costs only itself
                 await self._failed(group, fault)
-                return
+                return []
             else:
                 self._on_ingested()
+                decided, busy = _told_apart(group, dispositions)
+                metrics.BUSY.inc(len(busy))
                 with metrics.stage("settle"):
-                    await self._settle(group, dispositions)
-                return
+                    await self._settle(decided, len(group))
+                return busy
+        return []
 
     async def _failed(self, group: list[Taken], fault: Exception) -> None:
         metrics.FAILED.labels(type(fault).__name__).inc()
@@ -133,23 +140,25 @@ class Lanes:
             exc_info=None if isinstance(fault, IngestError) else fault,
         )
         if retries < len(delays):
-            await self._settle(group, [Deferred(delays[retries])])
+            await self._settle([(taken, Deferred(delays[retries]))], 1)
         elif not taken.is_exhausted:
             await self._work([taken.exhausted(retries + 1)])
         else:  # not even that can be told
             detail = "The batch failed too often, and its viewer could not be told."
-            await self._settle(group, [Rejected(RejectReason.RETRIES_EXHAUSTED, detail)])
+            await self._settle([(taken, Rejected(RejectReason.RETRIES_EXHAUSTED, detail))], 1)
 
     async def _settle(
-        self, group: list[Taken], dispositions: Sequence[Disposition | Deferred | Postponed]
+        self,
+        decided: Sequence[tuple[Taken, Disposition | Deferred | Postponed]],
+        group_size: int,
     ) -> None:
         committed, copied = [], []
-        for taken, disposition in zip(group, dispositions, strict=True):
+        for taken, disposition in decided:
             if isinstance(disposition, Ingested | Duplicate):
                 committed.append((taken, disposition))
             else:
-                copied.append(self._settle_by_copy(taken, disposition, len(group)))
-        await self._settler.ack(committed, len(group))
+                copied.append(self._settle_by_copy(taken, disposition, group_size))
+        await self._settler.ack(committed, group_size)
         await asyncio.gather(*copied)
 
     async def _settle_by_copy(
@@ -183,3 +192,16 @@ class Lanes:
             self._settler.stale(taken)
             return False
         return True
+
+
+def _told_apart(
+    group: Sequence[Taken], dispositions: Sequence[Disposition | Busy]
+) -> tuple[list[tuple[Taken, Disposition]], list[Delivery]]:
+    """What was decided, and what was busy."""
+    decided, busy = [], []
+    for taken, disposition in zip(group, dispositions, strict=True):
+        if isinstance(disposition, Busy):
+            busy.append(taken.delivery)
+        else:
+            decided.append((taken, disposition))
+    return decided, busy

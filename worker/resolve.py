@@ -25,6 +25,8 @@ class Incoming:
     client_session_uuid: UUID | None
     """The batch's; of a rejection the one it seems to be about, so that its viewer is told."""
     traceparent: str | None = None
+    can_come_again: bool = False
+    """Whether it may be handed in again instead of waiting, where its principal is in use."""
 
 
 Answered = tuple[int, Attempt, Question]

@@ -101,10 +101,11 @@ class Settings(BaseSettings):
     )
 
     prefetch: int = Field(
-        default=100,
+        default=200,
         ge=1,
         le=65_535,
-        description="Deliveries in hand at once: enough for a group in work and one waiting.",
+        description="Deliveries in hand at once: a group in work, one waiting, and up to half whose"
+        " acks wait for an earlier one.",
     )
     group_max: int = Field(
         default=50,

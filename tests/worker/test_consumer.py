@@ -24,7 +24,7 @@ from worker.broker import topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.consumer import Check, Consumer
-from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.errors import DatabaseAway, TransientFault
 from worker.resolve import Incoming
 from worker.settings import Settings
@@ -55,9 +55,9 @@ class Script:
         self.go = asyncio.Event()
         self.go.set()
         self.away = False
-        self.decide: Callable[[Incoming], Disposition] = ingested
+        self.decide: Callable[[Incoming], Disposition | Busy] = ingested
 
-    async def __call__(self, group: Sequence[Incoming]) -> list[Disposition]:
+    async def __call__(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
         self.groups.append([*group])
         self.began.set()
         await self.go.wait()
@@ -306,6 +306,47 @@ async def test_what_has_arrived_becomes_one_group_up_to_the_bound(
     await settled(consumer, ingested=8)
 
     assert script.sizes == [1, 5, 2]  # the first was not kept waiting for company
+
+
+async def test_what_is_busy_comes_first_in_the_next_group_until_its_patience_ends(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    busy = UUIDS[1]
+
+    def decide(incoming: Incoming) -> Disposition | Busy:
+        is_busy = incoming.client_session_uuid == busy and incoming.can_come_again
+        return Busy() if is_busy else ingested(incoming)
+
+    script.decide = decide
+    script.go.clear()
+    consumer = await start(lanes=1, group_max=3)
+    for uuid in UUIDS[:12]:
+        await broker.publish(body_of(uuid))
+    await reach(consumer, lambda: consumer.in_hand == 12)
+    script.go.set()
+    await settled(consumer, ingested=12)
+
+    groups = [[UUIDS.index(each.client_session_uuid) for each in g] for g in script.groups]  # type: ignore[arg-type]
+    assert groups == [[0], [1, 2, 3], [1, 4, 5], [1, 6, 7], [1, 8, 9], [10, 11]]
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 0)
+    assert consumer.in_hand == 0
+
+
+async def test_draining_gives_back_what_is_found_busy_meanwhile(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    script.decide = lambda _: Busy()
+    script.go.clear()
+    consumer = await start()
+    await broker.publish(body_of(UUIDS[0]))
+    await script.began.wait()
+    drained = asyncio.create_task(consumer.drain())
+    await reach(consumer, lambda: consumer.state == "draining" and not consumer.is_subscribed)
+    script.go.set()
+    await drained
+
+    assert consumer.counts == {"given_back": 1}
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
 
 
 async def test_one_bad_batch_costs_only_itself(

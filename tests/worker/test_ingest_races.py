@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from schemas.words import RejectReason, Status
 from tests import factories as make
 from tests.factories import Published, at, right, sent, wrong
-from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
 from worker.errors import DatabaseAway
 from worker.ingest import Ingest
@@ -36,7 +37,7 @@ async def crew(database_url: str) -> AsyncIterator[list[Ingest]]:
         await engine.dispose()
 
 
-async def _at_once(*calls: tuple[Ingest, list[Incoming]]) -> list[list[Disposition]]:
+async def _at_once(*calls: tuple[Ingest, list[Incoming]]) -> list[list[Disposition | Busy]]:
     return await asyncio.gather(*(ingest(group) for ingest, group in calls))
 
 
@@ -111,6 +112,38 @@ async def test_a_principal_in_use_holds_up_only_its_own_batches(
         (other,) = await crew[0]([sent(wrong(free, at(1)))])
     assert [type(each) for each in (other, *await deciding)] == [Ingested] * 3
     assert {user_id for user_id, _ in await make.progress(engine)} == {1, 2}
+    await _healthy(engine)
+
+
+async def test_a_batch_that_can_come_again_is_not_waited_for_and_nothing_is_done(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    busy, free = [(await make.publish(engine, user_id=user_id))[0] for user_id in (1, 2)]
+    group = [replace(sent(right(each, at(0))), can_come_again=True) for each in (busy, free)]
+    async with transaction(engine) as holder:
+        await principals.lock(holder, [1])
+        first, second = await crew[0](group)
+        assert (first, type(second)) == (Busy(), Ingested)
+        assert [user_id for user_id, _ in await make.progress(engine)] == [2]
+        assert await make.count(engine, "ingest_inbox") == len(await make.told(engine)) == 1
+    assert [type(each) for each in await crew[0](group)] == [Ingested, Duplicate]
+    await _healthy(engine)
+
+
+async def test_batches_wait_where_all_are_busy_or_one_of_them_can_not_come_again(
+    engine: AsyncEngine, crew: list[Ingest]
+) -> None:
+    questions = [(await make.publish(engine, user_id=user_id))[0] for user_id in (1, 2, 3)]
+    for day, (can_come_again, whose) in enumerate([(True, (1, 2)), (False, (1, 3))]):
+        group = [
+            replace(sent(right(questions[user_id - 1], at(day))), can_come_again=can_come_again)
+            for user_id in whose
+        ]
+        async with transaction(engine) as holder:
+            await principals.lock(holder, [1, 2])
+            deciding = asyncio.create_task(crew[0](group))
+            await make.blocked(engine, 1)
+        assert [type(each) for each in await deciding] == [Ingested] * 2
     await _healthy(engine)
 
 

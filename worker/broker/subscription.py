@@ -52,6 +52,7 @@ class Delivery:
         "properties",
         "redelivered",
         "routing_key",
+        "times_busy",
     )
 
     def __init__(self, message: DeliveredMessage, subscription: "Settling") -> None:
@@ -63,6 +64,8 @@ class Delivery:
         self.routing_key: str = message.routing_key or ""
         self.redelivered: bool = bool(message.redelivered)
         self.properties: Basic.Properties = message.header.properties
+        self.times_busy = 0
+        """How often it was taken in vain, its principal being in use."""
 
     def as_if(self, exchange: str, routing_key: str, headers: dict[str, Any]) -> "Delivery":
         """A copy that came by another way, to be read and never settled."""
@@ -132,6 +135,9 @@ class Subscription:
         self._settling = asyncio.Lock()
         self._settled_through = 0
         self._settled_beyond: set[int] = set()
+        self._owed: set[int] = set()
+        """Acks that wait until everything before them is settled; `_most_owed` at most."""
+        self._most_owed = 0
         self.is_proved = False
         """Whether the broker has said, when it was last asked, that it knows our consumer; a new
         one on the same channel, which it has just confirmed, is trusted until it is asked again."""
@@ -195,6 +201,7 @@ class Subscription:
             self.lose(describe(error))
             raise BrokerAway(f"Nobody can consume {self.queue}: {describe(error)}.") from None
         self.tag = tag
+        self._most_owed = prefetch // 2
         self._was_listed = self._is_cancelling = False
         self._consuming_since = asyncio.get_running_loop().time()
 
@@ -214,35 +221,47 @@ class Subscription:
         except CLIENT_ERRORS as error:
             self.lose(describe(error))
         self.tag = None
+        self._most_owed = 0
+        async with self._settling:
+            await self._send_owed()
 
     async def ack(self, tags: Sequence[int]) -> bool:
         """Acks the deliveries; False when the channel is gone, and they are stale with it.
 
         A channel counts its deliveries from 1: where everything up to some tag is settled, one
-        frame says so for all of them.
+        frame says so for all of them. Those beyond wait for that, while deliveries come: not more
+        than half of what may be unsettled, or the broker would soon send nothing. Should the
+        channel go meanwhile, they come again like any whose ack was lost.
         """
         async with self._settling:
-            through = self._note_settled(tags)
-            together = max((tag for tag in tags if tag <= through), default=None)
-            frames = [Basic.Ack(tag) for tag in tags if tag > through]
-            if together is not None:
-                # Not `through`: the broker refuses a tag that it has had an ack of before.
-                frames.insert(0, Basic.Ack(together, multiple=True))
-            return all([await self._send(frame) for frame in frames])
+            self._note_settled(tags)
+            self._owed.update(tags)
+            return await self._send_owed()
 
     async def give_back(self, tag: int) -> bool:
         """Puts a delivery back into the queue; False when it is stale."""
         async with self._settling:
             self._note_settled([tag])
-            return await self._send(Basic.Nack(tag, requeue=True))
+            return await self._send(Basic.Nack(tag, requeue=True)) and await self._send_owed()
 
-    def _note_settled(self, tags: Sequence[int]) -> int:
-        """Returns the tag up to which all are settled now that these are."""
+    async def _send_owed(self) -> bool:
+        """Sends the acks that need not wait."""
+        frames = []
+        if together := {tag for tag in self._owed if tag <= self._settled_through}:
+            # Not `_settled_through`: the broker refuses a tag that it has had an ack of before.
+            frames.append(Basic.Ack(max(together), multiple=True))
+            self._owed -= together
+        if len(self._owed) > self._most_owed:
+            frames += [Basic.Ack(tag) for tag in sorted(self._owed)]
+            self._owed.clear()
+        return not self.is_lost and all([await self._send(frame) for frame in frames])
+
+    def _note_settled(self, tags: Sequence[int]) -> None:
+        """Moves the tag up to which all are settled."""
         self._settled_beyond.update(tags)
         while self._settled_through + 1 in self._settled_beyond:
             self._settled_through += 1
             self._settled_beyond.remove(self._settled_through)
-        return self._settled_through
 
     async def _send(self, frame: Basic.Ack | Basic.Nack) -> bool:
         if self.is_lost:

@@ -1,6 +1,7 @@
 """What becomes of a delivery once the transaction has spoken; the consumer settles by it.
 
-`deferred` is not here: it is what the consumer makes of a group that failed.
+`deferred` is not here: it is what the consumer makes of a group that failed. Nor is `Busy` a
+disposition: it says that there is none yet.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class Rejected:
 
     reason: RejectReason
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another transaction had its principal: nothing was done, and it is to be handed in again."""
 
 
 Disposition = Ingested | Duplicate | Rejected

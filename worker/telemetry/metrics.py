@@ -27,6 +27,10 @@ RETURNED: Final = Counter(
     "Deliveries that went back to the broker unsettled.",
     ["how"],
 )
+BUSY: Final = Counter(
+    "study_ingest_batches_busy",
+    "Batches put back for a later group, because another worker had their principal in use.",
+)
 GROUP_SIZE: Final = Histogram(
     "study_ingest_group_size_batches",
     "Batches in one transaction.",

@@ -72,6 +72,44 @@ async def test_what_is_not_acked_comes_back(
     assert sorted(left) == sorted(each.body for each in (five, *rest))
 
 
+@pytest.mark.parametrize(
+    ("places", "is_cancelled", "left"),
+    [
+        pytest.param([0, 1, 2], False, 5, id="all up to one go at once"),
+        pytest.param([2, 3, 4, 5], False, 8, id="those beyond wait"),
+        pytest.param([1, 2, 3, 4, 5], False, 3, id="not more than half"),
+        pytest.param([2, 3], True, 6, id="not once no more come"),
+    ],
+)
+async def test_acks_wait_for_an_earlier_one_while_deliveries_come(
+    broker: Broker,
+    hand: _Hand,
+    subscription: Subscription,
+    places: list[int],
+    is_cancelled: bool,
+    left: int,
+) -> None:
+    deliveries = await _fill(broker, hand)
+    assert await _ack([deliveries[place] for place in places])
+    if is_cancelled:
+        await subscription.cancel()
+    await subscription.consume(COUNT)  # on the same channel: what was sent before has arrived
+    await subscription.close()
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, left)
+
+
+@pytest.mark.parametrize("how", ["acked", "given back"])
+async def test_an_ack_that_waits_goes_when_the_earlier_one_is_settled(
+    broker: Broker, hand: _Hand, subscription: Subscription, how: str
+) -> None:
+    one, *others = await _fill(broker, hand)
+    assert await _ack(others[:4])
+    assert await (one.ack() if how == "acked" else one.give_back())
+    await subscription.consume(COUNT)
+    await subscription.close()
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, COUNT - 4 - (how == "acked"))
+
+
 @given(st.permutations(range(COUNT)), st.lists(st.integers(1, 3), min_size=COUNT))
 @settings(
     max_examples=25,
