@@ -22,8 +22,10 @@ class Sizes(NamedTuple):
     shape: Shape = Shape()
     states: Sequence[str] = (FRESH, HALF)
     warm_up: int = 50
-    long: int = 2_000
-    short: int = 250
+    long_warm_up: int = 400
+    """Of the long course: each worker takes as many as its prefetch, and one must not take all."""
+    long: int = 4_000
+    short: int = 500
 
 
 async def worlds(stage: Stage, sizes: Sizes) -> None:
@@ -43,8 +45,9 @@ async def worlds(stage: Stage, sizes: Sizes) -> None:
 
 async def course(stage: Stage, state: str, sizes: Sizes, *, short: bool) -> Course:
     """Ingests the batches once, to know the right rows; the long list is the floor's too."""
+    warm_up = sizes.warm_up if short else sizes.long_warm_up
     count = sizes.short if short else sizes.long
-    everything = batches(sizes.shape, sizes.warm_up + count, seed="race", day=30)
+    everything = batches(sizes.shape, warm_up + count, seed="race", day=30)
     await stage.copy("reference", state)
     await reference.ingest(stage, "reference", everything)
     connection = await stage.connect("reference")
@@ -54,4 +57,4 @@ async def course(stage: Stage, state: str, sizes: Sizes, *, short: bool) -> Cour
         await connection.close()
     if not short:
         await floor.prepare(stage, "reference", state, f"floor_{state}", everything)
-    return Course(state, state, everything[: sizes.warm_up], everything[sizes.warm_up :], expected)
+    return Course(state, state, everything[:warm_up], everything[warm_up:], expected)

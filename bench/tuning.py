@@ -13,14 +13,14 @@ from bench.race import Course
 from bench.stage import Stage
 
 TRIED: Final = (
-    {"lanes": 1, "group_max": 25, "prefetch": 50},
+    {"lanes": 1, "group_max": 25, "prefetch": 100},
     {"lanes": 1, "group_max": 50, "prefetch": 100},
+    {"lanes": 1, "group_max": 50, "prefetch": 150},
     {"lanes": 1, "group_max": 50, "prefetch": 200},
-    {"lanes": 1, "group_max": 100, "prefetch": 200},
-    {"lanes": 2, "group_max": 25, "prefetch": 100},
-    {"lanes": 2, "group_max": 50, "prefetch": 200},
-    {"lanes": 2, "group_max": 100, "prefetch": 400},
-    {"lanes": 3, "group_max": 50, "prefetch": 300},
+    {"lanes": 1, "group_max": 100, "prefetch": 400},
+    {"lanes": 2, "group_max": 25, "prefetch": 200},
+    {"lanes": 2, "group_max": 50, "prefetch": 400},
+    {"lanes": 3, "group_max": 50, "prefetch": 600},
 )
 _WORKERS: Final = (1, 2)
 
