@@ -91,6 +91,7 @@ def _create(name: str, body: str, reference: _Reference) -> None:
     schema = op.get_bind().scalar(text("SELECT quote_ident(current_schema())"))
     body = body.format(**reference._asdict())
     op.execute(_FUNCTION.format(name=name, schema=schema, body=body))
+    op.execute(f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC")  # nobody's to hang on other tables
 
 
 def upgrade() -> None:

@@ -110,6 +110,13 @@ async def test_nothing_else_is_allowed(engine: AsyncEngine, as_worker: AsyncEngi
         else:
             done.append(statement)
     assert done == []
+    # What works with the owner's rights can't be hung on a table of somebody else's.
+    functions = await factories.rows(
+        as_worker,
+        "SELECT prosecdef, has_function_privilege(oid, 'EXECUTE') AS may FROM pg_proc"
+        " WHERE pronamespace = 'public'::regnamespace",
+    )
+    assert {(each["prosecdef"], each["may"]) for each in functions} == {(True, False)}
 
 
 async def test_it_can_be_put_in_order_again(engine: AsyncEngine, role: str) -> None:
