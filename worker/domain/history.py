@@ -30,9 +30,11 @@ class History:
     __slots__ = ("_attempts", "_base", "progress")
 
     def __init__(self, base: Progress | None, attempts: Sequence[ScoredAttempt] = ()) -> None:
-        self._base = base
-        self._attempts = sorted(attempts)
-        self.progress = fold(base, self._attempts)
+        self._base = self.progress = base
+        self._attempts: list[ScoredAttempt] = []
+        if attempts:  # as a rule there are none, and this is done for every question
+            self._attempts = sorted(attempts)
+            self.progress = fold(base, self._attempts)
 
     def add(self, session: Sequence[ScoredAttempt]) -> Change:
         """Adds a session's attempts on this question (at least one, in any order).
@@ -40,7 +42,7 @@ class History:
         With a `base`, all of them must be later than it; the caller loads the whole history
         when they are not.
         """
-        new = sorted(session)
+        new = sorted(session) if len(session) > 1 else session
         assert self._base is None or new[0].answered_at > self._base.last_answered_at
         if not self._attempts or self._attempts[-1] < new[0]:
             before = self.progress
