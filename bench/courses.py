@@ -22,10 +22,11 @@ class Sizes(NamedTuple):
     shape: Shape = Shape()
     states: Sequence[str] = (FRESH, HALF)
     warm_up: int = 50
-    long_warm_up: int = 400
-    """Of the long course: each worker takes as many as its prefetch, and one must not take all."""
-    long: int = 4_000
-    short: int = 500
+    long_warm_up: int = 250
+    """Of the long course: more than one worker's prefetch, which would take them all."""
+    long: int = 2_000
+    """No more: half of the questions would be answered by the end, and *fresh* would not be."""
+    short: int = 250
 
 
 async def worlds(stage: Stage, sizes: Sizes) -> None:
