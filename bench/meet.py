@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
         """Just enough to see that it works."""
         shape = Shape(users=10, questions=2_000)
         return cls(
-            courses.Sizes(shape, (courses.FRESH,), 50, long_warm_up=50, long=50, short=50),
+            courses.Sizes(shape, (courses.FRESH,), warm_up=50, long_warm_up=50, long=50, short=50),
             latency.Sizes(peak=40, seconds=0.5, alone=2),
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 100, 2_000, 2_000, 500, 2.0),
         )

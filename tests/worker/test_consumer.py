@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from schemas import amqp
@@ -125,6 +126,18 @@ async def settled(consumer: Consumer, **counts: int) -> None:
         consumer, lambda: all(consumer.counts[word] >= number for word, number in counts.items())
     )
     assert {word: consumer.counts[word] for word in counts} == counts
+
+
+async def in_hand(
+    count: int, broker: Broker, start: Start, script: Script, *, group_max: int
+) -> Consumer:
+    """A consumer of one lane with so many batches: the first in work until `script.go`."""
+    script.go.clear()
+    consumer = await start(lanes=1, group_max=group_max)
+    for uuid in UUIDS[:count]:
+        await broker.publish(body_of(uuid))
+    await reach(consumer, lambda: consumer.in_hand == count)
+    return consumer
 
 
 @asynccontextmanager
@@ -297,11 +310,7 @@ async def test_a_batch_that_can_not_even_be_told_is_parked(
 async def test_what_has_arrived_becomes_one_group_up_to_the_bound(
     broker: Broker, start: Start, script: Script
 ) -> None:
-    script.go.clear()
-    consumer = await start(lanes=1, group_max=5)
-    for uuid in UUIDS[:8]:
-        await broker.publish(body_of(uuid))
-    await reach(consumer, lambda: consumer.in_hand == 8)
+    consumer = await in_hand(8, broker, start, script, group_max=5)
     script.go.set()
     await settled(consumer, ingested=8)
 
@@ -317,17 +326,17 @@ async def test_what_is_busy_comes_first_in_the_next_group_until_its_patience_end
         is_busy = incoming.client_session_uuid == busy and incoming.can_come_again
         return Busy() if is_busy else ingested(incoming)
 
-    script.decide = decide
-    script.go.clear()
-    consumer = await start(lanes=1, group_max=3)
-    for uuid in UUIDS[:12]:
-        await broker.publish(body_of(uuid))
-    await reach(consumer, lambda: consumer.in_hand == 12)
+    def passed_over() -> float:
+        return REGISTRY.get_sample_value("study_ingest_batches_busy_total") or 0
+
+    script.decide, before = decide, passed_over()
+    consumer = await in_hand(12, broker, start, script, group_max=3)
     script.go.set()
     await settled(consumer, ingested=12)
 
     groups = [[UUIDS.index(each.client_session_uuid) for each in g] for g in script.groups]  # type: ignore[arg-type]
     assert groups == [[0], [1, 2, 3], [1, 4, 5], [1, 6, 7], [1, 8, 9], [10, 11]]
+    assert passed_over() - before == 3
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 0)
     assert consumer.in_hand == 0
 
@@ -682,11 +691,7 @@ async def test_odd_properties_do_not_cost_the_connection(
 async def test_draining_finishes_what_was_begun_and_gives_back_the_rest(
     broker: Broker, start: Start, script: Script
 ) -> None:
-    script.go.clear()
-    consumer = await start(lanes=1, group_max=1)
-    for uuid in UUIDS[:3]:
-        await broker.publish(body_of(uuid))
-    await reach(consumer, lambda: consumer.in_hand == 3)
+    consumer = await in_hand(3, broker, start, script, group_max=1)
     drained = asyncio.create_task(consumer.drain())
     await settled(consumer, given_back=2)
     assert str(consumer.state) == "draining"
