@@ -66,6 +66,9 @@ class RabbitMQ(Server):
         self._settings = {
             "disk_free_limit.absolute": "50MB",
             "vm_memory_high_watermark.absolute": "1GB",
+            # What is logged is held in memory until the log is full, at 512 MB as it comes: with
+            # that the watermark is reached now and then, and publishers wait.
+            "raft.wal_max_size_bytes": "256000000",
             "collect_statistics_interval": "1000",
             "log.console": "false",
             **(settings or {}),

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from worker.backoff import Backoff
-from worker.broker.publisher import Publisher, Unroutable
+from worker.broker.burst import Outgoing
+from worker.broker.publisher import Publisher, Unroutable, outgoing
 from worker.errors import DatabaseAway, TransientFault, Unconfirmed
 from worker.settings import Settings
 from worker.store import outbox
@@ -77,17 +78,22 @@ class Relay:
                 await self._wait(self._settings.relay_poll_interval)
 
     async def relay(self) -> int:
-        """Publishes and deletes one batch of rows; returns how many the broker confirmed.
+        """Publishes and forgets one batch of rows; returns how many the broker confirmed.
 
         Raises `Unconfirmed` when it confirmed none of them, `DatabaseAway`, `TransientFault`.
         """
-        async with transaction(self._engine) as connection:
-            rows = await outbox.take(connection, self._settings.relay_batch)
-            confirmed, failure = await self._publish(rows)
-            if confirmed:
+        confirmed: list[int] = []
+        try:
+            async with transaction(self._engine) as connection:
+                rows = await outbox.take(connection, self._settings.relay_batch)
+                confirmed, failure = await self._publish(rows)
+                if failure is not None:
+                    raise failure  # and all that was taken is there again
+        except Unconfirmed:
+            if not confirmed:
+                raise
+            async with transaction(self._engine) as connection:
                 await outbox.delete(connection, confirmed)
-        if failure is not None and not confirmed:
-            raise failure
         return len(confirmed)
 
     async def _measure(self) -> None:
@@ -104,7 +110,14 @@ class Relay:
     async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
         # Somebody waits for a result, and nobody for a follow-up; within a key the order stays.
         rows = sorted(rows, key=lambda row: row.message.exchange != amqp.RESULTS_EXCHANGE)
-        fates = await asyncio.gather(*(self._publish_one(row.message) for row in rows))
+        fates = [
+            _excused(row.message, fate)
+            for row, fate in zip(
+                rows,
+                await self._publisher.publish_all([_outgoing(row.message) for row in rows]),
+                strict=True,
+            )
+        ]
         metrics.RELAYED.labels("confirmed").inc(fates.count(None))
         metrics.RELAYED.labels("unconfirmed").inc(len(fates) - fates.count(None))
         confirmed: list[int] = []
@@ -119,27 +132,25 @@ class Relay:
                 confirmed.append(row.id)
         return confirmed, failure
 
-    async def _publish_one(self, message: Message) -> Unconfirmed | None:
-        try:
-            await self._publisher.publish(
-                message.exchange,
-                message.routing_key,
-                message.body.encode(),
-                message_id=str(message.message_id),
-                type=message.type,
-                headers=dict(message.headers),
-                mandatory=True,
-            )
-        except Unroutable as error:
-            if message.exchange == amqp.RESULTS_EXCHANGE:
-                # A viewer without a queue waits for no result; its next publish is told again.
-                _log.info("relay.result_unroutable", routing_key=message.routing_key)
-                return None
-            return error
-        except Unconfirmed as error:
-            return error
-        return None
-
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+def _outgoing(message: Message) -> Outgoing:
+    return outgoing(
+        message.exchange,
+        message.routing_key,
+        message.body.encode(),
+        message_id=str(message.message_id),
+        type=message.type,
+        headers=message.headers,
+    )
+
+
+def _excused(message: Message, fate: Unconfirmed | None) -> Unconfirmed | None:
+    """A viewer without a queue waits for no result; its next publish is told again."""
+    if isinstance(fate, Unroutable) and message.exchange == amqp.RESULTS_EXCHANGE:
+        _log.info("relay.result_unroutable", routing_key=message.routing_key)
+        return None
+    return fate

@@ -1,4 +1,4 @@
-"""A relay is killed between select, publish, confirm, delete and commit; another comes after it.
+"""A relay is killed between taking, publishing, confirm and commit; another comes after it.
 
 Nothing is lost, and what leaves again leaves under the same id and in the same order.
 """
@@ -16,18 +16,16 @@ pytestmark = pytest.mark.broker
 
 PUBLISH = "relay .*Basic.Publish study.results/"
 CONFIRM = "relay .*Basic.Ack"
-DELETE = "DELETE FROM outbox"
+TAKE = "WITH oldest"
 
 BOUNDARIES = {
-    "keys locked": ("database", "to_client", "pg_try_advisory_xact_lock.*"),
-    "rows selected": ("database", "to_client", "SELECT id, message_id"),
+    "begun": ("database", "to_server", TAKE),
+    "taken": ("database", "to_client", TAKE),
     "published": ("messages", "to_server", PUBLISH),
     "some published": ("messages", "to_server", "relay .*Basic.Publish study.followups/"),
     "confirmed by the broker": ("messages", "to_client", CONFIRM),
-    "confirmed": ("database", "to_server", DELETE),
-    "deleted": ("database", "to_client", DELETE),
-    "commit on its way": ("database", "to_server", f"COMMIT of {DELETE}"),
-    "answer on its way": ("database", "to_client", f"COMMIT of {DELETE}"),
+    "commit on its way": ("database", "to_server", f"COMMIT of {TAKE}"),
+    "answer on its way": ("database", "to_client", f"COMMIT of {TAKE}"),
 }
 
 

@@ -1,23 +1,32 @@
-"""The relay in trouble: it tells once, publishes nothing that it can't forget, and is no fool."""
+"""The relay in trouble: it tells once, publishes nothing that it can't forget, and is no fool.
+
+What leaves past what can't, and how two relays share the outbox, is against a real broker or two
+real transactions.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from schemas import amqp
+from tests import factories as make
+from tests.broker_fixtures import Broker
+from worker.broker.burst import Outgoing
+from worker.broker.publisher import Publisher, Unroutable
 from worker.errors import DatabaseAway, Unconfirmed
 from worker.relay import Relay
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.driver import write
 from worker.store.engine import transaction
-from worker.store.outbox import Message
+from worker.store.outbox import Message, Waiting
 
 _SETTINGS = Settings(
     database_url="postgresql://unused",  # type: ignore[arg-type]
@@ -36,11 +45,11 @@ class _Publisher:
         self.tries = 0
         self.tried = asyncio.Event()
 
-    async def publish(self, *_: Any, **__: Any) -> None:
-        self.tries += 1
-        self.tried.set()
-        if self.away:
-            raise Unconfirmed("The broker is away.")
+    async def publish_all(self, messages: Sequence[Outgoing]) -> list[Unconfirmed | None]:
+        self.tries += len(messages)
+        if messages:
+            self.tried.set()
+        return [Unconfirmed("The broker is away.") if self.away else None for _ in messages]
 
 
 @pytest.fixture
@@ -86,3 +95,97 @@ async def test_nothing_to_relay_does_not_mean_that_the_broker_is_back(
         relay.stop()
         await running
     assert [line["event"] for line in lines] == ["relay.paused"]
+
+
+def _job(key: str = amqp.EXPLANATION_REQUESTED) -> Message:
+    return Message(uuid4(), amqp.FOLLOWUPS_EXCHANGE, key, "t", {}, "{}")
+
+
+def _result(viewer: str) -> Message:
+    return Message(uuid4(), amqp.RESULTS_EXCHANGE, amqp.result_key(viewer), "t", {}, "{}")
+
+
+async def _recorded(engine: AsyncEngine, messages: Sequence[Message]) -> None:
+    async with transaction(engine) as connection:
+        await write(connection, outbox.recording(messages))
+
+
+async def _left(engine: AsyncEngine) -> list[UUID]:
+    return [row["message_id"] for row in await make.outbox(engine)]
+
+
+@pytest.mark.broker
+async def test_what_is_confirmed_goes_and_what_is_not_stays_with_all_behind_it(
+    broker: Broker, publisher: Publisher, engine: AsyncEngine
+) -> None:
+    taken = [_job(), _job(amqp.REVIEW_REQUESTED), _job()]
+    refused = [_job("nobody.is.bound"), _job("nobody.is.bound")]
+    await _recorded(engine, [taken[0], refused[0], *taken[1:], refused[1]])
+
+    relay = Relay(engine, publisher, _SETTINGS)
+    assert await relay.relay() == 3
+    assert await _left(engine) == [each.message_id for each in refused]
+    with pytest.raises(Unroutable):
+        await relay.relay()
+    assert await _left(engine) == [each.message_id for each in refused]
+    await broker.until_depth(amqp.followups_queue(amqp.EXPLANATION_REQUESTED), 2)
+    await broker.until_depth(amqp.followups_queue(amqp.REVIEW_REQUESTED), 1)
+
+
+@pytest.mark.broker
+async def test_results_leave_past_any_number_of_jobs_that_do_not(
+    publisher: Publisher, engine: AsyncEngine
+) -> None:
+    refused = [_job("nobody.is.bound") for _ in range(5)]
+    await _recorded(engine, [*refused, _result("ada"), _result("bob"), _result("ada")])
+
+    few = _SETTINGS.model_copy(update={"relay_batch": 2})
+    relay = Relay(engine, publisher, few)
+    assert [await relay.relay(), await relay.relay()] == [2, 1]
+    assert await _left(engine) == [each.message_id for each in refused]
+
+
+async def test_a_key_is_one_relays_and_its_rows_are_there_again_when_it_fails(
+    engine: AsyncEngine,
+) -> None:
+    await _recorded(engine, [_result("ada"), _result("bob"), _result("ada")])
+
+    async def taken(connection: AsyncConnection) -> list[tuple[int, str]]:
+        return [(row.id, row.message.routing_key) for row in await outbox.take(connection, 1)]
+
+    async with transaction(engine) as other:
+        with suppress(_Killed):
+            async with transaction(engine) as one:
+                assert await taken(one) == [(1, "result.ada")]
+                assert await taken(other) == []
+                raise _Killed
+        assert await taken(other) == [(1, "result.ada")]
+        assert await taken(other) == [(2, "result.bob")]
+
+
+class _Killed(Exception):
+    pass
+
+
+async def test_what_another_relay_has_just_forgotten_is_not_taken_again(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _recorded(engine, [_result("ada"), _result("ada")])
+    # Between its snapshot and its locks the statement waits for one that the test holds.
+    wait = "CROSS JOIN (SELECT FROM pg_advisory_xact_lock(42)) AS wait WHERE pg_try_advisory"
+    slow = text(outbox._TAKE.text.replace("WHERE pg_try_advisory", wait))
+
+    async def second() -> list[Waiting]:
+        async with transaction(engine) as connection:
+            return await outbox.take(connection, 10)
+
+    async with engine.connect() as test:
+        await test.execute(text("SELECT pg_advisory_lock(42)"))
+        async with transaction(engine) as one:
+            assert len(await outbox.take(one, 10)) == 2
+            monkeypatch.setattr(outbox, "_TAKE", slow)
+            waiting = asyncio.create_task(second())
+            await make.blocked(engine, 1)
+        await test.execute(text("SELECT pg_advisory_unlock(42)"))
+    assert await waiting == []
+    assert await _left(engine) == []

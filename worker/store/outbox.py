@@ -1,7 +1,7 @@
 """The transactional outbox: messages that leave when, and only when, their cause is committed.
 
 Rows wait in the order of their ids within a routing key, which for results is the viewer. A row
-is deleted once the broker has confirmed it.
+is deleted by the transaction that publishes it, so for good once the broker has confirmed it.
 """
 
 import json
@@ -13,7 +13,8 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.store.driver import Write
+from schemas import amqp
+from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, texts
 
 
@@ -51,20 +52,20 @@ _RECORD: Final = text(
     " ORDER BY place"
 )
 
-# The oldest rows say which routing keys wait; a key that another relay holds is left to it.
-_LOCK_KEYS: Final = text(
-    "SELECT routing_key FROM"
-    " (SELECT DISTINCT routing_key FROM"
-    " (SELECT routing_key FROM outbox ORDER BY id LIMIT :rows) AS oldest) AS waiting"
-    " WHERE pg_try_advisory_xact_lock(hashtextextended('study-ingest outbox ' || routing_key, 0))"
-)
-
-# A second statement, so that its snapshot is younger than the locks: what another relay has
-# just published is gone from it. FOR UPDATE: a database that is read-only must refuse before the
-# rows are published, not when they are to be deleted, or they leave again with every try.
-_WAITING: Final = text(
-    "SELECT id, message_id, exchange, routing_key, type, CAST(headers AS text), body FROM outbox"
-    " WHERE routing_key = ANY(CAST(:keys AS text[])) ORDER BY id LIMIT :rows FOR UPDATE"
+# The oldest results, and the oldest of all else: neither waits behind the other, should it not
+# leave. What another relay has just published may still be in this statement's snapshot when the
+# key's lock is free: such rows are passed over, for they are gone when they are to be deleted.
+_TAKE: Final = text(
+    "WITH oldest AS MATERIALIZED ("
+    f"(SELECT id, routing_key FROM outbox WHERE exchange = '{amqp.RESULTS_EXCHANGE}'"
+    " ORDER BY id LIMIT :rows) UNION ALL"
+    f" (SELECT id, routing_key FROM outbox WHERE exchange <> '{amqp.RESULTS_EXCHANGE}'"
+    " ORDER BY id LIMIT :rows)), ours AS MATERIALIZED ("
+    "SELECT routing_key FROM (SELECT DISTINCT routing_key FROM oldest) AS waiting"
+    " WHERE pg_try_advisory_xact_lock(hashtextextended('study-ingest outbox ' || routing_key, 0)))"
+    " DELETE FROM outbox WHERE id = ANY(ARRAY("
+    "SELECT oldest.id FROM oldest JOIN ours ON ours.routing_key = oldest.routing_key))"
+    " RETURNING id, message_id, exchange, routing_key, type, CAST(headers AS text), body"
 )
 
 # The count is bounded: whoever has more than that waiting need not know how many.
@@ -96,19 +97,15 @@ def recording(messages: Sequence[Message]) -> list[Write]:
 
 
 async def take(connection: AsyncConnection, rows: int) -> list[Waiting]:
-    """Up to `rows` rows to publish, in order; their routing keys are this transaction's until
-    it ends, so no other relay can overtake it.
+    """Takes up to `rows` results and as many other messages out of the outbox, in their order.
+
+    Their routing keys are this transaction's until it ends, so no other relay can overtake it;
+    what it took is there again when it is rolled back.
     """
-    keys = list((await connection.scalars(_LOCK_KEYS, {"rows": rows})).all())
-    if not keys:
-        return []
-    found = await connection.execute(_WAITING, {"keys": keys, "rows": rows})
+    found = await fetch(connection, _TAKE, {"rows": rows})
     return [
-        Waiting(
-            row[0],
-            Message(row[1], row[2], row[3], row[4], json.loads(row[5]), row[6]),
-        )
-        for row in found
+        Waiting(row[0], Message(row[1], row[2], row[3], row[4], json.loads(row[5]), row[6]))
+        for row in sorted(found, key=lambda row: row[0])
     ]
 
 
@@ -119,7 +116,7 @@ async def backlog(connection: AsyncConnection) -> Backlog:
 
 async def delete(connection: AsyncConnection, ids: Collection[int]) -> None:
     """Forgets rows that the broker has confirmed."""
-    await connection.execute(_DELETE, {"ids": list(ids)})
+    await fetch(connection, _DELETE, {"ids": list(ids)})
 
 
 async def withdraw(connection: AsyncConnection, message_ids: Collection[UUID]) -> None:

@@ -214,7 +214,7 @@ outbox = Table(
     Column("body", Text, nullable=False),
     Column("created_at", _TIME, nullable=False, server_default=func.now()),
     UniqueConstraint("message_id"),
-    Index(None, "routing_key", "id"),
+    Index("outbox_results_idx", "id", postgresql_where=text("exchange = 'study.results'")),
     # Rows are short-lived: not worth compressing.
     postgresql_with={"toast_tuple_target": "8160"},
 )

@@ -10,13 +10,18 @@ from structlog.testing import capture_logs
 from schemas import amqp
 from tests.broker_fixtures import VIEWER, Broker, until
 from worker.broker import topology
+from worker.broker.burst import Outgoing
 from worker.broker.management import Management
-from worker.broker.publisher import Publisher, Unroutable
+from worker.broker.publisher import Publisher, Unroutable, outgoing
 from worker.errors import Unconfirmed
 
 pytestmark = pytest.mark.broker
 
 KEY = amqp.attempts_key(VIEWER)
+
+
+def _message(message_id: str, key: str = KEY, body: bytes = b"x") -> Outgoing:
+    return outgoing(amqp.INGEST_EXCHANGE, key, body, message_id=message_id, type="t.v1", headers={})
 
 
 async def test_a_confirmed_message_is_in_the_queue_with_its_properties(
@@ -50,6 +55,28 @@ async def test_among_many_only_the_unroutable_fail(broker: Broker, publisher: Pu
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 100)
 
 
+async def test_all_of_many_are_answered_in_their_order(
+    broker: Broker, publisher: Publisher
+) -> None:
+    keys = [KEY if n % 3 else "nobody.is.bound" for n in range(250)]
+    for _ in range(2):  # the same ids: once they are answered, they are nobody's
+        fates = await publisher.publish_all([_message(f"m-{n}", key) for n, key in enumerate(keys)])
+        assert [isinstance(fate, Unroutable) for fate in fates] == [key != KEY for key in keys]
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2 * keys.count(KEY))
+    first = [(await broker.take(amqp.ATTEMPTS_QUEUE)).properties["message_id"] for _ in range(3)]
+    assert first == ["m-1", "m-2", "m-4"]
+    assert await publisher.publish_all([]) == []
+
+
+async def test_a_message_of_many_frames_arrives_as_it_is(
+    broker: Broker, publisher: Publisher
+) -> None:
+    body = bytes(range(256)) * 2_000  # frames have 128 KiB at most
+    assert await publisher.publish_all([_message("m-1", body=body), _message("m-2")]) == [None] * 2
+    assert (await broker.take(amqp.ATTEMPTS_QUEUE)).body == body
+    assert (await broker.take(amqp.ATTEMPTS_QUEUE)).body == b"x"
+
+
 async def test_unroutable_without_mandatory_is_confirmed(publisher: Publisher) -> None:
     await publisher.publish(amqp.INGEST_EXCHANGE, "nobody", b"x", mandatory=False)
 
@@ -69,6 +96,9 @@ async def test_a_full_queue_refuses(
     # The queue learns of its bound a moment after the policy is set.
     fates = await until(refused, lambda fates: any(fates))
     assert "refused a message" in str(next(fate for fate in fates if fate))
+    some = await publisher.publish_all([_message("m-1"), _message("m-2", "nobody.is.bound")])
+    assert "refused a message" in str(some[0])
+    assert isinstance(some[1], Unroutable)
 
 
 async def test_one_id_is_never_twice_in_flight(broker: Broker, publisher: Publisher) -> None:
@@ -77,6 +107,8 @@ async def test_one_id_is_never_twice_in_flight(broker: Broker, publisher: Publis
         return_exceptions=True,
     )
     await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x", message_id="same")
+    with pytest.raises(ValueError, match="in flight"):
+        await publisher.publish_all([_message("same"), _message("same")])
 
     assert [type(fate) for fate in twice] == [type(None), ValueError]
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
@@ -123,6 +155,10 @@ async def test_a_late_confirm_counts_as_unknown(broker: Broker) -> None:
     async with Publisher(impatient) as publisher:
         with pytest.raises(Unconfirmed, match="not confirmed"):
             await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+    async with Publisher(impatient) as publisher:
+        fates = await publisher.publish_all([_message(f"m-{n}") for n in range(300)])
+        assert len(fates) == 300
+        assert all("not confirmed" in str(fate) for fate in fates)
 
 
 async def test_an_exchange_that_is_missing_costs_nobody_else(

@@ -49,7 +49,7 @@ async def test_what_is_set_up_as_told_is_healthy(site: Site) -> None:
 async def test_the_database_s_troubles_are_found(site: Site) -> None:
     name = make_url(site.settings.database_url.get_secret_value()).database
     await make.execute(site.engine, f"ALTER DATABASE {name} SET synchronous_commit = off")
-    await make.execute(site.engine, "DROP INDEX outbox_routing_key_id_idx")
+    await make.execute(site.engine, "DROP INDEX outbox_results_idx")
     await make.execute(
         site.engine,
         "UPDATE pg_index SET indisvalid = false"
@@ -58,7 +58,7 @@ async def test_the_database_s_troubles_are_found(site: Site) -> None:
     said = {finding["found"] for finding in (await examined(site))["danger"]}
     assert said == {
         "PostgreSQL runs with synchronous_commit off: a crash loses batches that were acked.",
-        "Index outbox_routing_key_id_idx is missing.",
+        "Index outbox_results_idx is missing.",
         "Index ingest_inbox_user_id_idx is not valid.",
     }
 
