@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from aiormq.channel import Channel
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -66,6 +67,12 @@ async def test_all_of_many_are_answered_in_their_order(
     first = [(await broker.take(amqp.ATTEMPTS_QUEUE)).properties["message_id"] for _ in range(3)]
     assert first == ["m-1", "m-2", "m-4"]
     assert await publisher.publish_all([]) == []
+
+    # The client keeps nothing of what was answered.
+    assert publisher._wire is not None
+    channel = await publisher._wire._channel.get_underlay_channel()
+    assert isinstance(channel, Channel)
+    assert len(channel.confirmations) == len(channel.message_id_delivery_tag) == 0
 
 
 async def test_a_message_of_many_frames_arrives_as_it_is(
