@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from worker.backoff import Backoff
 from worker.broker.burst import Outgoing
-from worker.broker.publisher import Publisher, Unroutable, outgoing
-from worker.errors import DatabaseAway, TransientFault, Unconfirmed
+from worker.broker.publisher import Publisher, Refused, Unroutable, outgoing
+from worker.errors import DatabaseAway, IngestError, TransientFault, Unconfirmed
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.engine import transaction
@@ -41,6 +41,9 @@ class Relay:
         self._wake = asyncio.Event()
         self._stopping = False
         self._measured_at = float("-inf")
+        self._jobs_backoff = Backoff(settings.pause_delay_min, settings.pause_delay_max)
+        self._jobs_held_until = float("-inf")
+        self._jobs_refused = False
         self.trouble: str | None = None
         """Why nothing leaves just now; None while all is well."""
 
@@ -63,14 +66,12 @@ class Relay:
                 await self._measure()
                 relayed = await self.relay()
             except (DatabaseAway, TransientFault, Unconfirmed) as error:
-                if self.trouble is None:
-                    _log.warning("relay.paused", problem=str(error))
-                self.trouble = str(error)
+                self._note(error)
                 broker_away = isinstance(error, Unconfirmed)
                 await self._wait(backoff.next())
                 continue
             # Nothing to relay proves the database, and says nothing of the broker.
-            if self.trouble is not None and (relayed or not broker_away):
+            if self.trouble is not None and not self._jobs_refused and (relayed or not broker_away):
                 self.trouble = None
                 backoff.reset()
                 _log.info("relay.resumed")
@@ -80,12 +81,15 @@ class Relay:
     async def relay(self) -> int:
         """Publishes and forgets one batch of rows; returns how many the broker confirmed.
 
-        Raises `Unconfirmed` when it confirmed none of them, `DatabaseAway`, `TransientFault`.
+        Jobs that it refuses are left alone for a while, ever longer, and results go on. Raises
+        `Unconfirmed` when it confirmed none of the rows, `DatabaseAway`, `TransientFault`.
         """
         confirmed: list[int] = []
+        results = self._settings.relay_batch
+        others = 0 if time.monotonic() < self._jobs_held_until else results
         try:
             async with transaction(self._engine) as connection:
-                rows = await outbox.take(connection, self._settings.relay_batch)
+                rows = await outbox.take(connection, results=results, others=others)
                 confirmed, failure = await self._publish(rows)
                 if failure is not None:
                     raise failure  # and all that was taken is there again
@@ -94,7 +98,16 @@ class Relay:
                 raise
             async with transaction(self._engine) as connection:
                 await outbox.delete(connection, confirmed)
+        else:
+            if others:
+                self._jobs_refused = False
+                self._jobs_backoff.reset()
         return len(confirmed)
+
+    def _note(self, error: IngestError) -> None:
+        if self.trouble is None:
+            _log.warning("relay.paused", problem=str(error))
+        self.trouble = str(error)
 
     async def _measure(self) -> None:
         """Looks, now and then, at what waits: also while nothing can leave."""
@@ -109,7 +122,7 @@ class Relay:
 
     async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
         # Somebody waits for a result, and nobody for a follow-up; within a key the order stays.
-        rows = sorted(rows, key=lambda row: row.message.exchange != amqp.RESULTS_EXCHANGE)
+        rows = sorted(rows, key=lambda row: _is_job(row.message))
         fates = [
             _excused(row.message, fate)
             for row, fate in zip(
@@ -123,18 +136,29 @@ class Relay:
         confirmed: list[int] = []
         stuck: set[str] = set()
         failure: Unconfirmed | None = None
+        refusal: Refused | None = None
         for row, fate in zip(rows, fates, strict=True):
             # What follows an unconfirmed message leaves again after it: twice, but in order.
             if fate is not None:
                 failure = failure or fate
                 stuck.add(row.message.routing_key)
+                if isinstance(fate, Refused) and _is_job(row.message):
+                    refusal = fate
             elif row.message.routing_key not in stuck:
                 confirmed.append(row.id)
+        if refusal is not None:
+            self._note(refusal)
+            self._jobs_refused = True
+            self._jobs_held_until = time.monotonic() + self._jobs_backoff.next()
         return confirmed, failure
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+def _is_job(message: Message) -> bool:
+    return message.exchange != amqp.RESULTS_EXCHANGE
 
 
 def _outgoing(message: Message) -> Outgoing:
@@ -150,7 +174,7 @@ def _outgoing(message: Message) -> Outgoing:
 
 def _excused(message: Message, fate: Unconfirmed | None) -> Unconfirmed | None:
     """A viewer without a queue waits for no result; its next publish is told again."""
-    if isinstance(fate, Unroutable) and message.exchange == amqp.RESULTS_EXCHANGE:
+    if isinstance(fate, Unroutable) and not _is_job(message):
         _log.info("relay.result_unroutable", routing_key=message.routing_key)
         return None
     return fate

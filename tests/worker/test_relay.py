@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from schemas import amqp
 from tests import factories as make
-from tests.broker_fixtures import Broker
+from tests.broker_fixtures import Broker, until
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Unroutable
 from worker.errors import DatabaseAway, Unconfirmed
@@ -126,7 +126,7 @@ async def test_what_is_confirmed_goes_and_what_is_not_stays_with_all_behind_it(
     assert await relay.relay() == 3
     assert await _left(engine) == [each.message_id for each in refused]
     with pytest.raises(Unroutable):
-        await relay.relay()
+        await Relay(engine, publisher, _SETTINGS).relay()
     assert await _left(engine) == [each.message_id for each in refused]
     await broker.until_depth(amqp.followups_queue(amqp.EXPLANATION_REQUESTED), 2)
     await broker.until_depth(amqp.followups_queue(amqp.REVIEW_REQUESTED), 1)
@@ -145,13 +145,43 @@ async def test_results_leave_past_any_number_of_jobs_that_do_not(
     assert await _left(engine) == [each.message_id for each in refused]
 
 
+@pytest.mark.broker
+async def test_jobs_that_are_refused_are_told_once_and_tried_again_while_results_go_on(
+    broker: Broker, publisher: Publisher, engine: AsyncEngine
+) -> None:
+    await _recorded(engine, [_job("nobody.is.bound"), _job("nobody.is.bound")])
+    relay = Relay(engine, publisher, _SETTINGS)
+    with capture_logs() as lines:
+        running = asyncio.create_task(relay.run())
+        for n in range(10):
+            await _recorded(engine, [_result("ada")])
+            relay.wake()
+            await until(lambda: _left(engine), lambda left: len(left) == 2)
+            assert relay.trouble is not None
+            assert relay.trouble.startswith("No queue takes 'nobody.is.bound'"), n
+        channel = await broker.channel()
+        queue = await channel.declare_queue("somebody", durable=True)
+        await queue.bind(amqp.FOLLOWUPS_EXCHANGE, "nobody.is.bound")
+        await until(lambda: _left(engine), lambda left: not left)
+        relay.stop()
+        await running
+    events = [line["event"] for line in lines]
+    assert [each for each in events if each != "relay.result_unroutable"] == [
+        "relay.paused",
+        "relay.resumed",
+    ]
+
+
 async def test_a_key_is_one_relays_and_its_rows_are_there_again_when_it_fails(
     engine: AsyncEngine,
 ) -> None:
     await _recorded(engine, [_result("ada"), _result("bob"), _result("ada")])
 
     async def taken(connection: AsyncConnection) -> list[tuple[int, str]]:
-        return [(row.id, row.message.routing_key) for row in await outbox.take(connection, 1)]
+        return [
+            (row.id, row.message.routing_key)
+            for row in await outbox.take(connection, results=1, others=1)
+        ]
 
     async with transaction(engine) as other:
         with suppress(_Killed):
@@ -172,18 +202,19 @@ async def test_what_another_relay_has_just_forgotten_is_not_taken_again(
 ) -> None:
     await _recorded(engine, [_result("ada"), _result("ada")])
     # Between its snapshot and its locks the statement waits for one that the test holds.
-    wait = "CROSS JOIN (SELECT FROM pg_advisory_xact_lock(42)) AS wait WHERE pg_try_advisory"
-    slow = text(outbox._TAKE.text.replace("WHERE pg_try_advisory", wait))
+    slow = outbox._TAKE.text.replace(
+        "WITH", "WITH wait AS MATERIALIZED (SELECT FROM pg_advisory_xact_lock(42)),", 1
+    ).replace("WHERE pg_try", "WHERE (SELECT count(*) FROM wait) = 1 AND pg_try")
 
     async def second() -> list[Waiting]:
         async with transaction(engine) as connection:
-            return await outbox.take(connection, 10)
+            return await outbox.take(connection, results=10, others=0)
 
     async with engine.connect() as test:
         await test.execute(text("SELECT pg_advisory_lock(42)"))
         async with transaction(engine) as one:
-            assert len(await outbox.take(one, 10)) == 2
-            monkeypatch.setattr(outbox, "_TAKE", slow)
+            assert len(await outbox.take(one, results=10, others=0)) == 2
+            monkeypatch.setattr(outbox, "_TAKE", text(slow))
             waiting = asyncio.create_task(second())
             await make.blocked(engine, 1)
         await test.execute(text("SELECT pg_advisory_unlock(42)"))

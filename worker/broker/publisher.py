@@ -35,7 +35,11 @@ _AT_ONCE: Final = 100
 """Messages in one write: some 2 ms of the event loop."""
 
 
-class Unroutable(Unconfirmed):
+class Refused(Unconfirmed):
+    """Raised by a publisher when the broker is there and does not take the message."""
+
+
+class Unroutable(Refused):
     """Raised by a publisher when no queue is bound where the message was to go."""
 
 
@@ -82,7 +86,7 @@ class Publisher:
     ) -> None:
         """Publishes a persistent JSON message and waits until the broker has it.
 
-        Raises `Unroutable` (with `mandatory`) or `Unconfirmed`: the message may or may not have
+        Raises `Unroutable` (with `mandatory`), `Refused`, or `Unconfirmed`: it may or may not have
         arrived. Publishing again with the same `message_id` is right once this has returned or
         raised; while it is in flight it is a ValueError. Without `message_id` it gets a new one.
         """
@@ -167,7 +171,7 @@ class Publisher:
                     " run `study-ingest topology`."
                 )
             case DeliveryError():
-                return Unconfirmed(
+                return Refused(
                     f"The broker refused a message for exchange {message.exchange!r}: the queue"
                     " behind it is full or has no majority."
                 )

@@ -58,9 +58,9 @@ _RECORD: Final = text(
 _TAKE: Final = text(
     "WITH oldest AS MATERIALIZED ("
     f"(SELECT id, routing_key FROM outbox WHERE exchange = '{amqp.RESULTS_EXCHANGE}'"
-    " ORDER BY id LIMIT :rows) UNION ALL"
+    " ORDER BY id LIMIT :results) UNION ALL"
     f" (SELECT id, routing_key FROM outbox WHERE exchange <> '{amqp.RESULTS_EXCHANGE}'"
-    " ORDER BY id LIMIT :rows)), ours AS MATERIALIZED ("
+    " ORDER BY id LIMIT :others)), ours AS MATERIALIZED ("
     "SELECT routing_key FROM (SELECT DISTINCT routing_key FROM oldest) AS waiting"
     " WHERE pg_try_advisory_xact_lock(hashtextextended('study-ingest outbox ' || routing_key, 0)))"
     " DELETE FROM outbox WHERE id = ANY(ARRAY("
@@ -96,13 +96,13 @@ def recording(messages: Sequence[Message]) -> list[Write]:
     return [Write(_RECORD, parameters)]
 
 
-async def take(connection: AsyncConnection, rows: int) -> list[Waiting]:
-    """Takes up to `rows` results and as many other messages out of the outbox, in their order.
+async def take(connection: AsyncConnection, *, results: int, others: int) -> list[Waiting]:
+    """Takes so many results, and other messages, out of the outbox, in their order.
 
     Their routing keys are this transaction's until it ends, so no other relay can overtake it;
     what it took is there again when it is rolled back.
     """
-    found = await fetch(connection, _TAKE, {"rows": rows})
+    found = await fetch(connection, _TAKE, {"results": results, "others": others})
     return [
         Waiting(row[0], Message(row[1], row[2], row[3], row[4], json.loads(row[5]), row[6]))
         for row in sorted(found, key=lambda row: row[0])
