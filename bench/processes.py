@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from bench.errors import BenchError
+from devtools.processes import die_with_parent
 
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -53,6 +54,8 @@ class Processes:
                         stdout=log,
                         stderr=log,
                         process_group=0,
+                        # A run that is killed must leave none of them on the servers.
+                        preexec_fn=die_with_parent,
                     )
                 )
         return self

@@ -5,7 +5,6 @@ signals; may not know what they do.
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import time
@@ -14,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from devtools.processes import die_with_parent
+
 _RESTART_DELAY: Final = 0.5
 """Seconds before a process that ended is started again, as by compose's `restart: always`."""
 _STOP_SECONDS: Final = 40.0
 """After SIGTERM; beyond the worker's own drain timeout."""
-_PR_SET_PDEATHSIG: Final = 1
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Actor:
@@ -113,7 +112,7 @@ class Actor:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # a Ctrl-C is ours to pass on
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=die_with_parent,
                 )
             self._begun.set()
             self._note(await self._process.wait())
@@ -137,7 +136,3 @@ class Actor:
     def _signal(self, number: signal.Signals) -> None:
         if (pid := self.pid) is not None:
             os.kill(pid, number)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,6 +4,7 @@ Knows no particular server. A process is only ever signalled by its id, after it
 seen to be one that was started for the folder that the caller names.
 """
 
+import ctypes
 import errno
 import os
 import pwd
@@ -20,6 +21,9 @@ from devtools.errors import BrokenOff, DevError
 from devtools.places import log_file
 
 DISK_FULL = "the disk is full: free 500 MB where this checkout lies, and run ./dev again."
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _steps: set[subprocess.Popen[bytes]] = set()
 _interrupted = threading.Event()
@@ -151,6 +155,11 @@ def leave_running(
         group=user and user.pw_gid,
         extra_groups=[] if user else None,
     )
+
+
+def die_with_parent() -> None:
+    """To be called in a new process (`preexec_fn`): it is killed when its parent ends, however."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def started_at(pid: int) -> int | None:

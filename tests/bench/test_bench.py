@@ -1,6 +1,9 @@
 """The benchmark runs, at a size that says nothing about speed: everybody leaves the right rows."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +18,7 @@ from bench.figures import percentile, ratios, spread
 from bench.meet import Meet, Sizes
 from bench.stage import Stage
 from bench.workload import Shape, batches
+from devtools.processes import gone, started_at
 from worker.settings import Settings, load_settings
 
 SMALL = Sizes.tiny()
@@ -54,6 +58,22 @@ async def test_a_tiny_run_has_every_figure(settings: Settings, prefix: str) -> N
     assert {"ours_1", "ours_2", "usual", "floor"} == set(
         measured["raw"]["states"][FRESH]["contenders"]
     )
+
+
+def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    run = (
+        "import sys, time; from pathlib import Path; from bench.processes import Processes\n"
+        "with Processes([['sleep', '600']], {}, Path(sys.argv[1])) as processes:\n"
+        "    print(processes._leaders[0].pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    argv = [sys.executable, "-c", run, str(tmp_path / "log")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert started_at(child) is not None
+        parent.kill()
+    assert gone(child, 10)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)

@@ -5,7 +5,6 @@ own; only the second that importing takes is spent once.
 """
 
 import asyncio
-import ctypes
 import json
 import multiprocessing
 import os
@@ -15,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from devtools.processes import die_with_parent
 from worker.cli import main
 
 _ENDS_WITHIN: Final = 40.0
-_PR_SET_PDEATHSIG: Final = 1
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([__name__])
@@ -71,7 +70,7 @@ class Process:
 
 
 def _run(command: str, env: dict[str, str], log: Path) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
