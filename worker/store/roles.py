@@ -23,8 +23,7 @@ RIGHTS: Final = {
     "study_question_attempts": "SELECT, INSERT",
     "study_question_progress": "SELECT, INSERT, UPDATE",
     "ingest_inbox": "SELECT, INSERT, UPDATE (summary)",
-    # Locking rows takes the right to change something in them: this is only their age.
-    "outbox": "SELECT, INSERT, DELETE, UPDATE (created_at)",
+    "outbox": "SELECT, INSERT, DELETE",
     "viewer_grants": "SELECT",
     "ingest_pause": "SELECT",
 }
