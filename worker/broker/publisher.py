@@ -128,11 +128,15 @@ class Publisher:
             wire = await self._open()
         except Unconfirmed as trouble:
             return [trouble] * len(messages)
-        ids = {message.message_id for message in messages}
-        # The client finds returned messages by their id: two in flight with one id, and the
-        # unroutable one may be the one that counts as confirmed.
-        if "" in ids or len(ids) < len(messages) or not ids.isdisjoint(wire.in_flight):
-            raise ValueError("A message_id is none, or in flight: await its publish.")
+        ids: set[str] = set()
+        for message_id in [message.message_id for message in messages]:
+            # The client finds returned messages by their id: two in flight with one id, and the
+            # unroutable one may be the one that counts as confirmed.
+            if not message_id or message_id in ids or message_id in wire.in_flight:
+                raise ValueError(
+                    f"message_id {message_id!r} is none or in flight: await its publish."
+                )
+            ids.add(message_id)
         wire.in_flight |= ids
         answers: list[Answer] = []
         lost: Unconfirmed | None = None
