@@ -21,7 +21,7 @@ from pamqp.commands import Basic
 from schemas import amqp
 from worker.broker import topology
 from worker.broker.management import Management
-from worker.broker.publisher import Publisher
+from worker.broker.publisher import Publisher, new_message_id
 from worker.settings import Settings
 
 PATIENCE = 15.0
@@ -234,6 +234,18 @@ async def management(bare_broker: Broker) -> AsyncIterator[Management]:
     """The management API, seen from the test's vhost."""
     async with Management(bare_broker.settings) as management:
         yield management
+
+
+async def publish(
+    publisher: Publisher,
+    exchange: str,
+    routing_key: str,
+    body: bytes,
+    message_id: str | None = None,
+) -> None:
+    """Sends one message by the worker's publisher; raises what that raises."""
+    message = aio_pika.Message(body, message_id=message_id or new_message_id())
+    await publisher.send(exchange, routing_key, message)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from typing import Final
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from schemas import amqp
 from worker.backoff import Backoff
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Refused, Unroutable, outgoing
@@ -42,8 +41,8 @@ class Relay:
         self._stopping = False
         self._measured_at = float("-inf")
         self._jobs_backoff = Backoff(settings.pause_delay_min, settings.pause_delay_max)
-        self._jobs_held_until = float("-inf")
-        self._jobs_refused = False
+        self._jobs_held_until: float | None = None
+        """By the monotonic clock, while the last jobs were refused."""
         self.trouble: str | None = None
         """Why nothing leaves just now; None while all is well."""
 
@@ -71,7 +70,11 @@ class Relay:
                 await self._wait(backoff.next())
                 continue
             # Nothing to relay proves the database, and says nothing of the broker.
-            if self.trouble is not None and not self._jobs_refused and (relayed or not broker_away):
+            if (
+                self.trouble is not None
+                and self._jobs_held_until is None
+                and (relayed or not broker_away)
+            ):
                 self.trouble = None
                 backoff.reset()
                 _log.info("relay.resumed")
@@ -85,11 +88,12 @@ class Relay:
         `Unconfirmed` when it confirmed none of the rows, `DatabaseAway`, `TransientFault`.
         """
         confirmed: list[int] = []
+        held_until = self._jobs_held_until
         results = self._settings.relay_batch
-        others = 0 if time.monotonic() < self._jobs_held_until else results
+        jobs = results if held_until is None or time.monotonic() >= held_until else 0
         try:
             async with transaction(self._engine) as connection:
-                rows = await outbox.take(connection, results=results, others=others)
+                rows = await outbox.take(connection, results=results, jobs=jobs)
                 confirmed, failure = await self._publish(rows)
                 if failure is not None:
                     raise failure  # and all that was taken is there again
@@ -99,10 +103,14 @@ class Relay:
             async with transaction(self._engine) as connection:
                 await outbox.delete(connection, confirmed)
         else:
-            if others:
-                self._jobs_refused = False
+            if jobs:
+                self._jobs_held_until = None
                 self._jobs_backoff.reset()
         return len(confirmed)
+
+    def _hold_jobs(self, refusal: Refused) -> None:
+        self._note(refusal)
+        self._jobs_held_until = time.monotonic() + self._jobs_backoff.next()
 
     def _note(self, error: IngestError) -> None:
         if self.trouble is None:
@@ -121,16 +129,8 @@ class Relay:
         metrics.OUTBOX_AGE.set(waiting.oldest_age)
 
     async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
-        # Somebody waits for a result, and nobody for a follow-up; within a key the order stays.
-        rows = sorted(rows, key=lambda row: _is_job(row.message))
-        fates = [
-            _excused(row.message, fate)
-            for row, fate in zip(
-                rows,
-                await self._publisher.publish_all([_outgoing(row.message) for row in rows]),
-                strict=True,
-            )
-        ]
+        answers = await self._publisher.publish_all([_outgoing(row.message) for row in rows])
+        fates = [_excused(row.message, answer) for row, answer in zip(rows, answers, strict=True)]
         metrics.RELAYED.labels("confirmed").inc(fates.count(None))
         metrics.RELAYED.labels("unconfirmed").inc(len(fates) - fates.count(None))
         confirmed: list[int] = []
@@ -142,23 +142,17 @@ class Relay:
             if fate is not None:
                 failure = failure or fate
                 stuck.add(row.message.routing_key)
-                if isinstance(fate, Refused) and _is_job(row.message):
-                    refusal = fate
             elif row.message.routing_key not in stuck:
                 confirmed.append(row.id)
+            if isinstance(fate, Refused) and row.message.is_job:
+                refusal = fate
         if refusal is not None:
-            self._note(refusal)
-            self._jobs_refused = True
-            self._jobs_held_until = time.monotonic() + self._jobs_backoff.next()
+            self._hold_jobs(refusal)
         return confirmed, failure
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
-
-
-def _is_job(message: Message) -> bool:
-    return message.exchange != amqp.RESULTS_EXCHANGE
 
 
 def _outgoing(message: Message) -> Outgoing:
@@ -174,7 +168,7 @@ def _outgoing(message: Message) -> Outgoing:
 
 def _excused(message: Message, fate: Unconfirmed | None) -> Unconfirmed | None:
     """A viewer without a queue waits for no result; its next publish is told again."""
-    if isinstance(fate, Unroutable) and not _is_job(message):
+    if isinstance(fate, Unroutable) and not message.is_job:
         _log.info("relay.result_unroutable", routing_key=message.routing_key)
         return None
     return fate

@@ -209,7 +209,9 @@ class Settings(BaseSettings):
 
     relay_in_worker: bool = Field(default=True, description="Whether `worker` relays as well.")
     relay_batch: int = Field(
-        default=500, ge=1, description="Results, and other messages, published in one transaction."
+        default=500,
+        ge=1,
+        description="Results, and as many follow-up jobs, in one transaction.",
     )
     relay_poll_interval: Seconds = Field(
         default=0.5, description="Longest wait of a relay that was not told of new rows."

@@ -1,26 +1,21 @@
-"""The relay in trouble: it tells once, publishes nothing that it can't forget, and is no fool.
-
-What leaves past what can't, and how two relays share the outbox, is against a real broker or two
-real transactions.
-"""
+"""The relay in trouble: it tells once, publishes nothing that it can't forget, and is no fool."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from schemas import amqp
 from tests import factories as make
-from tests.broker_fixtures import Broker, until
-from worker.broker.burst import Outgoing
+from tests.broker_fixtures import Broker, publish, until
 from worker.broker.publisher import Publisher, Unroutable
-from worker.errors import DatabaseAway, Unconfirmed
+from worker.errors import DatabaseAway
 from worker.relay import Relay
 from worker.settings import Settings
 from worker.store import outbox
@@ -35,66 +30,6 @@ _SETTINGS = Settings(
     pause_delay_max=0.02,
     relay_poll_interval=0.01,
 )
-
-
-class _Publisher:
-    """Counts, and refuses while `away`."""
-
-    def __init__(self) -> None:
-        self.away = False
-        self.tries = 0
-        self.tried = asyncio.Event()
-
-    async def publish_all(self, messages: Sequence[Outgoing]) -> list[Unconfirmed | None]:
-        self.tries += len(messages)
-        if messages:
-            self.tried.set()
-        return [Unconfirmed("The broker is away.") if self.away else None for _ in messages]
-
-
-@pytest.fixture
-async def waiting(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
-    """A database with one message in its outbox."""
-    message = Message(uuid4(), amqp.RESULTS_EXCHANGE, "result.ada", "t", {}, "{}")
-    async with transaction(engine) as connection:
-        await write(connection, outbox.recording([message]))
-    yield engine
-
-
-def _relay(engine: AsyncEngine, publisher: Any) -> Relay:
-    return Relay(engine, publisher, _SETTINGS)
-
-
-async def test_a_database_that_is_read_only_lets_nothing_leave(waiting: AsyncEngine) -> None:
-    # Or every try would publish again what it then can't delete.
-    async with waiting.begin() as connection:
-        name = await connection.scalar(text("SELECT current_database()"))
-        await connection.execute(
-            text(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        )
-    await waiting.dispose()  # the setting is for new connections
-    publisher = _Publisher()
-    with pytest.raises(DatabaseAway):
-        await _relay(waiting, publisher).relay()
-    assert publisher.tries == 0
-
-
-async def test_nothing_to_relay_does_not_mean_that_the_broker_is_back(
-    waiting: AsyncEngine,
-) -> None:
-    publisher = _Publisher()
-    publisher.away = True
-    relay = _relay(waiting, publisher)
-    with capture_logs() as lines:
-        running = asyncio.create_task(relay.run())
-        await publisher.tried.wait()
-        async with waiting.begin() as connection:
-            await connection.execute(text("DELETE FROM outbox"))  # another relay took it
-        await asyncio.sleep(0.1)
-        assert relay.trouble == "The broker is away."
-        relay.stop()
-        await running
-    assert [line["event"] for line in lines] == ["relay.paused"]
 
 
 def _job(key: str = amqp.EXPLANATION_REQUESTED) -> Message:
@@ -112,6 +47,50 @@ async def _recorded(engine: AsyncEngine, messages: Sequence[Message]) -> None:
 
 async def _left(engine: AsyncEngine) -> list[UUID]:
     return [row["message_id"] for row in await make.outbox(engine)]
+
+
+@pytest.mark.broker
+async def test_a_database_that_is_read_only_lets_nothing_leave(
+    broker: Broker, publisher: Publisher, engine: AsyncEngine
+) -> None:
+    # Or every try would publish again what it then can't delete.
+    await _recorded(engine, [_job()])
+    async with engine.begin() as connection:
+        name = await connection.scalar(text("SELECT current_database()"))
+        await connection.execute(
+            text(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        )
+    await engine.dispose()  # the setting is for new connections
+    with pytest.raises(DatabaseAway):
+        await Relay(engine, publisher, _SETTINGS).relay()
+    await publish(publisher, amqp.FOLLOWUPS_EXCHANGE, amqp.EXPLANATION_REQUESTED, b"the first")
+    found = await broker.take(amqp.followups_queue(amqp.EXPLANATION_REQUESTED))
+    assert found.body == b"the first"
+
+
+async def test_nothing_to_relay_does_not_mean_that_the_broker_is_back(engine: AsyncEngine) -> None:
+    await _recorded(engine, [_result("ada")])
+    nobody = _SETTINGS.model_copy(update={"amqp_url": SecretStr("amqp://127.0.0.1:1/")})
+    async with Publisher(nobody) as publisher:
+        relay = Relay(engine, publisher, _SETTINGS)
+
+        async def trouble() -> str | None:
+            return relay.trouble
+
+        async def passing() -> bool:
+            return not relay._wake.is_set()
+
+        with capture_logs() as lines:
+            running = asyncio.create_task(relay.run())
+            await until(trouble, bool)
+            await make.execute(engine, "DELETE FROM outbox")  # another relay took it
+            relay.wake()
+            await until(passing, bool)
+            relay.stop()
+            await running
+    assert "127.0.0.1:1 can't be reached" in str(relay.trouble)
+    events = [line["event"] for line in lines]
+    assert [each for each in events if each.startswith("relay.")] == ["relay.paused"]
 
 
 @pytest.mark.broker
@@ -180,7 +159,7 @@ async def test_a_key_is_one_relays_and_its_rows_are_there_again_when_it_fails(
     async def taken(connection: AsyncConnection) -> list[tuple[int, str]]:
         return [
             (row.id, row.message.routing_key)
-            for row in await outbox.take(connection, results=1, others=1)
+            for row in await outbox.take(connection, results=1, jobs=1)
         ]
 
     async with transaction(engine) as other:
@@ -208,12 +187,12 @@ async def test_what_another_relay_has_just_forgotten_is_not_taken_again(
 
     async def second() -> list[Waiting]:
         async with transaction(engine) as connection:
-            return await outbox.take(connection, results=10, others=0)
+            return await outbox.take(connection, results=10, jobs=0)
 
     async with engine.connect() as test:
         await test.execute(text("SELECT pg_advisory_lock(42)"))
         async with transaction(engine) as one:
-            assert len(await outbox.take(one, results=10, others=0)) == 2
+            assert len(await outbox.take(one, results=10, jobs=0)) == 2
             monkeypatch.setattr(outbox, "_TAKE", text(slow))
             waiting = asyncio.create_task(second())
             await make.blocked(engine, 1)

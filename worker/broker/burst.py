@@ -21,25 +21,23 @@ Answer = asyncio.Future[object]
 
 
 class Outgoing(NamedTuple):
-    """A message and where it goes; its properties have a `message_id` that no other in flight has.
-
-    With `mandatory` the broker returns what no queue takes.
-    """
+    """A message and where it goes; its properties have a `message_id` of its own."""
 
     exchange: str
     routing_key: str
     properties: Basic.Properties
     body: bytes
-    mandatory: bool = True
 
     @property
     def message_id(self) -> str:
-        """What a returned message is known by."""
+        """What the client knows a returned message by; "" where it has none."""
         return self.properties.message_id or ""
 
 
 async def burst(channel: Channel, messages: Sequence[Outgoing]) -> list[Answer]:
     """Writes all of the messages in their order, on a channel with confirms; returns the answers.
+
+    The broker returns what no queue takes, before it confirms it.
 
     Raises what the client raises for a channel that is closed, or for what can't be written.
     Cancelled or timed out, it leaves a channel of which nothing is known.
@@ -64,8 +62,8 @@ def forget(channel: Channel, messages: Iterable[Outgoing]) -> None:
 
 
 def _frames(channel: Channel, message: Outgoing) -> bytes:
-    exchange, routing_key, properties, body, mandatory = message
-    publish = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+    exchange, routing_key, properties, body = message
+    publish = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
     header = ContentHeader(properties=properties, body_size=len(body))
     size = channel.max_content_size
     parts = [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]

@@ -73,54 +73,25 @@ class Publisher:
             self._abandon(self._wire)
         await asyncio.gather(*self._closers)
 
-    async def publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        *,
-        message_id: str | None = None,
-        type: str | None = None,  # the property's name
-        headers: Mapping[str, str | int] | None = None,
-        mandatory: bool = True,
-    ) -> None:
-        """Publishes a persistent JSON message and waits until the broker has it.
+    async def send(self, exchange: str, routing_key: str, message: Message) -> None:
+        """Publishes one message, and waits until the broker has it.
 
-        Raises `Unroutable` (with `mandatory`), `Refused`, or `Unconfirmed`: it may or may not have
-        arrived. Publishing again with the same `message_id` is right once this has returned or
-        raised; while it is in flight it is a ValueError. Without `message_id` it gets a new one.
+        Raises `Unroutable`, `Refused`, or `Unconfirmed`: it may or may not have arrived. Publishing
+        again with the same `message_id` is right once this has returned or raised; while it is in
+        flight it is a ValueError.
         """
-        message = outgoing(
-            exchange,
-            routing_key,
-            body,
-            message_id=message_id or new_message_id(),
-            type=type,
-            headers=headers or {},
-            mandatory=mandatory,
-        )
-        await self._publish_one(message)
-
-    async def send(
-        self, exchange: str, routing_key: str, message: Message, *, mandatory: bool = True
-    ) -> None:
-        """As `publish`, for a message with properties of its own, `message_id` among them."""
-        await self._publish_one(
-            Outgoing(exchange, routing_key, message.properties, message.body, mandatory)
-        )
-
-    async def _publish_one(self, message: Outgoing) -> None:
+        outgoing = Outgoing(exchange, routing_key, message.properties, message.body)
         async with self._slots:
-            [fate] = await self.publish_all([message])
+            [fate] = await self.publish_all([outgoing])
         if fate is not None:
             raise fate
 
     async def publish_all(self, messages: Sequence[Outgoing]) -> list[Unconfirmed | None]:
         """Publishes the messages in their order, and waits until the broker has all of them.
 
-        Returns what `publish` would have raised for each, None for those that are confirmed; a
+        Returns what `send` would have raised for each, None for those that are confirmed; a
         message id that is none, twice among them or in flight is a ValueError. Costs a third of
-        publishing them one by one.
+        sending them one by one.
         """
         if not messages:
             return []
@@ -129,9 +100,10 @@ class Publisher:
         except Unconfirmed as trouble:
             return [trouble] * len(messages)
         ids: set[str] = set()
-        for message_id in [message.message_id for message in messages]:
+        for message in messages:
             # The client finds returned messages by their id: two in flight with one id, and the
             # unroutable one may be the one that counts as confirmed.
+            message_id = message.message_id
             if not message_id or message_id in ids or message_id in wire.in_flight:
                 raise ValueError(
                     f"message_id {message_id!r} is none or in flight: await its publish."
@@ -271,9 +243,8 @@ def outgoing(
     body: bytes,
     *,
     message_id: str,
-    type: str | None,  # the property's name
-    headers: Mapping[str, str | int],
-    mandatory: bool = True,
+    type: str,  # the property's name
+    headers: Mapping[str, str],
 ) -> Outgoing:
     """A persistent JSON message, of this moment."""
     properties = Basic.Properties(
@@ -284,7 +255,7 @@ def outgoing(
         message_type=type,
         timestamp=datetime.now(UTC),
     )
-    return Outgoing(exchange, routing_key, properties, body, mandatory)
+    return Outgoing(exchange, routing_key, properties, body)
 
 
 def new_message_id() -> str:

@@ -28,6 +28,11 @@ class Message(NamedTuple):
     headers: Mapping[str, str]
     body: str
 
+    @property
+    def is_job(self) -> bool:
+        """Whether it is a follow-up job, and not a result."""
+        return self.exchange != amqp.RESULTS_EXCHANGE
+
 
 class Waiting(NamedTuple):
     """A row of the outbox."""
@@ -52,7 +57,7 @@ _RECORD: Final = text(
     " ORDER BY place"
 )
 
-# The oldest results, and the oldest of all else: neither waits behind the other, should it not
+# The oldest results, and the oldest follow-up jobs: neither waits behind the other, should it not
 # leave. What another relay has just published may still be in this statement's snapshot when the
 # key's lock is free: such rows are passed over, for they are gone when they are to be deleted.
 _TAKE: Final = text(
@@ -60,7 +65,7 @@ _TAKE: Final = text(
     f"(SELECT id, routing_key FROM outbox WHERE exchange = '{amqp.RESULTS_EXCHANGE}'"
     " ORDER BY id LIMIT :results) UNION ALL"
     f" (SELECT id, routing_key FROM outbox WHERE exchange <> '{amqp.RESULTS_EXCHANGE}'"
-    " ORDER BY id LIMIT :others)), ours AS MATERIALIZED ("
+    " ORDER BY id LIMIT :jobs)), ours AS MATERIALIZED ("
     "SELECT routing_key FROM (SELECT DISTINCT routing_key FROM oldest) AS waiting"
     " WHERE pg_try_advisory_xact_lock(hashtextextended('study-ingest outbox ' || routing_key, 0)))"
     " DELETE FROM outbox WHERE id = ANY(ARRAY("
@@ -96,17 +101,19 @@ def recording(messages: Sequence[Message]) -> list[Write]:
     return [Write(_RECORD, parameters)]
 
 
-async def take(connection: AsyncConnection, *, results: int, others: int) -> list[Waiting]:
-    """Takes so many results, and other messages, out of the outbox, in their order.
+async def take(connection: AsyncConnection, *, results: int, jobs: int) -> list[Waiting]:
+    """Takes up to so many results and follow-up jobs out of the outbox: results first, for somebody
+    waits for them, and each in their order.
 
     Their routing keys are this transaction's until it ends, so no other relay can overtake it;
     what it took is there again when it is rolled back.
     """
-    found = await fetch(connection, _TAKE, {"results": results, "others": others})
-    return [
+    found = await fetch(connection, _TAKE, {"results": results, "jobs": jobs})
+    taken = [
         Waiting(row[0], Message(row[1], row[2], row[3], row[4], json.loads(row[5]), row[6]))
-        for row in sorted(found, key=lambda row: row[0])
+        for row in found
     ]
+    return sorted(taken, key=lambda row: (row.message.is_job, row.id))
 
 
 async def backlog(connection: AsyncConnection) -> Backlog:

@@ -31,6 +31,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from schemas import amqp
+
 METADATA: Final = MetaData(
     naming_convention={
         "pk": "%(table_name)s_pkey",
@@ -214,7 +216,9 @@ outbox = Table(
     Column("body", Text, nullable=False),
     Column("created_at", _TIME, nullable=False, server_default=func.now()),
     UniqueConstraint("message_id"),
-    Index("outbox_results_idx", "id", postgresql_where=text("exchange = 'study.results'")),
+    Index(
+        "outbox_results_idx", "id", postgresql_where=text(f"exchange = '{amqp.RESULTS_EXCHANGE}'")
+    ),
     # Rows are short-lived: not worth compressing.
     postgresql_with={"toast_tuple_target": "8160"},
 )

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from schemas import amqp
-from tests.broker_fixtures import VIEWER, Broker, until
+from tests.broker_fixtures import VIEWER, Broker, publish, until
 from worker.broker import topology
 from worker.broker.burst import Outgoing
 from worker.broker.management import Management
@@ -28,12 +28,13 @@ def _message(message_id: str, key: str = KEY, body: bytes = b"x") -> Outgoing:
 async def test_a_confirmed_message_is_in_the_queue_with_its_properties(
     broker: Broker, publisher: Publisher
 ) -> None:
-    await publisher.publish(
-        amqp.INGEST_EXCHANGE, KEY, b"{}", message_id="m-1", type="t.v1", headers={"a": 1}
+    message = outgoing(
+        amqp.INGEST_EXCHANGE, KEY, b"{}", message_id="m-1", type="t.v1", headers={"a": "1"}
     )
+    assert await publisher.publish_all([message]) == [None]
     found = await broker.take(amqp.ATTEMPTS_QUEUE)
 
-    assert (found.body, found.routing_key, found.headers) == (b"{}", KEY, {"a": 1})
+    assert (found.body, found.routing_key, found.headers) == (b"{}", KEY, {"a": "1"})
     kept = {name: found.properties[name] for name in ("message_id", "type", "content_type")}
     assert kept == {"message_id": "m-1", "type": "t.v1", "content_type": "application/json"}
     assert found.properties["delivery_mode"] == 2
@@ -41,7 +42,7 @@ async def test_a_confirmed_message_is_in_the_queue_with_its_properties(
 
 async def test_many_are_in_flight_at_once(broker: Broker, publisher: Publisher) -> None:
     await asyncio.gather(
-        *(publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x") for _ in range(1_200))
+        *(publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x") for _ in range(1_200))
     )
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1_200)
 
@@ -49,7 +50,7 @@ async def test_many_are_in_flight_at_once(broker: Broker, publisher: Publisher) 
 async def test_among_many_only_the_unroutable_fail(broker: Broker, publisher: Publisher) -> None:
     keys = [KEY if n % 3 else "nobody.is.bound" for n in range(150)]
     fates = await asyncio.gather(
-        *(publisher.publish(amqp.INGEST_EXCHANGE, key, b"x") for key in keys),
+        *(publish(publisher, amqp.INGEST_EXCHANGE, key, b"x") for key in keys),
         return_exceptions=True,
     )
     assert [isinstance(fate, Unroutable) for fate in fates] == [key != KEY for key in keys]
@@ -84,10 +85,6 @@ async def test_a_message_of_many_frames_arrives_as_it_is(
     assert (await broker.take(amqp.ATTEMPTS_QUEUE)).body == b"x"
 
 
-async def test_unroutable_without_mandatory_is_confirmed(publisher: Publisher) -> None:
-    await publisher.publish(amqp.INGEST_EXCHANGE, "nobody", b"x", mandatory=False)
-
-
 async def test_a_full_queue_refuses(
     broker: Broker, publisher: Publisher, management: Management
 ) -> None:
@@ -96,7 +93,7 @@ async def test_a_full_queue_refuses(
 
     async def refused() -> Sequence[BaseException | None]:
         return await asyncio.gather(
-            *(publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x" * 500) for _ in range(5)),
+            *(publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x" * 500) for _ in range(5)),
             return_exceptions=True,
         )
 
@@ -110,10 +107,10 @@ async def test_a_full_queue_refuses(
 
 async def test_one_id_is_never_twice_in_flight(broker: Broker, publisher: Publisher) -> None:
     twice = await asyncio.gather(
-        *(publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x", message_id="same") for _ in range(2)),
+        *(publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x", message_id="same") for _ in range(2)),
         return_exceptions=True,
     )
-    await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x", message_id="same")
+    await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x", message_id="same")
     with pytest.raises(ValueError, match="'same' is none or in flight"):
         await publisher.publish_all([_message("other"), _message("same"), _message("same")])
 
@@ -125,12 +122,12 @@ async def test_a_lost_connection_fails_what_was_in_flight_and_the_next_works(
     broker: Broker, publisher: Publisher
 ) -> None:
     with capture_logs() as lines:
-        await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+        await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
         await broker.cut("publisher")
 
         async def published() -> bool:
             try:
-                await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+                await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
             except Unconfirmed:
                 return False
             return True
@@ -145,7 +142,7 @@ async def test_a_lost_connection_fails_what_was_in_flight_and_the_next_works(
 async def test_a_connection_lost_between_publishes_costs_none_of_them(
     broker: Broker, publisher: Publisher
 ) -> None:
-    await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+    await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
     await until(lambda: broker.connections("publisher"), bool)
     await broker.cut("publisher")
 
@@ -153,7 +150,7 @@ async def test_a_connection_lost_between_publishes_costs_none_of_them(
         return publisher._wire is not None and not publisher._wire.is_open
 
     await until(noticed, bool)
-    await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+    await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
 
 
@@ -161,7 +158,7 @@ async def test_a_late_confirm_counts_as_unknown(broker: Broker) -> None:
     impatient = broker.settings.model_copy(update={"publish_timeout": 0.000_1})
     async with Publisher(impatient) as publisher:
         with pytest.raises(Unconfirmed, match="not confirmed"):
-            await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+            await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
     async with Publisher(impatient) as publisher:
         fates = await publisher.publish_all([_message(f"m-{n}") for n in range(300)])
         assert len(fates) == 300
@@ -172,11 +169,11 @@ async def test_an_exchange_that_is_missing_costs_nobody_else(
     broker: Broker, publisher: Publisher
 ) -> None:
     with pytest.raises(Unconfirmed, match="no exchange 'nowhere'"):
-        await publisher.publish("nowhere", KEY, b"x")
+        await publish(publisher, "nowhere", KEY, b"x")
 
     async def published() -> bool:
         try:
-            await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+            await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
         except Unconfirmed:
             return False
         return True
@@ -189,7 +186,7 @@ async def test_a_broker_that_is_away_is_told_at_once_without_the_password(broker
     away = broker.settings.model_copy(update={"amqp_url": SecretStr(nobody)})
     async with Publisher(away) as publisher:
         with pytest.raises(Unconfirmed) as raised:
-            await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+            await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
     assert "RabbitMQ at 127.0.0.1:1 can't be reached" in str(raised.value)
     assert "s3cret" not in str(raised.value)
 
@@ -200,6 +197,6 @@ async def test_a_wrong_login_is_told_without_the_password(broker: Broker) -> Non
     stranger = broker.settings.model_copy(update={"amqp_url": SecretStr(wrong)})
     async with Publisher(stranger) as publisher:
         with pytest.raises(Unconfirmed) as raised:
-            await publisher.publish(amqp.INGEST_EXCHANGE, KEY, b"x")
+            await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x")
     assert "refuses user 'nobody'" in str(raised.value)
     assert "s3cret" not in str(raised.value)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from schemas import amqp
-from tests.broker_fixtures import VIEWER, Broker
+from tests.broker_fixtures import VIEWER, Broker, publish
 from worker.broker import topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
@@ -273,7 +273,7 @@ async def test_a_message_that_kills_its_workers_is_parked_by_the_broker(
 async def test_what_has_waited_comes_back_by_the_return_exchange(
     broker: Broker, publisher: Publisher
 ) -> None:
-    await publisher.publish("", topology.retry_queue(0.1), b"again")
+    await publish(publisher, "", topology.retry_queue(0.1), b"again")
     returned = await broker.take(amqp.ATTEMPTS_QUEUE)
 
     assert (returned.body, returned.exchange) == (b"again", amqp.RETURN_EXCHANGE)
@@ -281,5 +281,5 @@ async def test_what_has_waited_comes_back_by_the_return_exchange(
 
 async def test_followups_wait_for_their_service(broker: Broker, publisher: Publisher) -> None:
     for key in (amqp.EXPLANATION_REQUESTED, amqp.REVIEW_REQUESTED):
-        await publisher.publish(amqp.FOLLOWUPS_EXCHANGE, key, key.encode())
+        await publish(publisher, amqp.FOLLOWUPS_EXCHANGE, key, key.encode())
         assert (await broker.take(amqp.followups_queue(key))).body == key.encode()

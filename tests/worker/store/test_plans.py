@@ -113,7 +113,7 @@ async def test_work_reads_no_table_from_end_to_end(filled: AsyncEngine, database
         fresh = [sent(right(questions[n], at(n)), wrong(questions[n], at(-n))) for n in range(3)]
         await ingest([*fresh, *group])
         async with transaction(engine) as connection:
-            taken = await outbox.take(connection, results=40, others=40)
+            taken = await outbox.take(connection, results=40, jobs=40)
         assert len(taken) == 80
     for user_id in range(1, 9):
         assert len(await verify(engine, user_id, Thresholds())) > 0
