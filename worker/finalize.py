@@ -4,10 +4,9 @@ Pure: questions and histories are handed in, rows and messages come out. Batches
 the order of their delivery, with the same effect as one transaction for each.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
 
@@ -19,7 +18,6 @@ from worker.domain.patterns import Thresholds, pattern_of, wants_review
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.domain.summary import Summary, summarize
-from worker.errors import TransientFault
 from worker.resolve import Plan
 from worker.store.attempts import AttemptRow, SessionRow, storable
 from worker.store.ids import derived_id
@@ -36,6 +34,9 @@ class ScoredBatch(NamedTuple):
     """The attempts by topic; topics and attempts in the order in which they were answered."""
     pub_ids: Mapping[int, str]
     """What the batch calls each question."""
+    late: Collection[int]
+    """The questions whose whole history is needed: an attempt is not after what is folded, or what
+    is folded was scheduled by another scheduler."""
 
 
 @dataclass(slots=True)
@@ -50,22 +51,18 @@ class Finalized:
     """What each batch causes, in the order in which it leaves."""
 
 
-def score(plan: Plan, received_at: datetime, standing: Mapping[int, Standing]) -> ScoredBatch:
-    """Derives each attempt's outcome and effective time.
-
-    Raises `TransientFault` when a question has moved or gone since it was resolved.
-    """
+def score(plan: Plan, received_at: datetime) -> ScoredBatch:
+    """Derives each attempt's outcome and effective time."""
     uuid = plan.client_session_uuid
     sent_times = plan.batch.sent_times
     topics: dict[int, list[AttemptRow]] = {}
     pub_ids: dict[int, str] = {}
-    for position, attempt, (question_id, user_id, topic_id) in plan.answered:
-        question = standing.get(question_id)
-        if question is None or question.user_id != user_id or question.topic_id != topic_id:
-            raise TransientFault(f"Question {question_id} moved while it was being scored.")
+    late: set[int] = set()
+    for position, attempt, question in plan.answered:
+        question_id, _, topic_id, right, progress, _, scheduler = question
         sent_at = storable(sent_times[position])
         answered_at = effective_time(sent_at, received_at)
-        selected, right = attempt.selected_choice, question.correct_choice
+        selected = attempt.selected_choice
         outcome = outcome_of(selected, right, attempt.is_unsure)
         assert outcome is not None, "attempts without an answer are skipped when planned"
         # By position, as in all that is done for each attempt.
@@ -77,28 +74,13 @@ def score(plan: Plan, received_at: datetime, standing: Mapping[int, Standing]) -
             outcome,
             was_right(selected, right),
         )
+        if progress and (scheduler != SCHEDULER_NAME or is_late(progress, scored)):
+            late.add(question_id)
         topics.setdefault(topic_id, []).append(
             AttemptRow(scored, question_id, selected, right, sent_at)
         )
         pub_ids[question_id] = attempt.question_pub_id
-    return ScoredBatch(plan, received_at, topics, pub_ids)
-
-
-def late_questions(
-    batches: Iterable[ScoredBatch], standing: Mapping[int, Standing]
-) -> set[tuple[int, int]]:
-    """The (user_id, question_id) whose whole history is needed: an attempt is not after what is
-    folded, or what is folded was scheduled by another scheduler.
-    """
-    late = set()
-    for batch in batches:
-        for row in chain(*batch.topics.values()):
-            question = standing[row.question_id]
-            if question.progress and (
-                question.scheduler != SCHEDULER_NAME or is_late(question.progress, row.attempt)
-            ):
-                late.add((question.user_id, question.question_id))
-    return late
+    return ScoredBatch(plan, received_at, topics, pub_ids, late)
 
 
 def finalize(

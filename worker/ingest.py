@@ -4,7 +4,7 @@ Reads as its own table of contents. Knows SQL only through `worker.store`, and n
 broker: deliveries come in as `Incoming`, and what became of each goes out as a `Disposition`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -18,14 +18,19 @@ from schemas.words import RejectReason, Status
 from worker import messages
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
-from worker.errors import UuidTaken
-from worker.finalize import Finalized, finalize, late_questions, score
-from worker.resolve import Incoming, Plan, plan
+from worker.errors import TransientFault, UuidTaken
+from worker.finalize import Finalized, finalize, score
+from worker.resolve import Incoming, Plan, may_write, owner_of, plan
 from worker.store import attempts, inbox, outbox, principals, progress, publications
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
 from worker.store.outbox import Message
+from worker.store.progress import Standing
+from worker.store.publications import Resolved
+
+Batches = Mapping[UUID, tuple[Incoming, AttemptBatch]]
+"""What is to be decided, by its idempotency key."""
 
 
 class Ingest:
@@ -125,18 +130,20 @@ async def transact(
         for incoming in group.values()
         if isinstance(incoming.content, AttemptBatch)
     }
-    plans, rejections = await _resolve(connection, batches, default_deny)
-    held = await _lock(connection, plans, wait=wait)
+    resolved, owners = await _resolve(connection, batches, default_deny)
+    held = await _lock(connection, {*owners.values()}, wait=wait)
     received_at, known = await inbox.look(connection, batches)
-    fresh = [plan for uuid, plan in held.items() if uuid not in known]
-    done = await _finalize(connection, fresh, received_at, thresholds)
-    busy = plans.keys() - held.keys() - known.keys()
+    busy = {uuid for uuid, owner in owners.items() if owner not in held} - known.keys()
+    new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
+    standing = await _standing(connection, new, resolved)
+    plans, rejections = _plan(new, resolved, standing, held, default_deny)
+    done = await _finalize(connection, plans, received_at, standing, thresholds)
     verdicts = {
         place: _verdict(incoming, incoming.content, known, rejections, received_at, done)
         for place, incoming in group.items()
         if incoming.client_session_uuid not in busy
     }
-    await inbox.record(connection, [_receipt(plan, done) for plan in fresh])
+    await inbox.record(connection, [_receipt(plan, done) for plan in plans])
     await write(
         connection,
         [
@@ -149,53 +156,104 @@ async def transact(
 
 
 async def _resolve(
-    connection: AsyncConnection,
-    batches: Mapping[UUID, tuple[Incoming, AttemptBatch]],
+    connection: AsyncConnection, batches: Batches, default_deny: bool
+) -> tuple[Resolved, Mapping[UUID, int]]:
+    """What the published ids stand for, and the principal of each batch, to be locked; of one that
+    is sure to be rejected there is none.
+
+    A batch is decided by what is read under that lock.
+    """
+    if not batches:
+        return Resolved({}, {}, {}), {}
+    resolved = await publications.resolve(
+        connection,
+        {each.question_pub_id for _, batch in batches.values() for each in batch.attempts},
+        # One of each batch is enough, as a rule.
+        {batch.attempts[0].question_pub_id for _, batch in batches.values()},
+        {incoming.viewer for incoming, _ in batches.values() if incoming.viewer},
+    )
+    owners = dict(resolved.owners)
+    if others := {
+        each.question_pub_id
+        for _, batch in batches.values()
+        if batch.attempts[0].question_pub_id not in owners
+        for each in batch.attempts
+    }:
+        owners |= await publications.owners(connection, others)
+    return resolved, {
+        uuid: owner
+        for uuid, (incoming, batch) in batches.items()
+        if (owner := owner_of(batch, owners)) is not None
+        and may_write(incoming.viewer, owner, resolved.granted, default_deny=default_deny)
+    }
+
+
+async def _lock(connection: AsyncConnection, users: set[int], *, wait: bool) -> set[int]:
+    """The users whose history is ours until the commit: all of them, with `wait`."""
+    if not users:
+        return users
+    if not wait:
+        return await principals.lock_free(connection, users)
+    await principals.lock(connection, users)
+    return users
+
+
+async def _standing(
+    connection: AsyncConnection, batches: Batches, resolved: Resolved
+) -> Mapping[int, Standing]:
+    """The batches' questions as they stand now."""
+    published = resolved.questions
+    found = {
+        published.get(each.question_pub_id)
+        for _, batch in batches.values()
+        for each in batch.attempts
+    }
+    wanted = [each for each in found if isinstance(each, int)]
+    return await progress.standing(connection, wanted) if wanted else {}
+
+
+def _plan(
+    batches: Batches,
+    resolved: Resolved,
+    standing: Mapping[int, Standing],
+    held: Collection[int],
     default_deny: bool,
-) -> tuple[dict[UUID, Plan], dict[UUID, Rejection]]:
-    plans: dict[UUID, Plan] = {}
+) -> tuple[list[Plan], dict[UUID, Rejection]]:
+    """Raises `TransientFault` when a batch's questions have changed their owner, since that was
+    looked up, to one who is not `held`.
+    """
+    plans: list[Plan] = []
     rejections: dict[UUID, Rejection] = {}
-    if batches:
-        questions, granted = await publications.resolve(
-            connection,
-            {each.question_pub_id for _, batch in batches.values() for each in batch.attempts},
-            {incoming.viewer for incoming, _ in batches.values() if incoming.viewer},
-        )
-        for uuid, (incoming, batch) in batches.items():
-            try:
-                plans[uuid] = plan(incoming, batch, questions, granted, default_deny=default_deny)
-            except Rejection as rejection:
-                rejections[uuid] = rejection
+    for uuid, (incoming, batch) in batches.items():
+        try:
+            planned = plan(
+                incoming,
+                batch,
+                resolved.questions,
+                standing,
+                resolved.granted,
+                default_deny=default_deny,
+            )
+        except Rejection as rejection:
+            rejections[uuid] = rejection
+            continue
+        if planned.user_id not in held:
+            raise TransientFault(f"The questions of batch {uuid} have just changed their owner.")
+        plans.append(planned)
     return plans, rejections
-
-
-async def _lock(
-    connection: AsyncConnection, plans: Mapping[UUID, Plan], *, wait: bool
-) -> dict[UUID, Plan]:
-    """The plans whose principals are ours until the commit: all of them, with `wait`."""
-    if not plans:
-        return {}
-    users = {plan.user_id for plan in plans.values()}
-    if wait:
-        await principals.lock(connection, users)
-    else:
-        users = await principals.lock_free(connection, users)
-    return {uuid: plan for uuid, plan in plans.items() if plan.user_id in users}
 
 
 async def _finalize(
     connection: AsyncConnection,
     plans: Sequence[Plan],
     received_at: datetime,
+    standing: Mapping[int, Standing],
     thresholds: Thresholds,
 ) -> Finalized:
     if not plans:
         return Finalized()
-    standing = await progress.standing(
-        connection, {question.question_id for plan in plans for _, _, question in plan.answered}
-    )
-    scored = [score(plan, received_at, standing) for plan in plans]
-    late = late_questions(scored, standing)
+    scored = [score(plan, received_at) for plan in plans]
+    late = {(each.plan.user_id, question_id) for each in scored for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}
     return finalize(scored, standing, histories, thresholds)
 

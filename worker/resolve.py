@@ -1,6 +1,6 @@
 """The step *resolve*: from published ids to questions, and from questions to the principal.
 
-Pure: what the ids stand for and what a viewer was granted is handed in.
+Pure: what the ids stand for, the questions and what a viewer was granted is handed in.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import Skipped
 from schemas.words import RejectReason, SkipReason
-from worker.store.publications import Question
+from worker.store.progress import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Incoming:
     """Whether it may be handed in again instead of waiting, where its principal is in use."""
 
 
-Answered = tuple[int, Attempt, Question]
+Answered = tuple[int, Attempt, Standing]
 """An attempt that counts: its position, itself, and what it answers."""
 
 
@@ -51,52 +51,76 @@ class Plan(NamedTuple):
 _UNKNOWN: Final = SkipReason.UNKNOWN_PUBLICATION
 
 
+def owner_of(batch: AttemptBatch, owners: Mapping[str, int]) -> int | None:
+    """The owner of the first question that has one in `owners`, by published id: the batch's
+    principal, unless it is one to be rejected.
+    """
+    for attempt in batch.attempts:
+        owner = owners.get(attempt.question_pub_id)
+        if owner is not None:
+            return owner
+    return None
+
+
+def may_write(
+    viewer: str | None, user_id: int, granted: Mapping[str, set[int]], *, default_deny: bool
+) -> bool:
+    """Whether the viewer may write for the user: one that `granted` lacks may for any user, or with
+    `default_deny` for none.
+    """
+    if viewer is None:
+        return not default_deny
+    allowed = granted.get(viewer)
+    return not default_deny if allowed is None else user_id in allowed
+
+
 def plan(
     incoming: Incoming,
     batch: AttemptBatch,
-    questions: Mapping[str, Question | SkipReason],
+    published: Mapping[str, int | SkipReason],
+    standing: Mapping[int, Standing],
     granted: Mapping[str, set[int]],
     *,
     default_deny: bool = False,
 ) -> Plan:
     """Sorts the batch's attempts into those that count and those that are skipped.
 
-    A published id that `questions` lacks is unknown; a viewer that `granted` lacks may write for
-    any principal, or with `default_deny` for none. Raises `Rejection`: `nothing_resolved`,
-    `mixed_principals`, `principal_not_granted` or `nothing_to_score`.
+    A published id that `published` lacks is unknown, and a question that `standing` lacks is
+    deleted. Raises `Rejection`: `nothing_resolved`, `mixed_principals`, `principal_not_granted`
+    or `nothing_to_score`.
     """
     owners: set[int] = set()
     answered: list[Answered] = []
     skipped: list[Skipped] = []
     for position, attempt in enumerate(batch.attempts):
-        question = questions.get(attempt.question_pub_id, _UNKNOWN)
-        if isinstance(question, SkipReason):
-            skipped.append(_skipped(position, attempt, question))
+        question_id = published.get(attempt.question_pub_id, _UNKNOWN)
+        if isinstance(question_id, SkipReason):
+            skipped.append(_skipped(position, attempt, question_id))
+            continue
+        question = standing.get(question_id)
+        if question is None:
+            skipped.append(_skipped(position, attempt, SkipReason.QUESTION_DELETED))
             continue
         owners.add(question.user_id)
         if attempt.selected_choice is None and not attempt.is_unsure:
             skipped.append(_skipped(position, attempt, SkipReason.NO_ANSWER))
         else:
             answered.append((position, attempt, question))
-    return Plan(
-        incoming,
-        batch,
-        _principal(owners, _allowed(incoming.viewer, granted, default_deny), len(batch.attempts)),
-        _some(answered),
-        tuple(skipped),
-    )
+    principal = _single(owners, len(batch.attempts))
+    if not may_write(incoming.viewer, principal, granted, default_deny=default_deny):
+        raise Rejection(
+            RejectReason.PRINCIPAL_NOT_GRANTED,
+            f"The viewer may not write for user {principal}: grant it, or discard the batch.",
+        )
+    if not answered:
+        raise Rejection(
+            RejectReason.NOTHING_TO_SCORE,
+            "No attempt on a published question has an answer.",
+        )
+    return Plan(incoming, batch, principal, tuple(answered), tuple(skipped))
 
 
-def _allowed(
-    viewer: str | None, granted: Mapping[str, set[int]], default_deny: bool
-) -> set[int] | None:
-    """The principals that the viewer may write for; None stands for any."""
-    if default_deny:
-        return granted.get(viewer, set()) if viewer is not None else set()
-    return granted.get(viewer) if viewer is not None else None
-
-
-def _principal(owners: set[int], allowed: set[int] | None, attempts: int) -> int:
+def _single(owners: set[int], attempts: int) -> int:
     if not owners:
         raise Rejection(
             RejectReason.NOTHING_RESOLVED,
@@ -108,21 +132,7 @@ def _principal(owners: set[int], allowed: set[int] | None, attempts: int) -> int
             f"The questions belong to {len(owners)} users; a batch is one user's session.",
         )
     (principal,) = owners
-    if allowed is not None and principal not in allowed:
-        raise Rejection(
-            RejectReason.PRINCIPAL_NOT_GRANTED,
-            f"The viewer may not write for user {principal}: grant it, or discard the batch.",
-        )
     return principal
-
-
-def _some(answered: list[Answered]) -> tuple[Answered, ...]:
-    if not answered:
-        raise Rejection(
-            RejectReason.NOTHING_TO_SCORE,
-            "No attempt on a published question has an answer.",
-        )
-    return tuple(answered)
 
 
 def _skipped(position: int, attempt: Attempt, reason: SkipReason) -> Skipped:

@@ -275,6 +275,35 @@ async def test_a_withdrawn_question_of_another_owner_does_not_mix(
     assert isinstance(await _one(ingest, sent(right(mine), right(yours))), Ingested)
 
 
+async def test_the_principal_owns_what_counts_whatever_comes_before_it(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
+    gone, deleted = await make.publish(engine, 2, user_id=1)
+    (mine,) = await make.publish(engine, user_id=2)
+    await make.withdraw(engine, gone)
+    await make.delete_question(engine, deleted)
+    await make.grant(engine, make.VIEWER, 2)
+    first, nobodys = await ingest(
+        [
+            sent(right("unknown"), right(gone), right(deleted), right(mine)),
+            sent(right("unknown"), right(gone)),
+        ]
+    )
+    assert isinstance(first, Ingested)
+    assert isinstance(nobodys, Rejected) and nobodys.reason is RejectReason.NOTHING_RESOLVED
+    assert list(await make.progress(engine)) == [(2, mine.question_id)]
+
+
+async def test_a_batch_of_two_owners_has_none_that_could_be_granted(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
+    (mine,), (yours,) = await make.publish(engine, user_id=1), await make.publish(engine, user_id=2)
+    await make.grant(engine, make.VIEWER, 1)
+    for mixed in ((mine, yours), (yours, mine)):
+        reason = await _rejected(ingest, sent(*map(right, mixed)))
+        assert reason is RejectReason.MIXED_PRINCIPALS
+
+
 async def test_a_batch_without_any_answer_is_rejected(engine: AsyncEngine, ingest: Ingest) -> None:
     (question,) = await make.publish(engine)
     reason = await _rejected(ingest, sent(make.no_answer(question), right("unknown")))

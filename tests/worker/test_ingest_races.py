@@ -16,7 +16,7 @@ from tests import factories as make
 from tests.factories import Published, at, right, sent, wrong
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
-from worker.errors import DatabaseAway
+from worker.errors import DatabaseAway, TransientFault
 from worker.ingest import Ingest
 from worker.repair import users, verify
 from worker.resolve import Incoming
@@ -35,6 +35,11 @@ async def crew(database_url: str) -> AsyncIterator[list[Ingest]]:
     yield [Ingest(engine, Thresholds()) for engine in engines]
     for engine in engines:
         await engine.dispose()
+
+
+@pytest.fixture
+async def question(engine: AsyncEngine) -> Published:
+    return (await make.publish(engine))[0]
 
 
 async def _at_once(*calls: tuple[Ingest, list[Incoming]]) -> list[list[Disposition | Busy]]:
@@ -147,6 +152,65 @@ async def test_batches_wait_where_all_are_busy_or_one_of_them_can_not_come_again
     await _healthy(engine)
 
 
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        ("correct_choice = 4711", "wrong"),
+        ("study_topic_id = :topic_id", "correct"),
+        ("deleted_at = now()", None),
+    ],
+)
+async def test_a_question_counts_as_it_stands_once_its_principal_is_free(
+    engine: AsyncEngine, crew: list[Ingest], question: Published, change: str, outcome: str | None
+) -> None:
+    (elsewhere,) = await make.publish(engine)
+    async with transaction(engine) as holder:
+        await principals.lock(holder, [1])
+        ingesting = asyncio.create_task(crew[0]([sent(right(question))]))
+        await make.blocked(engine, 1)
+        change = change.replace(":topic_id", str(elsewhere.topic_id))
+        await holder.execute(
+            text(f"UPDATE study_questions SET {change} WHERE id = :id"),
+            {"id": question.question_id},
+        )
+    (disposition,) = await ingesting
+    if outcome is None:
+        assert isinstance(disposition, Rejected)
+        assert disposition.reason is RejectReason.NOTHING_RESOLVED
+    stored = await make.rows(
+        engine,
+        "SELECT outcome, attempt.study_topic_id AS here, session.study_topic_id AS there"
+        " FROM study_question_attempts AS attempt JOIN study_quiz_sessions AS session"
+        " ON session.id = quiz_session_id",
+    )
+    topic_id = elsewhere.topic_id if "topic" in change else question.topic_id
+    expected = {"outcome": outcome, "here": topic_id, "there": topic_id}
+    assert stored == ([] if outcome is None else [expected])
+    await _healthy(engine)
+
+
+async def test_a_question_that_changes_its_owner_meanwhile_is_tried_again(
+    engine: AsyncEngine, crew: list[Ingest], question: Published
+) -> None:
+    (other,) = await make.publish(engine, user_id=2)
+    delivery = sent(right(question))
+    async with transaction(engine) as holder:
+        await principals.lock(holder, [1])
+        ingesting = asyncio.create_task(crew[0]([delivery]))
+        await make.blocked(engine, 1)
+        await holder.execute(
+            text("UPDATE study_questions SET user_id = 2, study_topic_id = :topic WHERE id = :id"),
+            {"topic": other.topic_id, "id": question.question_id},
+        )
+    with pytest.raises(TransientFault, match="changed their owner"):
+        await ingesting
+    assert await make.count(engine, "ingest_inbox") == 0
+    (disposition,) = await crew[0]([delivery])
+    assert isinstance(disposition, Ingested)
+    assert list(await make.progress(engine)) == [(2, question.question_id)]
+    await _healthy(engine)
+
+
 async def test_six_workers_with_the_same_users_in_turned_orders_do_not_deadlock(
     engine: AsyncEngine, crew: list[Ingest]
 ) -> None:
@@ -170,11 +234,6 @@ async def test_six_workers_with_the_same_users_in_turned_orders_do_not_deadlock(
     )
     assert stats["deadlocks"] == 0
     await _healthy(engine)
-
-
-@pytest.fixture
-async def question(engine: AsyncEngine) -> Published:
-    return (await make.publish(engine))[0]
 
 
 @asynccontextmanager

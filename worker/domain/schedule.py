@@ -57,37 +57,40 @@ def review(
     """
     rating = rating_of(attempt)
     if memory is None or last_answered_at is None:
-        stability, difficulty = _FIRST[rating - 1]
+        stability, difficulty, interval = _FIRST[rating - 1]
+        return Memory(stability, difficulty, attempt.answered_at + interval)
+    stability, difficulty, _ = memory
+    days = (attempt.answered_at - last_answered_at).days
+    if days < 1:
+        factor = _SAME_DAY[rating - 1] * stability ** -_P[19]
+        if rating is not _AGAIN and factor < 1.0:
+            factor = 1.0
+        stability *= factor
     else:
-        stability, difficulty, _ = memory
-        days = (attempt.answered_at - last_answered_at).days
-        if days < 1:
-            factor = _SAME_DAY[rating - 1] * stability ** -_P[19]
-            if rating is not _AGAIN and factor < 1.0:
-                factor = 1.0
-            stability *= factor
-        else:
-            recall = (1 + _FACTOR * days / stability) ** _DECAY
-            stability = (
-                _forgotten(stability, difficulty, recall)
-                if rating is _AGAIN
-                else _recalled(stability, difficulty, recall, rating)
-            )
-        difficulty += (10.0 - difficulty) * _DRIFT[rating - 1] / 9.0
-        difficulty = _EASY_PULL + (1 - _P[7]) * difficulty
-        # Not by min and max: half the arithmetic takes as long as they do.
-        if stability < STABILITY_MIN:
-            stability = STABILITY_MIN
-        if difficulty < MIN_DIFFICULTY:
-            difficulty = MIN_DIFFICULTY
-        elif difficulty > MAX_DIFFICULTY:
-            difficulty = MAX_DIFFICULTY
-    interval = _interval(round(stability / _FACTOR * _RETENTION))
-    return Memory(stability, difficulty, attempt.answered_at + interval)
+        recall = (1 + _FACTOR * days / stability) ** _DECAY
+        stability = (
+            _forgotten(stability, difficulty, recall)
+            if rating is _AGAIN
+            else _recalled(stability, difficulty, recall, rating)
+        )
+    difficulty += (10.0 - difficulty) * _DRIFT[rating - 1] / 9.0
+    difficulty = _EASY_PULL + (1 - _P[7]) * difficulty
+    # Not by min and max: half the arithmetic takes as long as they do.
+    if stability < STABILITY_MIN:
+        stability = STABILITY_MIN
+    if difficulty < MIN_DIFFICULTY:
+        difficulty = MIN_DIFFICULTY
+    elif difficulty > MAX_DIFFICULTY:
+        difficulty = MAX_DIFFICULTY
+    return Memory(stability, difficulty, attempt.answered_at + _interval(stability))
+
+
+def _interval(stability: float) -> timedelta:
+    return _whole(round(stability / _FACTOR * _RETENTION))
 
 
 @lru_cache(maxsize=50_000)
-def _interval(days: int) -> timedelta:
+def _whole(days: int) -> timedelta:
     return timedelta(days=min(max(days, 1), _SCHEDULER.maximum_interval))
 
 
@@ -113,15 +116,15 @@ def _initial_difficulty(rating: Rating) -> float:
     return float(_P[4] - math.e ** (_P[5] * (rating - 1)) + 1)
 
 
+def _first(rating: Rating) -> tuple[float, float, timedelta]:
+    stability = max(_P[rating - 1], STABILITY_MIN)
+    difficulty = min(max(_initial_difficulty(rating), MIN_DIFFICULTY), MAX_DIFFICULTY)
+    return stability, difficulty, _interval(stability)
+
+
 # By rating less one: a dictionary would call Enum's slow hash.
-_FIRST: Final = tuple(
-    (
-        max(_P[rating - 1], STABILITY_MIN),
-        min(max(_initial_difficulty(rating), MIN_DIFFICULTY), MAX_DIFFICULTY),
-    )
-    for rating in _RATINGS
-)
-"""Stability and difficulty after a first attempt."""
+_FIRST: Final = tuple(_first(rating) for rating in _RATINGS)
+"""Stability, difficulty and the time until the question is due, after a first attempt."""
 _SAME_DAY: Final = tuple(math.e ** (_P[17] * (rating - 3 + _P[18])) for rating in _RATINGS)
 _DRIFT: Final = tuple(-(_P[6] * (rating - 3)) for rating in _RATINGS)
 _EASY_PULL: Final = _P[7] * _initial_difficulty(Rating.Easy)

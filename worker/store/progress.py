@@ -26,7 +26,7 @@ class Stored(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A question as it stands under its principal's lock."""
+    """A question as it stands under its principal's lock; one that is deleted does not."""
 
     question_id: int
     user_id: int
@@ -81,7 +81,7 @@ _STANDING: Final = text(
     " FROM study_questions AS question"
     " LEFT JOIN study_question_progress AS progress ON progress.user_id = question.user_id"
     " AND progress.study_question_id = question.id"
-    " WHERE question.id = ANY(CAST(:question_ids AS bigint[]))"
+    " WHERE question.id = ANY(CAST(:question_ids AS bigint[])) AND question.deleted_at IS NULL"
 )
 
 _NUMBERS: Final = ("bigint", "integer", "smallint", "boolean")

@@ -11,33 +11,33 @@ from worker.store.driver import fetch
 from worker.store.literals import as_text, texts
 
 
-class Question(NamedTuple):
-    """A question that an attempt may count for."""
-
-    question_id: int
-    user_id: int
-    topic_id: int
-
-
 class Resolved(NamedTuple):
-    """All that batches are planned by."""
+    """What published ids stand for, before anything is locked."""
 
-    questions: Mapping[str, Question | SkipReason]
-    """By published id; one that is missing is unknown."""
+    questions: Mapping[str, int | SkipReason]
+    """The question's id by published id, deleted or not; an id that is missing is unknown."""
+    owners: Mapping[str, int]
+    """Whose question it is, by each of the published ids that were asked for it and count."""
     granted: Mapping[str, set[int]]
     """The principals granted to each viewer that has any grant at all."""
 
 
+_OWNED: Final = (
+    "FROM published AS publication"
+    " JOIN study_questions AS question ON question.id = publication.source_id"
+    " WHERE publication.kind = 'question' AND NOT publication.deleted"
+    f" AND question.deleted_at IS NULL AND publication.pub_id = ANY({as_text('owned', 'text')})"
+)
+
 _RESOLVE: Final = text(
-    "SELECT publication.pub_id, publication.deleted, question.id, question.user_id,"
-    " question.study_topic_id, question.deleted_at IS NOT NULL, NULL"
-    " FROM published AS publication"
-    " LEFT JOIN study_questions AS question ON question.id = publication.source_id"
-    " WHERE publication.kind = 'question'"
-    f" AND publication.pub_id = ANY({as_text('pub_ids', 'text')})"
-    " UNION ALL SELECT NULL, NULL, NULL, user_id, NULL, NULL, viewer FROM viewer_grants"
+    "SELECT pub_id, deleted, source_id, NULL, NULL FROM published"
+    f" WHERE kind = 'question' AND pub_id = ANY({as_text('pub_ids', 'text')})"
+    f" UNION ALL SELECT publication.pub_id, NULL, NULL, question.user_id, NULL {_OWNED}"
+    " UNION ALL SELECT NULL, NULL, NULL, user_id, viewer FROM viewer_grants"
     " WHERE viewer = ANY(CAST(:viewers AS text[]))"
 )
+
+_OWNERS: Final = text(f"SELECT publication.pub_id, question.user_id {_OWNED}")
 
 _BEHIND: Final = text(
     "SELECT publication.pub_id, question.id, question.user_id FROM published AS publication"
@@ -47,22 +47,32 @@ _BEHIND: Final = text(
 
 
 async def resolve(
-    connection: AsyncConnection, pub_ids: Collection[str], viewers: Collection[str]
+    connection: AsyncConnection,
+    pub_ids: Collection[str],
+    owned: Collection[str],
+    viewers: Collection[str],
 ) -> Resolved:
-    """What the published ids stand for, and whom the viewers may write for."""
-    questions: dict[str, Question | SkipReason] = {}
+    """What `pub_ids` stand for, whose questions `owned` are, and whom the viewers may write for."""
+    questions: dict[str, int | SkipReason] = {}
+    owners: dict[str, int] = {}
     granted: dict[str, set[int]] = {}
-    rows = await fetch(connection, _RESOLVE, {"pub_ids": texts(pub_ids), "viewers": list(viewers)})
-    for pub_id, withdrawn, question_id, user_id, topic_id, question_deleted, viewer in rows:
-        if pub_id is None:
-            granted.setdefault(viewer, set()).add(user_id)
-        elif withdrawn:
-            questions[pub_id] = SkipReason.WITHDRAWN
-        elif question_id is None or question_deleted:
-            questions[pub_id] = SkipReason.QUESTION_DELETED
+    wanted = {"pub_ids": texts(pub_ids), "owned": texts(owned), "viewers": list(viewers)}
+    for pub_id, withdrawn, question_id, user_id, viewer in await fetch(
+        connection, _RESOLVE, wanted
+    ):
+        if question_id is not None:
+            questions[pub_id] = SkipReason.WITHDRAWN if withdrawn else question_id
+        elif viewer is None:
+            owners[pub_id] = user_id
         else:
-            questions[pub_id] = Question(question_id, user_id, topic_id)
-    return Resolved(questions, granted)
+            granted.setdefault(viewer, set()).add(user_id)
+    return Resolved(questions, owners, granted)
+
+
+async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[str, int]:
+    """Whose question it is, by published id; none where it is withdrawn or deleted."""
+    rows = await fetch(connection, _OWNERS, {"owned": texts(pub_ids)})
+    return {row[0]: row[1] for row in rows}
 
 
 async def behind(
