@@ -23,8 +23,8 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--plot", action="store_true", help="draw into docs/performance/")
-    parser.add_argument("--full", action="store_true", help="tuning and growth: some 12 minutes")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument("--full", action="store_true", help="tuning and growth: some 15 minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default 3, with --full 5")
     parser.add_argument(
         "--batches", type=int, metavar="N", help="in each run; a slow contender gets an eighth"
     )
@@ -41,7 +41,7 @@ def main() -> int:
         # As a worker runs: parts of it are timed in this process.
         measured = run(
             Meet(load_settings(), sizes, console).run(
-                rounds=arguments.rounds,
+                rounds=arguments.rounds or (5 if arguments.full else 3),
                 with_peers=not arguments.no_peers,
                 with_growth=arguments.full,
             )

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -21,7 +21,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from bench import broker
 from bench.contenders import Contender
 from bench.errors import BenchError
-from bench.figures import percentile
+from bench.figures import percentile, spread
 from bench.processes import Processes
 from bench.race import LOGS
 from bench.stage import Stage, environment_of
@@ -37,12 +37,12 @@ _ALONE_EVERY = 0.2
 
 
 class Sizes(NamedTuple):
-    """How much is published."""
+    """How much is published in a round."""
 
     peak: int = 1_500
-    seconds: float = 6.0
+    seconds: float = 3.0
     """At each load."""
-    alone: int = 20
+    alone: int = 10
 
 
 class _Results:
@@ -83,8 +83,8 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Everything about waiting."""
+class Round:
+    """Everything about waiting, once."""
 
     peak: float
     """Batches a second, from a full queue to the last result and follow-up."""
@@ -92,10 +92,26 @@ class Report:
     alone: Latency
 
 
+def over(rounds: Sequence[Round]) -> dict[str, Any]:
+    """What several rounds came to: the fields of `Round`, each figure as a spread."""
+    return {
+        "peak": spread([each.peak for each in rounds])._asdict(),
+        "loads": [_over(load) for load in zip(*(each.loads for each in rounds), strict=True)],
+        "alone": _over([each.alone for each in rounds]),
+    }
+
+
+def _over(rounds: Sequence[Latency]) -> dict[str, Any]:
+    figures = ("rate", "p50", "p90", "p99", "worst")
+    return {"load": rounds[0].load, "count": sum(each.count for each in rounds)} | {
+        name: spread([getattr(each, name) for each in rounds])._asdict() for name in figures
+    }
+
+
 async def measure(
     stage: Stage, contender: Contender, batches: Sequence[Batch], sizes: Sizes
-) -> Report:
-    """Takes as many of `batches` as it needs; raises `BenchError` when they run out."""
+) -> Round:
+    """One round. Takes as many of `batches` as it needs; raises `BenchError` when they run out."""
     source = iter(batches)
 
     def take(count: int) -> list[Batch]:
@@ -128,7 +144,7 @@ async def measure(
                 alone = await _at(channel, results, take(len(due)), due, 0.0, 1 / _ALONE_EVERY)
         finally:
             await connection.close()
-    return Report(peak, loads, alone)
+    return Round(peak, loads, alone)
 
 
 @asynccontextmanager

@@ -1,10 +1,10 @@
 """The whole event: what is measured, in which order, and what the JSON object holds.
 
-Contenders are interleaved: each round runs every one of them once, in turn, on each state.
+Contenders are interleaved: each round runs every one of them once, in turn, on each state, and
+measures the wait.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from rich.console import Console
@@ -23,7 +23,8 @@ Laps = dict[str, dict[str, list[Lap]]]
 """By state and contender, a lap for each round."""
 
 _ONE, _TWO, _USUAL, _FLOOR = "ours_1", "ours_2", "usual", "floor"
-_LATENCY_BATCHES: Final = 30_000
+_WAITING: Final = 15_000
+"""Batches to take from, for a round's wait."""
 
 
 class Sizes(NamedTuple):
@@ -70,18 +71,11 @@ class Meet:
             self._say("making the worlds")
             shape = self._sizes.course.shape
             await courses.worlds(self._stage, self._sizes.course)
-            laps = await self._race(rounds, PEERS if with_peers else ())
+            laps, waits = await self._race(rounds, PEERS if with_peers else ())
             self._say("round trips")
             enough = batches(shape, 2 * sum(round_trips.GROUPS), seed="trips", day=30)
             trips = await round_trips.measure(self._stage, self._sizes.course.states[-1], enough)
-            self._say("latency")
-            told = await latency.measure(
-                self._stage,
-                ours(1, relay=True),
-                batches(shape, _LATENCY_BATCHES, seed="latency", day=30),
-                self._sizes.wait,
-            )
-            measured = _headlines(laps, trips, told)
+            measured = _headlines(laps, trips, latency.over(waits))
             if with_growth:
                 course = await self._course(courses.FRESH, short=False)
                 measured["tuning"] = await tuning.measure(self._stage, course, rounds, self._say)
@@ -92,14 +86,18 @@ class Meet:
         finally:
             await self._stage.drop()
 
-    async def _race(self, rounds: int, peers: Sequence[Contender]) -> Laps:
+    async def _race(
+        self, rounds: int, peers: Sequence[Contender]
+    ) -> tuple[Laps, list[latency.Round]]:
         long = {
             state: await self._course(state, short=False) for state in self._sizes.course.states
         }
         short = {
             state: await self._course(state, short=True) for state in self._sizes.course.states
         }
+        waiting = batches(self._sizes.course.shape, _WAITING, seed="latency", day=30)
         laps: Laps = {state: {} for state in self._sizes.course.states}
+        waits: list[latency.Round] = []
 
         def note(state: str, name: str, number: int, lap: Lap) -> None:
             laps[state].setdefault(name, []).append(lap)
@@ -120,7 +118,14 @@ class Meet:
                     note(state, contender.name, number, lap)
                 lap = await floor.run(self._stage, f"floor_{state}", long[state])
                 note(state, _FLOOR, number, lap)
-        return laps
+            waits.append(
+                await latency.measure(self._stage, ours(1, relay=True), waiting, self._sizes.wait)
+            )
+            self._say(
+                f"round {number} wait  p50 "
+                + ", ".join(f"{each.p50:.1f} ms at {each.rate:.0f}/s" for each in waits[-1].loads)
+            )
+        return laps, waits
 
     async def _course(self, state: str, *, short: bool) -> Course:
         return await courses.course(self._stage, state, self._sizes.course, short=short)
@@ -129,20 +134,20 @@ class Meet:
         self._console.print(f"bench: {what}", highlight=False)
 
 
-def _headlines(laps: Laps, trips: Mapping[int, int], told: latency.Report) -> dict[str, Any]:
+def _headlines(laps: Laps, trips: Mapping[int, int], waits: Mapping[str, Any]) -> dict[str, Any]:
     """The figures that matter first; of two states the one that flatters us less."""
     states = {state: _of_state(by_name) for state, by_name in laps.items()}
-    half_load = next(load for load in told.loads if load.load == 0.5)
+    half_load = next(each for each in waits["loads"] if each["load"] == 0.5)
     return {
         "throughput_vs_usual": min(s["throughput_vs_usual"]["median"] for s in states.values()),
         "worker_cpu_vs_usual": max(s["worker_cpu_vs_usual"]["median"] for s in states.values()),
         "throughput_vs_floor": min(s["throughput_vs_floor"]["median"] for s in states.values()),
         "round_trips_per_group": max(trips.values()),
         "latency_ms": {
-            "p50": half_load.p50,
-            "p99": half_load.p99,
-            "alone_p50": told.alone.p50,
-            "alone_worst": told.alone.worst,
+            "p50": half_load["p50"]["median"],
+            "p99": half_load["p99"]["median"],
+            "alone_p50": waits["alone"]["p50"]["median"],
+            "alone_worst": waits["alone"]["worst"]["most"],
         },
         "peers": {
             name: spread([lap.throughput for lap in by_round]).median
@@ -152,7 +157,7 @@ def _headlines(laps: Laps, trips: Mapping[int, int], told: latency.Report) -> di
         "raw": {
             "states": states,
             "round_trips_by_group": {str(size): count for size, count in trips.items()},
-            "latency": asdict(told),
+            "latency": waits,
         },
     }
 

@@ -62,7 +62,8 @@ def _main(measured: Mapping[str, Any], folder: Path) -> None:
     loads = measured["raw"]["latency"]["loads"]
     figure, plot = plt.subplots(figsize=(6, 3.6))
     for name in ("p50", "p90", "p99"):
-        plot.plot([100 * e["load"] for e in loads], [e[name] for e in loads], "o-", label=name)
+        medians = [each[name]["median"] for each in loads]
+        plot.plot([100 * each["load"] for each in loads], medians, "o-", label=name)
     plot.set(title="publish to result", xlabel="% of peak", ylabel="ms", ylim=(0, None))
     plot.legend()
     save(figure, "latency")

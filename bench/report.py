@@ -57,12 +57,15 @@ def _contenders(state: str, figures: Mapping[str, Any]) -> Table:
 def _latency(told: Mapping[str, Any]) -> Table:
     table = Table(
         *("load", "batches/s", "p50 ms", "p90", "p99", "worst"),
-        title=f"From publish to result; peak {told['peak']:.0f} batches/s with the relay",
+        title=f"From publish to result; peak {Spread(**told['peak'])} batches/s with the relay",
     )
     for each in (told["alone"], *told["loads"]):
         load = f"{each['load']:.0%}" if each["load"] else "alone"
-        waits = [f"{each[name]:.1f}" for name in ("p50", "p90", "p99", "worst")]
-        table.add_row(load, f"{each['rate']:.0f}", *waits)
+        p50, p90, p99, worst = (Spread(**each[name]) for name in ("p50", "p90", "p99", "worst"))
+        rate = each["rate"]["median"]
+        table.add_row(
+            load, f"{rate:.0f}", str(p50), f"{p90.median:.1f}", str(p99), f"{worst.median:.1f}"
+        )
     return table
 
 

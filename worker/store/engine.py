@@ -64,6 +64,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         pool_size=connections,
         max_overflow=0,
         hide_parameters=True,  # errors end up in logs; what people answered must not
+        pool_use_lifo=True,
         pool_timeout=settings.transaction_timeout,
         connect_args={
             "timeout": settings.connect_timeout,
