@@ -64,6 +64,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         pool_size=connections,
         max_overflow=0,
         hide_parameters=True,  # errors end up in logs; what people answered must not
+        # The one that was used last: its backend's plans and caches are warm.
         pool_use_lifo=True,
         pool_timeout=settings.transaction_timeout,
         connect_args={

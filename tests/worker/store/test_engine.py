@@ -195,6 +195,21 @@ async def test_a_connection_is_named_in_utc_with_its_timeouts(connect: Connect, 
     }
 
 
+async def test_the_connection_that_was_used_last_is_used_again(connect: Connect) -> None:
+    engine = connect(connections=3)
+    together = asyncio.Barrier(3)
+
+    async def at_once() -> object:
+        async with transaction(engine) as connection:
+            await together.wait()
+            return await connection.scalar(text("SELECT pg_backend_pid()"))
+
+    backends = await asyncio.gather(*[at_once() for _ in range(3)])
+    assert len(set(backends)) == 3
+    one_by_one = {await _by_sqlalchemy(engine, "SELECT pg_backend_pid()") for _ in range(6)}
+    assert len(one_by_one) == 1
+
+
 async def test_an_isolation_level_lasts_for_one_transaction(connect: Connect, run: Run) -> None:
     engine = connect(connections=1)
     async with transaction(engine, isolation="repeatable_read") as connection:
