@@ -54,8 +54,8 @@ def ours(processes: int, *, relay: bool = False, **settings: int) -> Contender:
     )
 
 
-def usual(processes: int = 2, concurrency: int = 4) -> Contender:
-    """One message per transaction on plain aio-pika."""
+def usual(processes: int = 2, concurrency: int = 2) -> Contender:
+    """One message per transaction on plain aio-pika, with the concurrency that suits it best."""
     return Contender(
         name="usual",
         what=f"the usual handler, aio-pika, {processes} processes x {concurrency}",
