@@ -86,11 +86,11 @@ def review(
 
 
 def _interval(stability: float) -> timedelta:
-    return _whole(round(stability / _FACTOR * _RETENTION))
+    return _bounded(round(stability / _FACTOR * _RETENTION))
 
 
 @lru_cache(maxsize=50_000)
-def _whole(days: int) -> timedelta:
+def _bounded(days: int) -> timedelta:
     return timedelta(days=min(max(days, 1), _SCHEDULER.maximum_interval))
 
 
