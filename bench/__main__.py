@@ -23,7 +23,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--plot", action="store_true", help="draw into docs/performance/")
-    parser.add_argument("--full", action="store_true", help="tuning and growth: some 15 minutes")
+    parser.add_argument("--full", action="store_true", help="tuning and growth: some 13 minutes")
     parser.add_argument("--rounds", type=int, metavar="N", help="default 3, with --full 5")
     parser.add_argument(
         "--batches", type=int, metavar="N", help="in each run; a slow contender gets an eighth"

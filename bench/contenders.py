@@ -54,13 +54,13 @@ def ours(processes: int, *, relay: bool = False, **settings: int) -> Contender:
     )
 
 
-def usual(processes: int = 2, concurrency: int = 2) -> Contender:
+def usual() -> Contender:
     """One message per transaction on plain aio-pika, with the concurrency that suits it best."""
     return Contender(
         name="usual",
-        what=f"the usual handler, aio-pika, {processes} processes x {concurrency}",
-        commands=lambda: [(sys.executable, "-m", "bench.peers.plain")] * processes,
-        variables={"BENCH_CONCURRENCY": str(concurrency)},
+        what="the usual handler, aio-pika, 2 processes x 2",
+        commands=lambda: [(sys.executable, "-m", "bench.peers.plain")] * 2,
+        variables={"BENCH_CONCURRENCY": "2"},
     )
 
 

@@ -92,16 +92,16 @@ class Round:
     alone: Latency
 
 
-def over(rounds: Sequence[Round]) -> dict[str, Any]:
+def spreads(rounds: Sequence[Round]) -> dict[str, Any]:
     """What several rounds came to: the fields of `Round`, each figure as a spread."""
     return {
         "peak": spread([each.peak for each in rounds])._asdict(),
-        "loads": [_over(load) for load in zip(*(each.loads for each in rounds), strict=True)],
-        "alone": _over([each.alone for each in rounds]),
+        "loads": [_spreads(load) for load in zip(*(each.loads for each in rounds), strict=True)],
+        "alone": _spreads([each.alone for each in rounds]),
     }
 
 
-def _over(rounds: Sequence[Latency]) -> dict[str, Any]:
+def _spreads(rounds: Sequence[Latency]) -> dict[str, Any]:
     figures = ("rate", "p50", "p90", "p99", "worst")
     return {"load": rounds[0].load, "count": sum(each.count for each in rounds)} | {
         name: spread([getattr(each, name) for each in rounds])._asdict() for name in figures

@@ -75,7 +75,7 @@ class Meet:
             self._say("round trips")
             enough = batches(shape, 2 * sum(round_trips.GROUPS), seed="trips", day=30)
             trips = await round_trips.measure(self._stage, self._sizes.course.states[-1], enough)
-            measured = _headlines(laps, trips, latency.over(waits))
+            measured = _headlines(laps, trips, latency.spreads(waits))
             if with_growth:
                 course = await self._course(courses.FRESH, short=False)
                 measured["tuning"] = await tuning.measure(self._stage, course, rounds, self._say)

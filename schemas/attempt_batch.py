@@ -36,7 +36,6 @@ _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
 _ERRORS_SHOWN = 3
 _JSON_WORDS: Final = {
     "dataclass_type": "should be an object",
-    "model_type": "should be an object",
     "too_short": "should have at least 1 item",
     "tuple_type": "should be an array",
 }

@@ -52,7 +52,7 @@ class Finalized:
 
 
 def score(plan: Plan, received_at: datetime) -> ScoredBatch:
-    """Derives each attempt's outcome and effective time."""
+    """Derives each attempt's outcome and effective time, and which questions are late."""
     uuid = plan.client_session_uuid
     sent_times = plan.batch.sent_times
     topics: dict[int, list[AttemptRow]] = {}

@@ -130,10 +130,10 @@ async def transact(
         for incoming in group.values()
         if isinstance(incoming.content, AttemptBatch)
     }
-    resolved, owners = await _resolve(connection, batches, default_deny)
-    held = await _lock(connection, {*owners.values()}, wait=wait)
+    resolved, principal_of = await _resolve(connection, batches, default_deny)
+    held = await _lock(connection, {*principal_of.values()}, wait=wait)
     received_at, known = await inbox.look(connection, batches)
-    busy = {uuid for uuid, owner in owners.items() if owner not in held} - known.keys()
+    busy = {uuid for uuid, user_id in principal_of.items() if user_id not in held} - known.keys()
     new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
     standing = await _standing(connection, new, resolved)
     plans, rejections = _plan(new, resolved, standing, held, default_deny)
@@ -226,14 +226,7 @@ def _plan(
     rejections: dict[UUID, Rejection] = {}
     for uuid, (incoming, batch) in batches.items():
         try:
-            planned = plan(
-                incoming,
-                batch,
-                resolved.questions,
-                standing,
-                resolved.granted,
-                default_deny=default_deny,
-            )
+            planned = plan(incoming, batch, resolved, standing, default_deny=default_deny)
         except Rejection as rejection:
             rejections[uuid] = rejection
             continue
@@ -250,8 +243,6 @@ async def _finalize(
     standing: Mapping[int, Standing],
     thresholds: Thresholds,
 ) -> Finalized:
-    if not plans:
-        return Finalized()
     scored = [score(plan, received_at) for plan in plans]
     late = {(each.plan.user_id, question_id) for each in scored for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}

@@ -13,6 +13,7 @@ from schemas.errors import Rejection
 from schemas.ingest_result import Skipped
 from schemas.words import RejectReason, SkipReason
 from worker.store.progress import Standing
+from worker.store.publications import Resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +69,21 @@ def may_write(
     """Whether the viewer may write for the user: one that `granted` lacks may for any user, or with
     `default_deny` for none.
     """
-    if viewer is None:
-        return not default_deny
-    allowed = granted.get(viewer)
+    allowed = None if viewer is None else granted.get(viewer)
     return not default_deny if allowed is None else user_id in allowed
 
 
 def plan(
     incoming: Incoming,
     batch: AttemptBatch,
-    published: Mapping[str, int | SkipReason],
+    resolved: Resolved,
     standing: Mapping[int, Standing],
-    granted: Mapping[str, set[int]],
     *,
-    default_deny: bool = False,
+    default_deny: bool,
 ) -> Plan:
     """Sorts the batch's attempts into those that count and those that are skipped.
 
-    A published id that `published` lacks is unknown, and a question that `standing` lacks is
+    A published id that `resolved` lacks is unknown, and a question that `standing` lacks is
     deleted. Raises `Rejection`: `nothing_resolved`, `mixed_principals`, `principal_not_granted`
     or `nothing_to_score`.
     """
@@ -93,7 +91,7 @@ def plan(
     answered: list[Answered] = []
     skipped: list[Skipped] = []
     for position, attempt in enumerate(batch.attempts):
-        question_id = published.get(attempt.question_pub_id, _UNKNOWN)
+        question_id = resolved.questions.get(attempt.question_pub_id, _UNKNOWN)
         if isinstance(question_id, SkipReason):
             skipped.append(_skipped(position, attempt, question_id))
             continue
@@ -107,7 +105,7 @@ def plan(
         else:
             answered.append((position, attempt, question))
     principal = _single(owners, len(batch.attempts))
-    if not may_write(incoming.viewer, principal, granted, default_deny=default_deny):
+    if not may_write(incoming.viewer, principal, resolved.granted, default_deny=default_deny):
         raise Rejection(
             RejectReason.PRINCIPAL_NOT_GRANTED,
             f"The viewer may not write for user {principal}: grant it, or discard the batch.",

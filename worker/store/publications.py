@@ -17,16 +17,20 @@ class Resolved(NamedTuple):
     questions: Mapping[str, int | SkipReason]
     """The question's id by published id, deleted or not; an id that is missing is unknown."""
     owners: Mapping[str, int]
-    """Whose question it is, by each of the published ids that were asked for it and count."""
+    """The owner's user id by published id: of the questions whose owner was asked for, less those
+    that are withdrawn or deleted."""
     granted: Mapping[str, set[int]]
     """The principals granted to each viewer that has any grant at all."""
 
 
-_OWNED: Final = (
+_QUESTIONS: Final = (
     "FROM published AS publication"
     " JOIN study_questions AS question ON question.id = publication.source_id"
-    " WHERE publication.kind = 'question' AND NOT publication.deleted"
-    f" AND question.deleted_at IS NULL AND publication.pub_id = ANY({as_text('owned', 'text')})"
+    " WHERE publication.kind = 'question'"
+)
+_OWNED: Final = (
+    f"{_QUESTIONS} AND NOT publication.deleted AND question.deleted_at IS NULL"
+    f" AND publication.pub_id = ANY({as_text('owned', 'text')})"
 )
 
 _RESOLVE: Final = text(
@@ -40,9 +44,8 @@ _RESOLVE: Final = text(
 _OWNERS: Final = text(f"SELECT publication.pub_id, question.user_id {_OWNED}")
 
 _BEHIND: Final = text(
-    "SELECT publication.pub_id, question.id, question.user_id FROM published AS publication"
-    " JOIN study_questions AS question ON question.id = publication.source_id"
-    " WHERE publication.kind = 'question' AND publication.pub_id = ANY(CAST(:pub_ids AS text[]))"
+    f"SELECT publication.pub_id, question.id, question.user_id {_QUESTIONS}"
+    " AND publication.pub_id = ANY(CAST(:pub_ids AS text[]))"
 )
 
 
@@ -70,7 +73,7 @@ async def resolve(
 
 
 async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[str, int]:
-    """Whose question it is, by published id; none where it is withdrawn or deleted."""
+    """The owner's user id by published id; none where the question is withdrawn or deleted."""
     rows = await fetch(connection, _OWNERS, {"owned": texts(pub_ids)})
     return {row[0]: row[1] for row in rows}
 
