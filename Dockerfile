@@ -13,6 +13,7 @@ FROM python:3.13-slim AS worker
 RUN groupadd --gid 10001 study-ingest \
     && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin study-ingest
 COPY --from=dependencies /opt/study-ingest /opt/study-ingest
+COPY LICENSE /srv/study-ingest/LICENSE
 COPY schemas /srv/study-ingest/schemas
 COPY migrations /srv/study-ingest/migrations
 COPY worker /srv/study-ingest/worker

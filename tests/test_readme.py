@@ -10,7 +10,7 @@ from worker.cli.main import app
 from worker.cli.settings import markdown
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_settings_are_those_of_the_code() -> None:
