@@ -1,4 +1,4 @@
-"""What the README says can be held against the code: its settings, its links, its commands."""
+"""The documents agree with the code: their settings, their links and their commands."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,22 @@ from typer.main import get_command
 
 from worker.cli.main import app
 from worker.cli.settings import markdown
+from worker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_settings_are_those_of_the_code() -> None:
-    assert markdown() in (ROOT / "README.md").read_text()
+def test_the_page_of_settings_is_current() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == markdown()
+
+
+def test_every_setting_is_in_a_group_and_has_a_description() -> None:
+    grouped = [name for group in Settings.groups() for name in group.model_fields]
+    assert sorted(grouped) == sorted(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        description = field.description or ""
+        assert description[:1].isupper() and description.endswith("."), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,13 +1,13 @@
-"""Every setting of the worker, its default, and why that default.
+"""Every setting of the worker, with its default and the reason for that default.
 
-Each field is read from the environment as `INGEST_` and its name in capitals. Times are in
-seconds unless the name says otherwise. Nothing else in the project reads the environment.
+Each field is read from the environment variable `INGEST_<FIELD>`. Times are in seconds unless the
+name says otherwise. `docs/settings.md` is generated from this file.
 """
 
 from typing import Annotated, Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
@@ -20,13 +20,13 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1", None)
 
 
 def _parsed(url: SecretStr) -> SplitResult:
-    """Taken apart here, because a parser's own error would show half a password."""
+    """Splits the URL, without the parser's own error, which would show half of a password."""
     try:
         parts = urlsplit(url.get_secret_value())
         _ = parts.port
     except ValueError:
         raise ValueError(
-            "the URL can't be read: write special characters of its login as %XX"
+            "the URL is not valid: write special characters in its login as %XX"
         ) from None
     return parts
 
@@ -38,8 +38,8 @@ def _postgresql(url: SecretStr) -> SecretStr:
     mode = parse_qs(parts.query).get("sslmode", [_VERIFIED])[0]
     if mode not in ("disable", _VERIFIED):
         raise ValueError(
-            f"sslmode must be {_VERIFIED} (with sslrootcert, unless the system knows the"
-            " authority) or disable, since no other verifies the server"
+            f"sslmode must be {_VERIFIED} or disable, because no other mode verifies the server;"
+            " add sslrootcert if the system does not trust the server's authority"
         )
     return url
 
@@ -50,7 +50,7 @@ def _amqp(url: SecretStr) -> SecretStr:
         raise ValueError("the URL must begin with amqp:// or amqps://")
     if "no_verify_ssl" in parse_qs(parts.query, keep_blank_values=True):
         raise ValueError(
-            "no_verify_ssl would let anybody pose as the broker: name its authority with cafile"
+            "no_verify_ssl lets anybody pose as the broker: give its authority with cafile instead"
         )
     return url
 
@@ -61,180 +61,299 @@ def _http(url: SecretStr | None) -> SecretStr | None:
     return url
 
 
-class Settings(BaseSettings):
-    """What an operator may change without changing code."""
-
-    model_config = SettingsConfigDict(env_prefix="INGEST_", frozen=True, extra="ignore")
+class _Servers(BaseModel):
+    """Servers"""
 
     database_url: Annotated[SecretStr, AfterValidator(_postgresql)] = Field(
-        description="PostgreSQL, as postgresql://user:password@host:port/database."
+        description="The PostgreSQL database, as postgresql://user:password@host:port/database. "
+        "Add ?sslmode=verify-full for a database on another machine."
     )
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp)] = Field(
-        description="RabbitMQ, as amqp://user:password@host:port/vhost."
+        description="The RabbitMQ vhost, as amqp://user:password@host:port/vhost. "
+        "Use amqps:// for a broker on another machine."
     )
     management_url: Annotated[SecretStr | None, AfterValidator(_http)] = Field(
         default=None,
-        description="RabbitMQ's management API, as http://user:password@host:port. Default: "
-        "the AMQP URL's host and login at port 15672 (15671 for amqps).",
-    )
-    enabled: bool = Field(
-        default=True, description="The gate: false leaves every message in the queue."
-    )
-
-    require_user_id: bool = Field(
-        default=True,
-        description="Default deny: refuse messages whose publisher the broker did not validate "
-        "(AMQP property user_id), and viewers without a grant. False is for local use alone: "
-        "whoever can publish then writes anybody's history.",
-    )
-    mqtt_exchange: str | None = Field(
-        default=None,
-        description="The exchange of the broker's MQTT plugin (amq.topic, unless it was told "
-        "otherwise), for viewers in a browser; none: there are none. What comes by it has no "
-        "user_id: its topic, which the broker checks, names the viewer.",
-    )
-    max_body_bytes: int = Field(
-        default=MAX_BODY_BYTES, gt=0, description="A larger body is rejected unread."
-    )
-    max_attempts: int = Field(
-        default=MAX_ATTEMPTS, gt=0, description="More attempts than this are rejected."
-    )
-
-    prefetch: int = Field(
-        default=200,
-        ge=1,
-        le=65_535,
-        description="Deliveries in hand at once: a group in work, one waiting, and up to half whose"
-        " acks wait for an earlier one.",
-    )
-    group_max: int = Field(
-        default=50,
-        ge=1,
-        description="Most batches in one transaction: more gains little and holds locks longer.",
-    )
-    lanes: int = Field(
-        default=1,
-        ge=1,
-        description=(
-            "Transactions at once in one worker. A second makes a lone worker faster by a fifth and"
-            " its results slower: better run one worker for each core."
-        ),
-    )
-    alone_after: int = Field(
-        default=3,
-        ge=1,
-        description="A message delivered this often before runs alone: it may kill the worker.",
-    )
-    retry_delays: tuple[Seconds, ...] = Field(
-        default=(1.0, 5.0, 30.0, 120.0, 600.0),
-        min_length=1,
-        description="Waits in the broker before each new try of a deferred message; afterwards "
-        "it is parked. Long enough in all (12 minutes) to outlast a failover.",
-    )
-    newer_version_delay: Seconds = Field(
-        default=600.0,
-        description="How long a batch of a newer major version waits in the broker before each "
-        "new look: a newer worker takes it, an older one lets it wait again.",
-    )
-    delivery_limit: int = Field(
-        default=20, ge=5, description="Returns after which the broker parks a message itself."
-    )
-    max_queue_bytes: int = Field(
-        default=4 * 1024**3,
-        gt=0,
-        description="The queue refuses publishes beyond this many bytes; viewers then keep them.",
-    )
-
-    drain_timeout: Seconds = Field(
-        default=20.0,
-        description="After SIGTERM, time to commit and ack what is in hand; below the usual "
-        "grace period of 30.",
-    )
-    statement_timeout: Seconds = Field(
-        default=15.0, description="One statement; a group of the largest batches takes under 5."
-    )
-    lock_timeout: Seconds = Field(
-        default=5.0, description="Waiting for one lock; a principal is held for one transaction."
-    )
-    idle_in_transaction_timeout: Seconds = Field(
-        default=30.0, description="The database ends a transaction whose worker hangs."
+        description="RabbitMQ's management API, as http://user:password@host:port. If it is not "
+        "set, the host and the login of INGEST_AMQP_URL are used with port 15672, or 15671 for "
+        "amqps.",
     )
     connect_timeout: Seconds = Field(
-        default=5.0, description="Opening a connection to the database or the broker."
-    )
-    transaction_timeout: Seconds = Field(
-        default=60.0,
-        description="A whole ingest transaction, seen from the worker; beyond it the connection "
-        "is taken for dead.",
-    )
-    publish_timeout: Seconds = Field(
-        default=10.0, description="One publisher confirm; then the outcome counts as unknown."
+        default=5.0,
+        description="The longest time for opening a connection to the database or the broker.",
     )
     heartbeat: int = Field(
         default=10,
         ge=1,
-        description="AMQP heartbeat: a dead peer is noticed within three of them.",
+        description="The interval of AMQP heartbeats. A connection whose other side is gone is "
+        "closed after at most three intervals. Shorter intervals close healthy connections on a "
+        "slow network.",
+    )
+
+
+class _Identity(BaseModel):
+    """Who may write"""
+
+    require_user_id: bool = Field(
+        default=True,
+        description="Whether to reject batches whose sender the broker has not verified (through "
+        "the AMQP property user_id), and batches from viewers without a grant. Set it to false "
+        "only on your own machine: anybody who can publish can then change anybody's history.",
+    )
+    mqtt_exchange: str | None = Field(
+        default=None,
+        description="The exchange that the broker's MQTT plugin publishes to, usually amq.topic. "
+        "Set it if viewers connect from a browser; their MQTT topic, which the broker checks, then "
+        "identifies them instead of user_id. If it is not set, workers accept nothing from MQTT.",
+    )
+
+
+class _Limits(BaseModel):
+    """Limits of a batch and of the queue"""
+
+    max_body_bytes: int = Field(
+        default=MAX_BODY_BYTES,
+        gt=0,
+        description="The largest body of a batch. A larger one is rejected before it is parsed.",
+    )
+    max_attempts: int = Field(
+        default=MAX_ATTEMPTS,
+        gt=0,
+        description="The most attempts in a batch. A batch with more is rejected.",
+    )
+    max_queue_bytes: int = Field(
+        default=4 * 1024**3,
+        gt=0,
+        description="The size at which the queue refuses new batches. Viewers then keep them and "
+        "try again. Set it below the free disk space of the broker. `topology` applies it.",
+    )
+
+
+class _Consuming(BaseModel):
+    """Consuming"""
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether workers take messages from the queue. If it is false, a worker starts "
+        "and waits, and every message stays in the queue.",
+    )
+    prefetch: int = Field(
+        default=200,
+        ge=1,
+        le=65_535,
+        description="The most deliveries that one worker holds without having acknowledged them. "
+        "The default is four groups: one in the transaction, one waiting, and two whose "
+        "acknowledgement waits for an earlier one. A higher value uses more memory and is no "
+        "faster.",
+    )
+    group_max: int = Field(
+        default=50,
+        ge=1,
+        description="The most batches in one transaction. A larger group is hardly faster and "
+        "holds its locks longer.",
+    )
+    lanes: int = Field(
+        default=1,
+        ge=1,
+        description="The number of transactions that one worker runs at the same time. A second "
+        "lane makes a single worker about a fifth faster and its results slower. It is better to "
+        "run one worker for each core.",
+    )
+    alone_after: int = Field(
+        default=3,
+        ge=1,
+        description="The number of returns after which a message is processed alone, because it "
+        "may be the one that crashes workers. It must be lower than INGEST_DELIVERY_LIMIT.",
+    )
+    consumer_check_interval: Seconds = Field(
+        default=5.0,
+        description="How often a worker asks the broker whether it still lists the worker's "
+        "consumer. A worker that is not listed subscribes again.",
+    )
+    drain_timeout: Seconds = Field(
+        default=20.0,
+        description="The time that a worker has after SIGTERM to commit and acknowledge the "
+        "batches that it holds. Keep it below the grace period of your supervisor, which is "
+        "usually 30 seconds.",
+    )
+    stuck_timeout: Seconds = Field(
+        default=120.0,
+        description="A worker that holds deliveries and settles none of them for this long exits "
+        "with code 7, so that its supervisor restarts it. Keep it well above all other timeouts.",
+    )
+
+
+class _Retries(BaseModel):
+    """Retries and pauses"""
+
+    retry_delays: tuple[Seconds, ...] = Field(
+        default=(1.0, 5.0, 30.0, 120.0, 600.0),
+        min_length=1,
+        description="The delays before each retry of a message that failed. After the last retry "
+        "the message becomes a dead letter. The delays add up to more than 12 minutes, which is "
+        "longer than a failover of the database usually takes.",
+    )
+    newer_version_delay: Seconds = Field(
+        default=600.0,
+        description="How long a batch of a newer major version waits in the broker before a "
+        "worker looks at it again. A newer worker ingests it, an older one sets it aside again.",
+    )
+    delivery_limit: int = Field(
+        default=20,
+        ge=5,
+        description="The number of returns after which the broker itself moves a message to the "
+        "dead letters. `topology` applies it.",
     )
     pause_delay_min: Seconds = Field(
-        default=0.2, description="First wait for a database that is away; doubles with jitter."
+        default=0.2,
+        description="The first delay before a worker tries a server again that is unreachable. "
+        "Each further delay is about twice as long, with jitter.",
     )
     pause_delay_max: Seconds = Field(
-        default=10.0, description="Longest wait between looks at a database that is away."
+        default=10.0,
+        description="The longest delay before a worker tries an unreachable server again.",
     )
     hold_timeout: Seconds = Field(
         default=300.0,
-        description="While paused, messages in hand are given back after this long: well under "
-        "the broker's 30 minutes for an ack.",
-    )
-    consumer_check_interval: Seconds = Field(
-        default=5.0, description="How often the broker is asked whether it lists our consumer."
+        description="How long a paused worker keeps the deliveries that it holds before it returns "
+        "them to the queue. Keep it well below the broker's consumer timeout of 30 minutes.",
     )
 
-    stuck_timeout: Seconds = Field(
-        default=120.0,
-        description="A worker that consumes and has deliveries in hand, but settled none for this "
-        "long, exits 7 for its supervisor; well above every other timeout.",
+
+class _Timeouts(BaseModel):
+    """Timeouts of one step"""
+
+    statement_timeout: Seconds = Field(
+        default=15.0,
+        description="The longest time for one SQL statement. A group of the largest batches takes "
+        "less than 5 seconds.",
     )
+    lock_timeout: Seconds = Field(
+        default=5.0,
+        description="The longest wait for one lock in the database. A user's history is locked "
+        "for one transaction at a time.",
+    )
+    idle_in_transaction_timeout: Seconds = Field(
+        default=30.0,
+        description="The time after which the database ends a transaction whose worker sends no "
+        "statement, so that a worker that hangs releases its locks.",
+    )
+    transaction_timeout: Seconds = Field(
+        default=60.0,
+        description="The longest time for a whole ingest transaction, measured by the worker. "
+        "After it the worker treats the connection as dead.",
+    )
+    publish_timeout: Seconds = Field(
+        default=10.0,
+        description="The longest wait for a publisher confirm. After it the worker assumes "
+        "nothing about the message and publishes it again.",
+    )
+
+
+class _Relaying(BaseModel):
+    """Relaying results"""
+
+    relay_in_worker: bool = Field(
+        default=True,
+        description="Whether a worker also relays results and follow-up jobs. Set it to false if "
+        "you run `study-ingest relay` as separate processes.",
+    )
+    relay_batch: int = Field(
+        default=500,
+        ge=1,
+        description="The most results that a relay publishes in one transaction, and the most "
+        "follow-up jobs.",
+    )
+    relay_poll_interval: Seconds = Field(
+        default=0.5,
+        description="How often a relay looks for new rows in the outbox. A relay inside a worker "
+        "also looks right after each commit of that worker.",
+    )
+
+
+class _Probes(BaseModel):
+    """Probes, metrics and logs"""
+
     http_port: int | None = Field(
         default=None,
         ge=0,
         le=65_535,
-        description="Where /live, /ready and /metrics are served; none: nowhere, so that several "
-        "workers can share a machine.",
+        description="The port that serves /live, /ready and /metrics; 0 chooses a free port. If it "
+        "is not set, nothing is served, so that several workers can share a machine.",
     )
     http_host: str = Field(
         default="127.0.0.1",
-        description="The address of that port; 0.0.0.0 in a container that others probe.",
+        description="The address that serves this port. Use 0.0.0.0 in a container that is probed "
+        "from outside.",
+    )
+    log_format: str = Field(
+        default="auto",
+        pattern="^(auto|json|console)$",
+        description="The format of the log: json writes one JSON object a line, console writes "
+        "text for people, and auto chooses console on a terminal and json everywhere else.",
+    )
+    log_level: str = Field(
+        default="info",
+        pattern="^(debug|info|warning|error)$",
+        description="The lowest level that is logged: debug, info, warning or error. At info there "
+        "is one line for each batch.",
     )
 
-    relay_in_worker: bool = Field(default=True, description="Whether `worker` relays as well.")
-    relay_batch: int = Field(
-        default=500,
-        ge=1,
-        description="Results, and as many follow-up jobs, in one transaction.",
-    )
-    relay_poll_interval: Seconds = Field(
-        default=0.5, description="Longest wait of a relay that was not told of new rows."
-    )
+
+class _Patterns(BaseModel):
+    """Patterns
+
+    Run `study-ingest rebuild` after you change one of these.
+    """
 
     mastered_stability_days: float = Field(
-        default=21.0, gt=0, description="Stability from which a question can count as mastered."
+        default=21.0,
+        gt=0,
+        description="The stability, in days, from which a question can be mastered.",
     )
-    leech_lapses: int = Field(default=4, ge=1, description="Lapses that make a leech.")
+    leech_lapses: int = Field(
+        default=4, ge=1, description="The number of lapses from which a question is a leech."
+    )
     stuck_attempts: int = Field(
-        default=10, ge=3, description="Attempts without three correct in a row: stuck."
+        default=10,
+        ge=3,
+        description="The number of attempts from which a question is stuck if it was never "
+        "answered correctly three times in a row.",
     )
     stuck_attempts_never_correct: int = Field(
-        default=5, ge=1, description="Attempts without one correct: stuck."
+        default=5,
+        ge=1,
+        description="The number of attempts from which a question is stuck if it was never "
+        "answered correctly.",
     )
 
-    log_format: str = Field(
-        default="auto", pattern="^(auto|json|console)$", description="auto: json when piped."
-    )
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+class Settings(
+    _Servers,
+    _Identity,
+    _Limits,
+    _Consuming,
+    _Retries,
+    _Timeouts,
+    _Relaying,
+    _Probes,
+    _Patterns,
+    BaseSettings,
+):
+    """Everything that an operator can change without changing code."""
+
+    model_config = SettingsConfigDict(env_prefix="INGEST_", frozen=True, extra="ignore")
+
+    @classmethod
+    def groups(cls) -> list[type[BaseModel]]:
+        """The settings by concern, in the order in which people read them.
+
+        The first line of a group's docstring is its heading, the rest its explanation.
+        """
+        return [base for base in cls.__bases__ if base is not BaseSettings]
 
     def unprotected(self) -> list[str]:
-        """The variables whose URL leads over a network without TLS."""
+        """The variables whose URL goes over a network without TLS."""
         urls = {
             "INGEST_DATABASE_URL": self.database_url,
             "INGEST_AMQP_URL": self.amqp_url,
@@ -255,7 +374,7 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Reads the environment.
 
-    Raises `SettingsError`, naming the variable and the mend, when one is missing or unreadable.
+    Raises `SettingsError` with the name of the variable when one is missing or not valid.
     """
     try:
         return Settings()  # type: ignore[call-arg]  # pydantic-settings fills the fields
@@ -265,4 +384,4 @@ def load_settings() -> Settings:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
             raise SettingsError(f"{name} is not set: set it in the environment.") from None
-        raise SettingsError(f"{name} can't be used: {message}.") from None
+        raise SettingsError(f"{name} is not valid: {message}.") from None

@@ -1,7 +1,8 @@
-"""The command `settings`: every setting, its value here, its default and why that default."""
+"""The command `settings`: every setting with its value, its default and its description."""
 
 import json
-from typing import Annotated
+from inspect import cleandoc
+from typing import Annotated, Final
 
 import typer
 from pydantic import SecretStr
@@ -11,6 +12,15 @@ from rich.table import Table
 
 from worker.settings import Settings, load_settings
 
+_INTRODUCTION: Final = """\
+<!-- Generated from worker/settings.py by `study-ingest settings --markdown`. Do not edit. -->
+
+# Settings
+
+Every setting is an environment variable. Times are in seconds. Lists are written as JSON, such as
+`[1, 5, 30]`. `study-ingest settings` shows the values in the current environment and hides
+secrets."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Adds the command."""
@@ -18,40 +28,51 @@ def add_to(app: typer.Typer) -> None:
 
 
 def show(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="All settings and defaults, as the README has them.")
+        bool, typer.Option("--markdown", help="Print docs/settings.md: all settings and defaults.")
     ] = False,
 ) -> None:
-    """Shows every setting: its value in this environment, and why its default.
+    """Shows every setting with its value in this environment and its description.
 
     Secrets are never shown.
 
     Example: INGEST_LANES=4 study-ingest settings
     """
     if as_markdown:
-        typer.echo(markdown())
+        typer.echo(markdown(), nl=False)
         return
     settings = load_settings()
-    values = {_variable(name): _shown(getattr(settings, name)) for name in Settings.model_fields}
+    values = {
+        name: _shown(getattr(settings, name))
+        for group in Settings.groups()
+        for name in group.model_fields
+    }
     if as_json:
-        typer.echo(json.dumps(values, indent=2))
+        typer.echo(json.dumps({_variable(name): value for name, value in values.items()}, indent=2))
         return
-    table = Table("setting", "value", "what it is, and why its default")
-    for name, field in Settings.model_fields.items():
-        table.add_row(_variable(name), values[_variable(name)], field.description)
+    table = Table("setting", "value", "description")
+    for group in Settings.groups():
+        table.add_section()
+        for name, field in group.model_fields.items():
+            table.add_row(_variable(name), values[name], field.description)
     Console().print(table)
 
 
 def markdown() -> str:
-    """A Markdown table of every setting, its default and its description."""
-    rows = [
-        f"| `{_variable(name)}` | {_default(field)} | {field.description} |"
-        for name, field in Settings.model_fields.items()
-    ]
-    return "\n".join(
-        ["| variable | default | what it is, and why that default |", "|---|---|---|", *rows]
-    )
+    """The page docs/settings.md: a table for each group of settings."""
+    parts = [_INTRODUCTION]
+    for group in Settings.groups():
+        heading, _, explanation = (group.__doc__ or "").partition("\n")
+        parts.append(f"## {heading}")
+        if explanation:
+            parts.append(cleandoc(explanation))
+        rows = [
+            f"| `{_variable(name)}` | {_default(field)} | {field.description} |"
+            for name, field in group.model_fields.items()
+        ]
+        parts.append("\n".join(["| variable | default | description |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
 
 
 def _variable(name: str) -> str:
