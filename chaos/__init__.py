@@ -1,6 +1,6 @@
-"""`./dev chaos`: the whole system under fire, and a checker that knows nothing of its code.
+"""`./dev chaos`: runs the whole system while faults occur, and then checks that nothing was lost.
 
-Real servers, real worker and relay processes, real viewers' outboxes; a seeded schedule of
-faults; then heal, drain, check. Nothing here imports the worker: it is driven and judged from
-outside, by the contract alone.
+The servers, the worker and relay processes and the viewers' outboxes are real. The faults follow a
+schedule that a seed decides. After the last fault the run waits until all messages are processed,
+and the checker compares the result with docs/contract.md. Nothing here imports the worker.
 """

@@ -1,6 +1,7 @@
-"""The question bank that the run is about: made from a seed, written once, never changed after.
+"""The question bank of the run: made from a seed, written once, and never changed after that.
 
-Knows the study application's tables, which are the contract's.
+It writes the tables of the study application, as docs/contract.md and docs/architecture.md
+describe them.
 """
 
 import json

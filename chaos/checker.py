@@ -1,7 +1,7 @@
-"""The checker: does what was found agree with the contract, to the last row and message?
+"""The checker: compares every row and message that a run left with docs/contract.md.
 
-Knows nothing of the worker's code, only evidence and the contract. Every violation is a sentence
-that names the batch or row; no violation means that nothing was lost and nothing doubled.
+It depends on the evidence and on the contract, and not on the worker's code. Each violation is a
+sentence that names the batch or the row. No violation means that nothing was lost or doubled.
 """
 
 import math
@@ -32,7 +32,10 @@ class Violation(NamedTuple):
 
 @dataclass(slots=True)
 class Case:
-    """The evidence, and what the contract makes of it. `accepted` are the batches in the inbox."""
+    """The evidence, and what the contract requires for it.
+
+    `accepted` are the batches in the inbox.
+    """
 
     found: Evidence
     verdicts: dict[UUID, Verdict] = field(default_factory=dict)
@@ -49,7 +52,7 @@ def check(found: Evidence) -> list[Violation]:
 
 
 def judge(found: Evidence) -> Case:
-    """What the contract makes of the evidence; the rules compare."""
+    """Computes what the contract requires for the evidence. The rules compare the two."""
     case = Case(found)
     case.verdicts = {
         recorded.client_session_uuid: verdict(recorded, found.published)

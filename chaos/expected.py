@@ -1,7 +1,7 @@
-"""What should be there: every recorded batch run through the contract once more, in plain Python.
+"""The expected state: docs/contract.md applied to every recorded batch once more, in plain Python.
 
-Takes from the database only what the contract leaves open: when each batch was received, and in
-which order one user's batches were ingested. Pure; knows no table by name.
+Two things come from the database, because the contract leaves them open: when each batch was
+received, and in which order one user's batches were ingested. Pure: it names no table.
 """
 
 import hashlib

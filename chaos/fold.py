@@ -1,7 +1,7 @@
-"""The fold, written a second time from the contract: a history of answers, and what it comes to.
+"""The fold, written a second time from docs/contract.md: from a history of answers to progress.
 
-Every figure is read off the whole sorted history, never carried on from a stored one: slow, and
-with no state to get wrong. Pure; knows no row and no message.
+It computes every figure from the whole sorted history, and never from a stored figure. That is
+slow, but there is no state that could be wrong. Pure: it reads no row and no message.
 """
 
 import itertools
@@ -22,7 +22,7 @@ _STUCK_NEVER_CORRECT: Final = 5
 
 
 class Answer(NamedTuple):
-    """One scored answer; sorts in the contract's total order."""
+    """One scored answer. Answers sort in the order that docs/contract.md gives under *The law*."""
 
     answered_at: datetime
     ordered_at: datetime
@@ -61,7 +61,7 @@ class History:
 
     @property
     def pattern(self) -> str:
-        """The first of the contract's patterns that fits."""
+        """The first pattern of docs/contract.md that applies."""
         outcomes = [answer.outcome for answer in self.answers]
         correct = outcomes.count(CORRECT)
         last_correct = outcomes[-1] == CORRECT
@@ -90,7 +90,7 @@ class History:
         return "learning"
 
     def progress(self) -> dict[str, Any]:
-        """The columns of the progress row that the contract defines."""
+        """The columns of the progress row that docs/contract.md defines."""
         outcomes = [answer.outcome for answer in self.answers]
         firsts = [answer.answered_at for answer in self.answers if answer.outcome == CORRECT]
         return {

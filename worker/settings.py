@@ -196,7 +196,7 @@ class _Retries(BaseModel):
     newer_version_delay: Seconds = Field(
         default=600.0,
         description="How long a batch of a newer major version waits in the broker before a "
-        "worker looks at it again. A newer worker ingests it, an older one sets it aside again.",
+        "worker looks at it again. A newer worker ingests it, an older one postpones it again.",
     )
     delivery_limit: int = Field(
         default=20,

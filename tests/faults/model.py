@@ -1,8 +1,8 @@
-"""The ingest transaction in memory: what the tables must hold after each step.
+"""A model of the ingest transaction in memory: what the tables must hold after each step.
 
-Stands on the checker's own reading of the contract (`chaos.expected`, `chaos.fold`), and knows
-nothing of the worker. One thing is taken from the database, because nobody else can know it: when
-each batch was received.
+It uses the chaos checker's second implementation of docs/contract.md (`chaos.expected`,
+`chaos.fold`) and nothing from the worker. Only the time of receipt of each batch comes from the
+database.
 """
 
 from collections.abc import Iterator

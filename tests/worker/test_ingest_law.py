@@ -72,7 +72,7 @@ async def _worker(ingest: Ingest, groups: list[list[Incoming]]) -> list[Disposit
     return [each for group in groups for each in await ingest(group)]
 
 
-async def _is_what_the_contract_says(engine: AsyncEngine) -> None:
+async def _agrees_with_the_contract(engine: AsyncEngine) -> None:
     progress = await make.progress(engine)
     log = await make.log(engine)
     assert progress.keys() == log.keys()
@@ -99,7 +99,7 @@ async def test_any_order_any_groups_any_workers_one_progress(
     for delivery in sorted(deliveries, key=_first_time):
         await Ingest(engine, Thresholds())([delivery])
     in_order = await make.progress(engine)
-    await _is_what_the_contract_says(engine)
+    await _agrees_with_the_contract(engine)
     await make.forget(engine)
 
     repeats = data.draw(st.lists(st.sampled_from(deliveries), max_size=4))
@@ -114,7 +114,7 @@ async def test_any_order_any_groups_any_workers_one_progress(
     )
 
     assert await make.progress(engine) == in_order
-    await _is_what_the_contract_says(engine)
+    await _agrees_with_the_contract(engine)
     kinds = [type(each) for done in dispositions for each in done]
     assert kinds.count(Ingested) == len(deliveries)
     assert kinds.count(Duplicate) == len(repeats)
@@ -142,7 +142,7 @@ async def test_clocks_ahead_and_no_clocks_are_folded_by_their_receipt(
         *(_worker(Ingest(engine, Thresholds()), groups[lane::4]) for lane in range(4))
     )
     assert await make.count(engine, "ingest_inbox") == sum(map(len, groups))
-    await _is_what_the_contract_says(engine)
+    await _agrees_with_the_contract(engine)
 
 
 async def test_a_batch_that_began_before_another_may_commit_after_it(
@@ -168,4 +168,4 @@ async def test_a_batch_that_began_before_another_may_commit_after_it(
     assert first.received_at < late.received_at
     row = (await make.progress(engine))[1, question.question_id]
     assert (row["last_outcome"], row["lapse_count"]) == ("wrong", 1)
-    await _is_what_the_contract_says(engine)
+    await _agrees_with_the_contract(engine)

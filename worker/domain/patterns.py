@@ -1,4 +1,4 @@
-"""What a question's history looks like: one word, by thresholds that are settings."""
+"""The pattern of a question's history. The thresholds are settings."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Thresholds(NamedTuple):
 
 
 def pattern_of(progress: Progress, thresholds: Thresholds) -> Pattern:
-    """The first pattern that fits, in the order of the contract."""
+    """The first pattern that applies, in the order of docs/contract.md."""
     last_correct = progress.last_outcome is CORRECT
     if (
         progress.spaced_run >= _SOLID_RUN

@@ -1,7 +1,7 @@
-"""Progress as the contract words it, recomputed from a whole list of attempts.
+"""Progress as docs/contract.md defines it, computed from the whole list of attempts.
 
-Shares nothing with the fold but the attempt and the words: no running counts, no state carried
-on, and FSRS-6 written from its published formulas.
+It shares the attempt and the words with the fold and nothing else: it keeps no running counts and
+no state, and FSRS-6 is written from its published formulas.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ W: Final = (
 
 
 def in_order(attempts: Sequence[ScoredAttempt]) -> list[ScoredAttempt]:
-    """The total order of the contract, spelled out."""
+    """The order of attempts that docs/contract.md gives under *The law*."""
     return sorted(
         attempts,
         key=lambda each: (
@@ -131,7 +131,7 @@ def retrievability(stability: float, days: int) -> float:
 
 
 def differences(progress: Progress, attempts: Sequence[ScoredAttempt]) -> list[str]:
-    """In what `progress` is not what the contract says of `attempts`."""
+    """The fields in which `progress` differs from what docs/contract.md requires for `attempts`."""
     found = [
         f"{name} is {getattr(progress, name)}, should be {value}"
         for name, value in counts(attempts).items()

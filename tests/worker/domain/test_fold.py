@@ -1,4 +1,4 @@
-"""Progress is what the contract says of the whole history, computed one attempt at a time."""
+"""Folding one attempt at a time gives the progress that docs/contract.md defines."""
 
 from hypothesis import given, settings
 
@@ -17,7 +17,7 @@ def _folded(letters: str, days: list[float] | None = None) -> Progress:
 
 @given(sessions())
 @settings(max_examples=200, deadline=None)
-def test_the_fold_is_what_the_contract_says_of_the_whole_list(found: list[Session]) -> None:
+def test_the_fold_equals_the_definition_in_the_contract(found: list[Session]) -> None:
     attempts = [attempt for session in found for attempt in session]
     progress = fold(None, sorted(attempts))
     assert progress is not None

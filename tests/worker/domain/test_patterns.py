@@ -110,7 +110,7 @@ def test_thresholds_are_settings(letters: str, thresholds: Thresholds, pattern: 
 
 @given(sessions(max_sessions=14))
 @settings(max_examples=200, deadline=None)
-def test_every_history_has_the_pattern_that_the_contract_says(found: list[Session]) -> None:
+def test_every_history_has_the_pattern_that_the_contract_defines(found: list[Session]) -> None:
     attempts = [attempt for session in found for attempt in session]
     progress = fold(None, sorted(attempts))
     assert progress is not None
