@@ -29,7 +29,7 @@ CMD ["worker"]
 
 # Simulated viewers: the outbox library of real ones, and the demo's learners.
 FROM worker AS viewers
-COPY viewer /srv/study-ingest/viewer
+COPY study_viewer /srv/study-ingest/study_viewer
 COPY demo /srv/study-ingest/demo
 USER root
 RUN python -m compileall -q /srv/study-ingest && install -d -o 10001 -g 10001 /var/lib/study-viewers

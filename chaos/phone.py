@@ -23,7 +23,7 @@ from chaos import bank
 from chaos.evidence import PLAYED_TABLE
 from chaos.quiz import session
 from schemas.attempt_batch import AttemptBatch
-from viewer import Outbox, Relay, RelaySettings
+from study_viewer import Outbox, Relay, RelaySettings
 
 _real_time = time.time
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from schemas.attempt_batch import AttemptBatch
 from schemas.words import Status
-from viewer import Outbox, Relay, RelaySettings, State
+from study_viewer import Outbox, Relay, RelaySettings, State
 
 
 class Phone:

@@ -1,7 +1,7 @@
 """Everything behind `./dev`: the virtual environment, and the servers that work is done against.
 
 Runs before any dependency is installed, so it knows only the standard library, and nothing
-of schemas, viewer, worker or migrations. `Postgres`, `RabbitMQ` and `RabbitMQCluster` are
+of schemas, study_viewer, worker or migrations. `Postgres`, `RabbitMQ` and `RabbitMQCluster` are
 also for tests and benchmarks: private servers to start, kill, pause and restart at will.
 """
 

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 from uuid import UUID, uuid4
 
 from schemas.attempt_batch import Attempt, AttemptBatch
-from viewer import Outbox, Relay, RelaySettings
+from study_viewer import Outbox, Relay, RelaySettings
 
 
 def attempt(answer: str) -> Attempt:

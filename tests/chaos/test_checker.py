@@ -35,8 +35,8 @@ from chaos.quiz import session
 from schemas import amqp
 from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import IngestResult
+from study_viewer import Outbox
 from tests.database_fixtures import _named, _settings
-from viewer import Outbox
 from worker.domain.dispositions import Rejected
 from worker.domain.patterns import Thresholds
 from worker.ingest import Ingest

@@ -19,11 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from schemas.attempt_batch import AttemptBatch
+from study_viewer import Outbox, Relay, RelaySettings
 from tests import factories
 from tests.broker_fixtures import Broker
 from tests.security.test_identity import channel_of
 from tests.whole_worker import Login, Viewers, working
-from viewer import Outbox, Relay, RelaySettings
 from worker.settings import Settings
 
 pytestmark = pytest.mark.broker

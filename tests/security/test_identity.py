@@ -21,10 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from schemas.words import RejectReason, Status
+from study_viewer import Outbox, Relay, RelaySettings
 from tests import factories
 from tests.broker_fixtures import Broker, until
 from tests.whole_worker import Login, Viewers, working
-from viewer import Outbox, Relay, RelaySettings
 from worker import viewers as identities
 from worker.broker import topology
 from worker.broker.management import Management

@@ -12,7 +12,7 @@ from schemas.amqp import viewer_of_key
 from schemas.attempt_batch import decode
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, SkipReason, Status
-from tests.viewer.support import Broker, make_result
+from tests.study_viewer.support import Broker, make_result
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "viewers.md").read_text()

@@ -22,9 +22,9 @@ from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
-from viewer.errors import BatchRefused, NoTransaction, UuidReused
-from viewer.tables import upgrade
-from viewer.trace import is_traceparent, new_traceparent
+from study_viewer.errors import BatchRefused, NoTransaction, UuidReused
+from study_viewer.tables import upgrade
+from study_viewer.trace import is_traceparent, new_traceparent
 
 
 class State(StrEnum):

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from schemas.amqp import ATTEMPTS_BINDING, ATTEMPTS_QUEUE, INGEST_EXCHANGE, RESULTS_EXCHANGE
-from tests.viewer.support import Broker
-from viewer import Outbox
+from study_viewer import Outbox
+from tests.study_viewer.support import Broker
 
 
 @pytest.fixture

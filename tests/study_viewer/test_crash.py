@@ -15,9 +15,17 @@ from uuid import UUID
 
 import pytest
 
-from tests.viewer.proxy import ACK, DELIVER, PUBLISH, proxied
-from tests.viewer.support import QUICK, VIEWER, Broker, drained, make_batch, make_result, record
-from viewer import Outbox, Relay, State
+from study_viewer import Outbox, Relay, State
+from tests.study_viewer.proxy import ACK, DELIVER, PUBLISH, proxied
+from tests.study_viewer.support import (
+    QUICK,
+    VIEWER,
+    Broker,
+    drained,
+    make_batch,
+    make_result,
+    record,
+)
 
 pytestmark = pytest.mark.broker
 
@@ -26,7 +34,7 @@ pytestmark = pytest.mark.broker
 async def relay_to_be_killed(outbox: Outbox, url: str) -> AsyncIterator[None]:
     """Runs a relay in a process of its own; kills it at the end of the block."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.viewer.relay_process", str(outbox.path), url
+        sys.executable, "-m", "tests.study_viewer.relay_process", str(outbox.path), url
     )
     try:
         yield

@@ -17,7 +17,7 @@ from schemas.amqp import (
     INGEST_EXCHANGE,
     TRACEPARENT_HEADER,
 )
-from viewer.outbox import Entry
+from study_viewer.outbox import Entry
 
 
 async def ingest_exchange(connection: AbstractConnection) -> AbstractExchange:

@@ -17,7 +17,7 @@ from schemas.amqp import INGEST_RESULT_TYPE, RESULTS_EXCHANGE, result_key, resul
 from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
-from viewer import Outbox, Relay, RelaySettings
+from study_viewer import Outbox, Relay, RelaySettings
 
 VIEWER = "ada"
 _MARKER = b"not a result"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from viewer.errors import RelayRunning
+from study_viewer.errors import RelayRunning
 
 
 @contextmanager

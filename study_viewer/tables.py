@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from viewer.errors import OutboxTooNew
+from study_viewer.errors import OutboxTooNew
 
 # SQLite has one writer at a time and numbers a new row after all others, so `seq` is the order of
 # the viewer's commits. Times are seconds since 1970 in UTC.

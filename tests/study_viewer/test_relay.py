@@ -23,8 +23,10 @@ from schemas.amqp import (
 )
 from schemas.documents import asyncapi
 from schemas.words import RejectReason, Status
-from tests.viewer.proxy import ACK, PUBLISH, proxied
-from tests.viewer.support import (
+from study_viewer import Outbox, Relay, RelayRunning, RelayStopped, State
+from study_viewer.relay import _first_of
+from tests.study_viewer.proxy import ACK, PUBLISH, proxied
+from tests.study_viewer.support import (
     QUICK,
     VIEWER,
     Broker,
@@ -33,8 +35,6 @@ from tests.viewer.support import (
     make_result,
     record,
 )
-from viewer import Outbox, Relay, RelayRunning, RelayStopped, State
-from viewer.relay import _first_of
 
 pytestmark = pytest.mark.broker
 

@@ -1,10 +1,10 @@
-"""A viewer's relay as a process, to be killed: `python -m tests.viewer.relay_process FILE URL`."""
+"""A viewer's relay as a process, to be killed: run as a module with FILE and URL."""
 
 import asyncio
 import sys
 
-from tests.viewer.support import QUICK, VIEWER
-from viewer import Outbox, Relay
+from study_viewer import Outbox, Relay
+from tests.study_viewer.support import QUICK, VIEWER
 
 
 async def main(path: str, url: str) -> None:

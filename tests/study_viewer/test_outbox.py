@@ -12,8 +12,7 @@ import pytest
 from schemas.attempt_batch import MAX_ATTEMPTS, Attempt, AttemptBatch
 from schemas.ingest_result import IngestResult, SessionSummary
 from schemas.words import RejectReason, Status
-from tests.viewer.support import make_batch, make_result, record
-from viewer import (
+from study_viewer import (
     BatchRefused,
     NoTransaction,
     Outbox,
@@ -22,8 +21,9 @@ from viewer import (
     State,
     UuidReused,
 )
-from viewer.lock import only_relay
-from viewer.tables import VERSIONS
+from study_viewer.lock import only_relay
+from study_viewer.tables import VERSIONS
+from tests.study_viewer.support import make_batch, make_result, record
 
 HOUR = 3_600.0
 DAY = 24 * HOUR

@@ -4,7 +4,7 @@ What is imported from here is all there is to use; `docs/viewers.md` shows how. 
 `schemas`, aio-pika, pydantic and the standard library alone.
 """
 
-from viewer.errors import (
+from study_viewer.errors import (
     BatchRefused,
     NoTransaction,
     OutboxError,
@@ -13,9 +13,9 @@ from viewer.errors import (
     RelayStopped,
     UuidReused,
 )
-from viewer.outbox import Entry, Outbox, State
-from viewer.relay import Relay, RelayStatus
-from viewer.settings import RelaySettings
+from study_viewer.outbox import Entry, Outbox, State
+from study_viewer.relay import Relay, RelayStatus
+from study_viewer.settings import RelaySettings
 
 __all__ = [
     "BatchRefused",

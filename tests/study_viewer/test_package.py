@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The build backend that is installed here, called directly: no network, no isolation.
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder],
-        cwd=CHECKOUT / "viewer",
+        cwd=CHECKOUT / "study_viewer",
         check=True,
         capture_output=True,
     )
@@ -32,11 +32,11 @@ def test_it_holds_the_library_and_the_wire_and_nothing_else(wheel: Path) -> None
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = {
         path.relative_to(CHECKOUT).as_posix()
-        for package in ("viewer", "schemas")
+        for package in ("study_viewer", "schemas")
         for path in (CHECKOUT / package).rglob("*")
         if path.suffix in (".py", ".json", ".typed")
     }
-    assert names == files | {"viewer/pyproject.toml"}
+    assert names == files | {"study_viewer/pyproject.toml"}
 
 
 def test_it_asks_for_what_the_project_asks_for(wheel: Path) -> None:
@@ -66,10 +66,10 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 target, path = sys.argv[1:]
 sys.path.insert(0, target)
-import viewer, schemas, schemas.documents
-assert viewer.__file__.startswith(target) and schemas.__file__.startswith(target)
-with viewer.Outbox(path) as outbox:
-    viewer.Relay(outbox, "amqp://localhost", "ada")
+import study_viewer, schemas, schemas.documents
+assert study_viewer.__file__.startswith(target) and schemas.__file__.startswith(target)
+with study_viewer.Outbox(path) as outbox:
+    study_viewer.Relay(outbox, "amqp://localhost", "ada")
 print(len(schemas.documents.documents()), outbox.path.exists())
 """
     done = subprocess.run(
