@@ -22,8 +22,7 @@ from uuid import UUID
 from chaos import bank
 from chaos.evidence import PLAYED_TABLE
 from chaos.quiz import session
-from schemas.attempt_batch import AttemptBatch
-from study_viewer import Outbox, Relay, RelaySettings
+from study_viewer import AttemptBatch, Outbox, Relay, RelaySettings
 
 _real_time = time.time
 

@@ -8,9 +8,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from schemas.attempt_batch import AttemptBatch
-from schemas.words import Status
-from study_viewer import Outbox, Relay, RelaySettings, State
+from study_viewer import AttemptBatch, Outbox, Relay, RelaySettings, State, Status
 
 
 class Phone:

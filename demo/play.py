@@ -21,8 +21,9 @@ from demo.account import Account, keep
 from demo.phone import Phone
 from demo.report import Report
 from schemas import amqp
-from schemas.attempt_batch import AttemptBatch
+from schemas.attempt_batch import decode
 from schemas.words import Status
+from study_viewer import AttemptBatch
 from worker import repair
 from worker.broker import topology
 from worker.broker.management import Management
@@ -205,7 +206,8 @@ async def _in_order(
         await bank.publish(engine, questions)
         ingest = Ingest(engine, thresholds_of(settings))
         for batch in batches:
-            await ingest([Incoming("in-order", batch, batch.client_session_uuid)])
+            received = decode(batch.model_dump_json().encode())
+            await ingest([Incoming("in-order", received, received.client_session_uuid)])
     return await _progress_rows(settings)
 
 

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 from uuid import NAMESPACE_OID, uuid5
 
 from demo.bank import Question
-from schemas.attempt_batch import MAX_ATTEMPTS, Attempt, AttemptBatch
+from study_viewer import Attempt, AttemptBatch
+from study_viewer.schemas.attempt_batch import MAX_ATTEMPTS
 from worker.errors import SettingsError
 
 _GAP: Final = timedelta(minutes=30)

@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from demo.bank import CHOICES, Question
-from schemas.attempt_batch import Attempt, AttemptBatch
+from study_viewer import Attempt, AttemptBatch
 
 _TWICE_SHARE: Final = 0.2
 _SPAN: Final = timedelta(days=60)

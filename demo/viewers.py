@@ -23,8 +23,7 @@ from urllib.parse import urlsplit
 
 from demo import bank, sessions
 from demo.phone import Phone
-from schemas.words import Status
-from study_viewer import RelaySettings
+from study_viewer import RelaySettings, Status
 from worker.cli.shared import engine_of
 from worker.errors import IngestError, ViewerError
 from worker.settings import Settings, load_settings

@@ -7,7 +7,7 @@ python -m schemas check     # exits with 1 and names the first stale file
 import sys
 from pathlib import Path
 
-from schemas.documents import documents
+from .documents import documents
 
 PUBLISHED = Path(__file__).parent / "published"
 

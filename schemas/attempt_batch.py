@@ -26,8 +26,8 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError, to_json
 
-from schemas.errors import Rejection
-from schemas.words import RejectReason
+from .errors import Rejection
+from .words import RejectReason
 
 MAX_BODY_BYTES: Final = 1_048_576
 MAX_ATTEMPTS: Final = 1_000

@@ -10,11 +10,11 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from schemas import amqp
-from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
-from schemas.followups import ExplanationRequested, ReviewRequested
-from schemas.ingest_result import IngestResult
-from schemas.words import RejectReason, SkipReason
+from . import amqp
+from .attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
+from .followups import ExplanationRequested, ReviewRequested
+from .ingest_result import IngestResult
+from .words import RejectReason, SkipReason
 
 Json = dict[str, Any]
 

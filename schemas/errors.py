@@ -1,6 +1,6 @@
 """The one error of the wire: a message that cannot be taken, and why."""
 
-from schemas.words import RejectReason
+from .words import RejectReason
 
 
 class Rejection(Exception):

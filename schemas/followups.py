@@ -4,7 +4,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.words import Outcome, Pattern
+from .words import Outcome, Pattern
 
 
 class ExplanationRequested(BaseModel):

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.words import RejectReason, SkipReason, Status
+from .words import RejectReason, SkipReason, Status
 
 Word = TypeVar("Word", bound=StrEnum)
 

@@ -14,7 +14,7 @@ Trouble with the broker is not among them: the relay waits it out, and shows it 
 from pathlib import Path
 from uuid import UUID
 
-from schemas.errors import Rejection
+from study_viewer.schemas.errors import Rejection
 
 
 class OutboxError(Exception):

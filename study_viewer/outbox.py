@@ -18,11 +18,11 @@ from uuid import UUID
 
 from pydantic_core import PydanticSerializationError
 
-from schemas.attempt_batch import AttemptBatch, decode
-from schemas.errors import Rejection
-from schemas.ingest_result import IngestResult
-from schemas.words import RejectReason, Status
 from study_viewer.errors import BatchRefused, NoTransaction, UuidReused
+from study_viewer.schemas.attempt_batch import AttemptBatch, decode
+from study_viewer.schemas.errors import Rejection
+from study_viewer.schemas.ingest_result import IngestResult
+from study_viewer.schemas.words import RejectReason, Status
 from study_viewer.tables import upgrade
 from study_viewer.trace import is_traceparent, new_traceparent
 

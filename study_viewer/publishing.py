@@ -10,14 +10,14 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractConnection, AbstractExchange
 from aio_pika.exceptions import DeliveryError, PublishError
 
-from schemas.amqp import (
+from study_viewer.outbox import Entry
+from study_viewer.schemas.amqp import (
     ATTEMPT_BATCH_TYPE,
     CLIENT_SESSION_UUID_HEADER,
     CONTENT_TYPE,
     INGEST_EXCHANGE,
     TRACEPARENT_HEADER,
 )
-from study_viewer.outbox import Entry
 
 
 async def ingest_exchange(connection: AbstractConnection) -> AbstractExchange:

@@ -21,12 +21,12 @@ from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from schemas.amqp import attempts_key
 from study_viewer.errors import RelayStopped
 from study_viewer.lock import only_relay
 from study_viewer.outbox import Entry, Outbox, State
 from study_viewer.publishing import ingest_exchange, publish
 from study_viewer.results import Results, open_results, read_result
+from study_viewer.schemas.amqp import attempts_key
 from study_viewer.settings import RelaySettings
 
 log = logging.getLogger(__name__)

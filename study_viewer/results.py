@@ -17,8 +17,8 @@ from aio_pika.abc import (
 from aio_pika.exceptions import ChannelClosed
 from pydantic import ValidationError
 
-from schemas.amqp import RESULTS_EXCHANGE, result_key, results_queue
-from schemas.ingest_result import IngestResult
+from study_viewer.schemas.amqp import RESULTS_EXCHANGE, result_key, results_queue
+from study_viewer.schemas.ingest_result import IngestResult
 
 _VERSION_1 = re.compile(r"study\.ingest_result\.v1(\.[0-9]{1,4})?")
 

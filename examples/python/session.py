@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 from uuid import UUID, uuid4
 
-from schemas.attempt_batch import Attempt, AttemptBatch
-from study_viewer import Outbox, Relay, RelaySettings
+from study_viewer import Attempt, AttemptBatch, Outbox, Relay, RelaySettings
 
 
 def attempt(answer: str) -> Attempt:

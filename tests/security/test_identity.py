@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
-from schemas.words import RejectReason, Status
-from study_viewer import Outbox, Relay, RelaySettings
+from schemas.words import RejectReason
+from study_viewer import Outbox, Relay, RelaySettings, Status
 from tests import factories
 from tests.broker_fixtures import Broker, until
 from tests.whole_worker import Login, Viewers, working

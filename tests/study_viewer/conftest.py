@@ -10,8 +10,13 @@ import aio_pika
 import httpx
 import pytest
 
-from schemas.amqp import ATTEMPTS_BINDING, ATTEMPTS_QUEUE, INGEST_EXCHANGE, RESULTS_EXCHANGE
 from study_viewer import Outbox
+from study_viewer.schemas.amqp import (
+    ATTEMPTS_BINDING,
+    ATTEMPTS_QUEUE,
+    INGEST_EXCHANGE,
+    RESULTS_EXCHANGE,
+)
 from tests.study_viewer.support import Broker
 
 

@@ -13,11 +13,16 @@ import aio_pika
 import httpx
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from schemas.amqp import INGEST_RESULT_TYPE, RESULTS_EXCHANGE, result_key, results_queue
-from schemas.attempt_batch import Attempt, AttemptBatch
-from schemas.ingest_result import IngestResult
-from schemas.words import Status
 from study_viewer import Outbox, Relay, RelaySettings
+from study_viewer.schemas.amqp import (
+    INGEST_RESULT_TYPE,
+    RESULTS_EXCHANGE,
+    result_key,
+    results_queue,
+)
+from study_viewer.schemas.attempt_batch import Attempt, AttemptBatch
+from study_viewer.schemas.ingest_result import IngestResult
+from study_viewer.schemas.words import Status
 
 VIEWER = "ada"
 _MARKER = b"not a result"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from schemas.amqp import viewer_of_key
-from schemas.attempt_batch import decode
-from schemas.ingest_result import IngestResult
-from schemas.words import RejectReason, SkipReason, Status
+from study_viewer.schemas.amqp import viewer_of_key
+from study_viewer.schemas.attempt_batch import decode
+from study_viewer.schemas.ingest_result import IngestResult
+from study_viewer.schemas.words import RejectReason, SkipReason, Status
 from tests.study_viewer.support import Broker, make_result
 
 CHECKOUT = Path(__file__).parents[2]

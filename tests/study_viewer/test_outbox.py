@@ -9,9 +9,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from schemas.attempt_batch import MAX_ATTEMPTS, Attempt, AttemptBatch
-from schemas.ingest_result import IngestResult, SessionSummary
-from schemas.words import RejectReason, Status
 from study_viewer import (
     BatchRefused,
     NoTransaction,
@@ -22,6 +19,9 @@ from study_viewer import (
     UuidReused,
 )
 from study_viewer.lock import only_relay
+from study_viewer.schemas.attempt_batch import MAX_ATTEMPTS, Attempt, AttemptBatch
+from study_viewer.schemas.ingest_result import IngestResult, SessionSummary
+from study_viewer.schemas.words import RejectReason, Status
 from study_viewer.tables import VERSIONS
 from tests.study_viewer.support import make_batch, make_result, record
 

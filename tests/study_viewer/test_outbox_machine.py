@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from schemas.words import Status
 from study_viewer import Outbox, State, UuidReused
+from study_viewer.schemas.words import Status
 from tests.study_viewer.support import make_batch, make_result
 
 uuids = st.integers(1, 6).map(lambda number: UUID(int=number))

@@ -1,16 +1,52 @@
-"""The viewers' wheel: what is in it, and that it stands without the worker and its libraries."""
+"""The viewers' wheel: what is in it, and that it works in an application.
 
+The application has modules of its own called `schemas`, `worker` and `viewer`.
+"""
+
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from email.parser import Parser
-from pathlib import Path
+from importlib.metadata import distribution
+from pathlib import Path, PurePosixPath
 
 import pytest
 from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).parents[2]
+PUBLISHED_SUFFIXES = (".py", ".json", ".typed")
+
+APPLICATION = """
+import sqlite3, sys
+from uuid import UUID
+
+import schemas, viewer, worker
+assert {schemas.OWNER, viewer.OWNER, worker.OWNER} == {"the application"}
+
+from study_viewer import Attempt, AttemptBatch, BatchRefused, Outbox, Relay, State
+from study_viewer.schemas.documents import documents
+
+uuid = UUID("4bf92f35-77b3-4da6-a3ce-929d0e0e4736")
+attempt = Attempt(question_pub_id="q-17", selected_choice=2)
+with Outbox("app.db") as outbox, sqlite3.connect("app.db") as database:
+    assert outbox.record(database, AttemptBatch(client_session_uuid=uuid, attempts=(attempt,)))
+    too_many = AttemptBatch.model_construct(client_session_uuid=uuid, attempts=(attempt,) * 1001)
+    try:
+        outbox.record(database, too_many)
+    except BatchRefused as refused:
+        print(refused.rejection.reason)
+    database.commit()
+    Relay(outbox, "amqp://localhost", "ada")
+    entry = outbox.get(uuid)
+assert entry.state is State.PENDING
+assert "migrations" not in sys.modules
+print(entry.batch.attempts[0].question_pub_id, len(documents()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,55 +63,116 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_it_holds_the_library_and_the_wire_and_nothing_else(wheel: Path) -> None:
+def asked_by(wheel: Path) -> list[Requirement]:
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    files = {
-        path.relative_to(CHECKOUT).as_posix()
-        for package in ("study_viewer", "schemas")
-        for path in (CHECKOUT / package).rglob("*")
-        if path.suffix in (".py", ".json", ".typed")
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    return [Requirement(line) for line in metadata.get_all("Requires-Dist") or ()]
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {
+            name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name
+        }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of a package in the tree, by their path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.suffix in PUBLISHED_SUFFIXES
     }
-    assert names == files | {"study_viewer/pyproject.toml"}
+
+
+def copy_with_dependencies(names: list[str], target: Path) -> None:
+    """Copy the distributions of these names, and all that they need, from our environment."""
+    copied: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in copied:
+            continue
+        copied.add(name)
+        found = distribution(name)
+        for file in found.files or ():
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                destination = target / file
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(found.locate_file(file), destination)
+        needed = (Requirement(line) for line in found.requires or ())
+        names += [
+            each.name for each in needed if not each.marker or each.marker.evaluate({"extra": ""})
+        ]
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a fresh environment with the wheel and its dependencies, and no more."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    where = {"base": str(folder), "platbase": str(folder)}
+    site = Path(sysconfig.get_path("purelib", "venv", vars=where))
+    copy_with_dependencies([requirement.name for requirement in asked_by(wheel)], site)
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    for words in (("install", "--quiet", "--no-index", wheel), ("check",)):
+        subprocess.run([*pip, *words], check=True, capture_output=True)
+    return python
+
+
+def test_it_installs_exactly_one_top_level_name(wheel: Path) -> None:
+    assert {PurePosixPath(name).parts[0] for name in contents(wheel)} == {"study_viewer"}
+
+
+def test_it_holds_the_library_and_a_copy_of_the_wire_and_nothing_else(wheel: Path) -> None:
+    library = {
+        f"study_viewer/{name}": content
+        for name, content in files(CHECKOUT / "study_viewer").items()
+        if not name.startswith("schemas/")
+    }
+    wire = {
+        f"study_viewer/schemas/{name}": content
+        for name, content in files(CHECKOUT / "schemas").items()
+    }
+    assert contents(wheel) == library | wire
+
+
+def test_in_the_tree_the_wire_of_the_library_is_the_one_source() -> None:
+    assert (CHECKOUT / "study_viewer" / "schemas").resolve() == CHECKOUT / "schemas"
 
 
 def test_it_asks_for_what_the_project_asks_for(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        asked = Parser().parsestr(archive.read(name).decode()).get_all("Requires-Dist")
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     ours = {Requirement(line) for line in project["dependencies"]}
-    theirs = {Requirement(line) for line in asked or ()}
+    theirs = set(asked_by(wheel))
     assert {requirement.name for requirement in theirs} == {"aio-pika", "pydantic"}
     assert theirs <= ours
 
 
-def test_it_works_where_the_worker_is_not_installed(wheel: Path, tmp_path: Path) -> None:
-    target = tmp_path / "installed"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)  # what an installer does with a pure wheel
-    program = """
-import importlib, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"worker", "migrations", "sqlalchemy", "asyncpg", "httpx",
-                                      "fsrs", "structlog", "typer", "prometheus_client"}:
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-target, path = sys.argv[1:]
-sys.path.insert(0, target)
-import study_viewer, schemas, schemas.documents
-assert study_viewer.__file__.startswith(target) and schemas.__file__.startswith(target)
-with study_viewer.Outbox(path) as outbox:
-    study_viewer.Relay(outbox, "amqp://localhost", "ada")
-print(len(schemas.documents.documents()), outbox.path.exists())
-"""
+def test_it_works_in_an_application_with_modules_of_the_same_names(
+    python: Path, tmp_path: Path
+) -> None:
+    for name in ("schemas", "worker", "viewer"):
+        (tmp_path / f"{name}.py").write_text('OWNER = "the application"\n')
+    (tmp_path / "app.py").write_text(APPLICATION)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program, target, tmp_path / "viewer.db"],
+        [python, "-W", "error", "app.py"],
+        cwd=tmp_path,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("5 True\n", "")
+    assert (done.stdout, done.stderr) == ("too_large\nq-17 5\n", "")
+
+
+def test_it_checks_its_published_documents_where_it_is_installed(python: Path) -> None:
+    done = subprocess.run(
+        [python, "-I", "-m", "study_viewer.schemas", "check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -12,7 +12,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from schemas.amqp import (
+from study_viewer import Outbox, Relay, RelayRunning, RelayStopped, State
+from study_viewer.relay import _first_of
+from study_viewer.schemas.amqp import (
     ATTEMPT_BATCH_TYPE,
     ATTEMPTS_BINDING,
     ATTEMPTS_QUEUE,
@@ -21,10 +23,8 @@ from schemas.amqp import (
     result_key,
     results_queue,
 )
-from schemas.documents import asyncapi
-from schemas.words import RejectReason, Status
-from study_viewer import Outbox, Relay, RelayRunning, RelayStopped, State
-from study_viewer.relay import _first_of
+from study_viewer.schemas.documents import asyncapi
+from study_viewer.schemas.words import RejectReason, Status
 from tests.study_viewer.proxy import ACK, PUBLISH, proxied
 from tests.study_viewer.support import (
     QUICK,
