@@ -11,7 +11,11 @@ from worker.cli.settings import markdown
 from worker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    ROOT / "bench" / "JOURNAL.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_the_page_of_settings_is_current() -> None:
