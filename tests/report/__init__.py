@@ -1,1 +1,0 @@
-"""The learner's picture: its numbers, and how it looks."""
