@@ -20,7 +20,7 @@ from bench.race import LOGS
 from bench.stage import Stage, environment_of
 from bench.workload import Batch, Shape, batches, same_question
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 from worker.store.engine import make_engine
 
 GROUP: Final = 50

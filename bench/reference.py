@@ -10,8 +10,8 @@ from bench.stage import Stage
 from bench.workload import VIEWER, Batch
 from schemas.attempt_batch import decode
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
 from worker.store.engine import make_engine
 
 _AT_ONCE: Final = 100

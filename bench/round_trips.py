@@ -16,7 +16,7 @@ from bench import reference
 from bench.stage import Stage
 from bench.workload import Batch
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 from worker.settings import Settings
 from worker.store.engine import make_engine
 

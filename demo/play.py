@@ -24,12 +24,12 @@ from schemas import amqp
 from schemas.attempt_batch import decode
 from schemas.words import Status
 from study_viewer import AttemptBatch
-from worker import repair
 from worker.broker import topology
 from worker.broker.management import Management
 from worker.cli.shared import engine_of, thresholds_of
-from worker.ingest import Ingest
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
+from worker.operate import repair
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import transaction

@@ -22,7 +22,7 @@ from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
 
 MONDAY: Final = datetime(2024, 3, 4, 9, 0, tzinfo=UTC)
 """Long past, so that nothing told relative to it is clamped."""

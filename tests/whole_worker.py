@@ -10,16 +10,16 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.broker_fixtures import PATIENCE
-from worker import viewers
 from worker.broker.accounts import Accounts
 from worker.broker.publisher import Publisher
 from worker.cli.shared import thresholds_of
-from worker.consumer import Consumer
-from worker.ingest import Ingest
+from worker.consume.consumer import Consumer
+from worker.ingest.transaction import Ingest
+from worker.operate import viewers
+from worker.operate.viewers import Access
 from worker.relay import Relay
 from worker.settings import Settings
 from worker.store.engine import is_ready
-from worker.viewers import Access
 
 
 @asynccontextmanager

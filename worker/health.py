@@ -9,7 +9,7 @@ import asyncio
 import time
 from typing import Final
 
-from worker.consumer import Consumer
+from worker.consume.consumer import Consumer
 from worker.errors import Stuck
 from worker.relay import Relay
 from worker.settings import Settings

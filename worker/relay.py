@@ -17,11 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.backoff import Backoff
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Refused, Unroutable, outgoing
+from worker.domain.records import Message
 from worker.errors import DatabaseAway, IngestError, TransientFault, Unconfirmed
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.engine import transaction
-from worker.store.outbox import Message, Waiting
+from worker.store.outbox import Waiting
 from worker.telemetry import metrics
 
 _MEASURE_INTERVAL: Final = 3.0

@@ -16,15 +16,15 @@ from bench.peers import tables
 from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import Due, IngestResult, SessionSummary
 from schemas.words import Outcome, Status
-from worker import messages
 from worker.domain.fold import Progress
 from worker.domain.history import Change, History, is_late
 from worker.domain.patterns import Thresholds, pattern_of, wants_review
+from worker.domain.records import Message
 from worker.domain.schedule import SCHEDULER_NAME, Memory
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.domain.summary import summarize
-from worker.resolve import Incoming
-from worker.store.outbox import Message
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import messages
 
 _THRESHOLDS = Thresholds()
 

@@ -39,8 +39,8 @@ from study_viewer import Outbox
 from tests.database_fixtures import _named, _settings
 from worker.domain.dispositions import Rejected
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
 from worker.store import schema
 from worker.store.engine import make_engine
 

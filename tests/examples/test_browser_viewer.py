@@ -27,8 +27,8 @@ from tests.broker_fixtures import make_settings
 from tests.whole_worker import Login, Viewers, working
 from worker.broker import topology
 from worker.broker.accounts import Accounts
+from worker.operate.viewers import Access
 from worker.settings import Settings
-from worker.viewers import Access
 
 pytestmark = pytest.mark.broker
 

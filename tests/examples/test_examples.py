@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests import factories
 from tests.broker_fixtures import Broker
 from tests.whole_worker import Login, Viewers, working
+from worker.operate.viewers import Access
 from worker.settings import Settings
-from worker.viewers import Access
 
 pytestmark = pytest.mark.broker
 

@@ -28,7 +28,7 @@ from tests.broker_fixtures import VIEWER, Broker
 from tests.faults.processes import Process
 from worker.broker.topology import retry_queue
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 
 T = TypeVar("T")
 

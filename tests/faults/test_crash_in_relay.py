@@ -10,7 +10,7 @@ from tests.broker_fixtures import VIEWER
 from tests.factories import incoming
 from tests.faults.scene import Process, Scene, until
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 
 pytestmark = pytest.mark.broker
 

@@ -29,9 +29,9 @@ from tests import factories as make
 from tests.faults.model import Model, Said, as_said
 from worker.domain.dispositions import Disposition, Rejected
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest, transact
+from worker.ingest.transaction import Ingest, transact
+from worker.operate.repair import rebuild
 from worker.operate.void import void
-from worker.repair import rebuild
 from worker.settings import Settings
 from worker.store.audit import By
 from worker.store.engine import make_engine, transaction

@@ -31,10 +31,10 @@ from schemas import amqp, attempt_batch
 from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from tests.broker_fixtures import make_settings
-from tests.worker.test_intake import BODY, delivery
-from worker import intake
-from worker.broker import dead_letters, tolerance
-from worker.intake import Taken, read
+from tests.worker.consume.test_intake import BODY, delivery
+from worker.broker import copies, decoders
+from worker.consume import intake
+from worker.consume.intake import Taken, read
 
 MARKER: Final = "pLaNtEd"
 """Stands in every message, and may stand in no sentence about one."""
@@ -193,7 +193,7 @@ def fuzz_properties(chance: random.Random) -> str:
     sent = delivery(BODY, exchange=exchange, routing_key=key, **properties)
     taken = read(sent, _SETTINGS)
     outcome = check(taken)
-    copy = dead_letters._copy(sent, dead_letters._ours(taken.envelope))
+    copy = copies._copy(sent, copies._ours(taken.envelope))
     assert len(ContentHeader(0, len(copy.body), copy.properties).marshal()) < FRAME_MAX // 2
     assert not {"CC", "BCC", "x-death", "x-delivery-count"} & set(copy.headers)
     return outcome
@@ -263,7 +263,7 @@ def run(seed: int, *, seconds: float = 0, count: int = 0) -> Counter[str]:
 
     Whatever fails can be had again: the seed of each input is in the error.
     """
-    tolerance.install()
+    decoders.install()
     outcomes: Counter[str] = Counter()
     until = time.monotonic() + seconds
     number = 0
@@ -294,7 +294,7 @@ def _guided() -> None:
         decode_frame(_GOOD_FRAME[:_TABLE_AT] + table + _GOOD_FRAME[-1:])
 
     # Only what reads what others wrote: all of Python would take a minute to prepare.
-    for module in (attempt_batch, intake, tolerance, pamqp.decode, pamqp.frame):
+    for module in (attempt_batch, intake, decoders, pamqp.decode, pamqp.frame):
         for function in vars(module).values():
             if inspect.isfunction(function):
                 atheris.instrument_func(function)

@@ -14,8 +14,9 @@ from tests.security.test_identity import body_for, publish_as, result_of
 from tests.whole_worker import Viewers, working
 from worker.errors import RoleError
 from worker.settings import Settings
-from worker.store import grants, roles, schema
+from worker.store import schema
 from worker.store.engine import make_engine, transaction
+from worker.store.operate import grants, roles
 
 INSUFFICIENT_PRIVILEGE = "42501"
 

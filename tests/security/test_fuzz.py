@@ -16,9 +16,9 @@ from tests import factories
 from tests.security import fuzz
 from worker.domain.dispositions import Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.repair import users, verify
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import users, verify
 
 SEED = 20260
 THRESHOLDS = Thresholds(21.0, 4, 10, 5)

@@ -25,12 +25,12 @@ from study_viewer import Outbox, Relay, RelaySettings, Status
 from tests import factories
 from tests.broker_fixtures import Broker, until
 from tests.whole_worker import Login, Viewers, working
-from worker import viewers as identities
 from worker.broker import topology
 from worker.broker.management import Management
 from worker.errors import ViewerError
+from worker.operate import viewers as identities
+from worker.operate.viewers import Access
 from worker.settings import Settings
-from worker.viewers import Access
 
 pytestmark = pytest.mark.broker
 

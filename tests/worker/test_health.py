@@ -17,7 +17,7 @@ from tests.worker.telemetry.conftest import question, settings
 from tests.worker_process import running
 from worker.cli.asking import by
 from worker.settings import Settings
-from worker.store import control
+from worker.store import pause
 from worker.store.engine import transaction
 
 pytestmark = pytest.mark.broker
@@ -57,12 +57,12 @@ async def test_a_paused_worker_lives_and_is_not_ready(
     async with running(settings) as worker:
         await worker.until_ready()
         async with transaction(engine) as connection:
-            await control.pause(connection, by("a test"))
+            await pause.pause(connection, by("a test"))
         assert await worker.until_ready(False) == {"ok": False, "detail": "paused"}
         assert (await worker.get("/live"))[0] == 200
         await worker.until_metric('study_ingest_paused{cause="gate"}', 1)
         async with transaction(engine) as connection:
-            await control.resume(connection, by("a test"))
+            await pause.resume(connection, by("a test"))
         await worker.until_ready()
         assert (await worker.metrics())['study_ingest_paused{cause="gate"}'] == 0
         assert (await worker.metrics())['study_ingest_pauses_total{cause="gate"}'] == 1
@@ -104,8 +104,8 @@ async def test_a_loop_that_does_not_turn_is_not_alive(
     program = tmp_path / "wedged.py"
     program.write_text(
         "import signal, time\n"
-        "from worker import cli, watch\n"
-        "watch._BEAT_MISSED = 4.0\n"
+        "from worker import cli, health\n"
+        "health._BEAT_MISSED = 4.0\n"
         "signal.signal(signal.SIGUSR1, lambda *_: time.sleep(60))\n"
         "cli.main()\n"
     )

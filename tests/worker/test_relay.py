@@ -15,13 +15,14 @@ from schemas import amqp
 from tests import factories as make
 from tests.broker_fixtures import Broker, publish, until
 from worker.broker.publisher import Publisher, Unroutable
+from worker.domain.records import Message
 from worker.errors import DatabaseAway
 from worker.relay import Relay
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.driver import write
 from worker.store.engine import transaction
-from worker.store.outbox import Message, Waiting
+from worker.store.outbox import Waiting
 
 _SETTINGS = Settings(
     database_url="postgresql://unused",  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """The management API as far as logins go: users, what each may do, and ending what they do.
 
 Needs a login with the tag `administrator`. Knows the API's paths; may not know what a viewer is
-(`worker/viewers.py`).
+(`worker/operate/viewers.py`).
 """
 
 import base64

@@ -5,7 +5,7 @@ they remember (one drift, and the connection closes and retries for ever), recre
 an operator deleted, restore consumers whose buffered deliveries are stale, and stop calling
 return callbacks after a reconnect. A worker needs much less: when a connection or channel is
 lost, everything that stood on it is dropped and opened anew by whoever uses it (`Publisher`,
-`worker.consumer`), each in a loop of a few lines.
+`worker.consume.consumer`), each in a loop of a few lines.
 
 Knows aio-pika; may not know what is published or consumed.
 """
@@ -23,14 +23,14 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AuthenticationError
 from aio_pika.exceptions import ProbableAuthenticationError as LoginRefused
 
-from worker.broker import tolerance
+from worker.broker import decoders
 from worker.errors import BrokerAway
 from worker.settings import Settings
 
 CLIENT_ERRORS: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
 """What a call of the client raises when its channel, connection or patience is lost."""
 
-tolerance.install()
+decoders.install()
 
 
 async def connect(settings: Settings, purpose: str) -> AbstractConnection:

@@ -4,7 +4,7 @@ The client decodes a delivery's properties before anybody can look at them, and 
 can't represent (a timestamp in the year 55,000, a type that is not UTF-8, a table nested a
 thousand deep) ends its reader, and with it the connection: every message in hand would come
 back counted, and come again, until the broker parks them all, the innocent too. So the few
-decoders that can fail are replaced by ones that can't; `worker.intake` then rejects what is
+decoders that can fail are replaced by ones that can't; `worker.consume.intake` then rejects what is
 unreadable. Knows pamqp's decoder tables; may not know what a property is for.
 """
 

@@ -19,11 +19,11 @@ from worker.cli import rehearsed
 from worker.cli.asking import Json, JsonLines, Yes, bar, by, confirm, duration, printable
 from worker.cli.shared import engine_of, run, thresholds_of
 from worker.errors import SettingsError
-from worker.operate import discard as discarding
-from worker.operate import replay as replaying
-from worker.operate.difference import Difference, differences
-from worker.operate.letters import Letter, Wanted, letters
-from worker.operate.rehearse import rehearse
+from worker.operate.dead import discard as discarding
+from worker.operate.dead import replay as replaying
+from worker.operate.dead.compare import Difference, differences
+from worker.operate.dead.letters import Letter, Wanted, letters
+from worker.operate.dead.rehearse import rehearse
 from worker.settings import Settings, load_settings
 from worker.store import audit, schema
 from worker.store.engine import transaction

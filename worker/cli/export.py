@@ -13,8 +13,7 @@ import typer
 from worker.cli.asking import Json, Reason, bar, by
 from worker.cli.shared import engine_of, run, thresholds_of
 from worker.errors import IngestError
-from worker.operate import archive, xapi
-from worker.operate.archive import Imported
+from worker.operate.archive.json_lines import Imported, json_lines, xapi
 from worker.settings import load_settings
 from worker.store import schema
 
@@ -60,7 +59,7 @@ def export(
             await schema.check(engine)
             with bar("Exporting", shown=not (output is None and sys.stdout.isatty())) as progress:
                 count = 0
-                async for line in archive.export(engine, user):
+                async for line in json_lines.export(engine, user):
                     count += 1
                     progress(count, 0)
                     if as_format is Format.JSONL:
@@ -90,7 +89,7 @@ def import_file(
     async def work(lines: Iterator[str]) -> Imported:
         async with engine_of(settings, connections=1, name="study-ingest import") as engine:
             await schema.check(engine)
-            return await archive.import_lines(engine, lines, thresholds_of(settings), by(reason))
+            return await json_lines.import_lines(engine, lines, thresholds_of(settings), by(reason))
 
     try:
         with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as source:

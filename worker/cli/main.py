@@ -10,11 +10,11 @@ import sys
 import typer
 
 from worker.cli import (
-    control,
     correct,
     dead,
     doctor,
     export,
+    pause,
     repair,
     report,
     run,
@@ -38,7 +38,7 @@ settings.add_to(app)
 run.add_to(app)
 status.add_to(app)
 doctor.add_to(app)
-control.add_to(app)
+pause.add_to(app)
 repair.add_to(app)
 correct.add_to(app)
 dead.add_to(app)

@@ -8,9 +8,10 @@ import typer
 from worker.cli.asking import Json, by
 from worker.cli.shared import engine_of, run
 from worker.settings import load_settings
-from worker.store import control, schema
-from worker.store.control import Pause
+from worker.store import pause as stored
+from worker.store import schema
 from worker.store.engine import transaction
+from worker.store.pause import Pause
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,7 +36,7 @@ def pause(
         async with engine_of(load_settings(), connections=1, name="study-ingest pause") as engine:
             await schema.check(engine)
             async with transaction(engine) as connection:
-                return await control.pause(connection, by(reason))
+                return await stored.pause(connection, by(reason))
 
     now, is_new = run(work())
     if as_json:
@@ -59,7 +60,7 @@ def resume(
         async with engine_of(load_settings(), connections=1, name="study-ingest resume") as engine:
             await schema.check(engine)
             async with transaction(engine) as connection:
-                return await control.resume(connection, by(reason))
+                return await stored.resume(connection, by(reason))
 
     ended = run(work())
     if as_json:

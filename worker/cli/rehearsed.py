@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from worker.operate.letters import Letter
-from worker.operate.rehearse import ProgressChange, Rehearsal
+from worker.domain.records import Stored
+from worker.operate.dead.letters import Letter
+from worker.operate.dead.rehearse import ProgressChange, Rehearsal
 from worker.store import progress
-from worker.store.progress import Stored
 
 
 def as_json(seen: Rehearsal) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import Progress
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker import repair
 from worker.cli.shared import engine_of, run, thresholds_of
+from worker.operate import repair
 from worker.settings import load_settings
 
 _USER = Annotated[int | None, typer.Option("--user", help="Only this user. Default: all.")]

@@ -11,11 +11,12 @@ import typer
 
 from worker.cli.shared import engine_of, run
 from worker.errors import NoHistory
-from worker.report.page import page
-from worker.report.picture import Picture, picture, since
+from worker.operate.report.page import page
+from worker.operate.report.picture import Picture, picture, since
 from worker.settings import load_settings
-from worker.store import pictures, schema
+from worker.store import schema
 from worker.store.engine import transaction
+from worker.store.operate import report as stored
 
 
 def add_to(app: typer.Typer) -> None:
@@ -55,8 +56,8 @@ async def _picture(user_id: int) -> Picture:
         await schema.check(engine)
         # One snapshot, so that the parts agree with each other.
         async with transaction(engine, isolation="repeatable_read") as connection:
-            questions = await pictures.questions(connection, user_id)
-            weeks = await pictures.weeks(connection, user_id, since(now))
+            questions = await stored.questions(connection, user_id)
+            weeks = await stored.weeks(connection, user_id, since(now))
     if not questions:
         raise NoHistory(f"User {user_id} has no study history.")
     return picture(user_id, questions, weeks, now)

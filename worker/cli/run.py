@@ -19,17 +19,17 @@ from worker.broker import topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.cli.shared import engine_of, run, thresholds_of
-from worker.consumer import Consumer
+from worker.consume.consumer import Consumer
+from worker.consume.gate import Gate
 from worker.errors import BrokerAway, DatabaseAway, IngestError, SettingsError, Stuck
-from worker.ingest import Ingest
-from worker.operate.gate import Gate
+from worker.health import RelayWatch, Watch
+from worker.ingest.transaction import Ingest
 from worker.relay import Relay
 from worker.settings import Settings, load_settings
 from worker.store import schema
 from worker.store.engine import is_ready
 from worker.telemetry import logs, metrics, traces
 from worker.telemetry.http import served
-from worker.watch import RelayWatch, Watch
 
 _log = structlog.get_logger(__name__)
 

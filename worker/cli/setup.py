@@ -9,8 +9,9 @@ from worker.broker import topology
 from worker.broker.management import Management
 from worker.cli.shared import engine_of, run
 from worker.settings import load_settings
-from worker.store import roles, schema
+from worker.store import schema
 from worker.store.engine import transaction
+from worker.store.operate import roles
 
 _A_DAY: Final = 86_400.0
 

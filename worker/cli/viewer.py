@@ -13,10 +13,10 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
-from worker import viewers
 from worker.broker.accounts import Accounts
 from worker.cli.shared import engine_of, run
 from worker.errors import SettingsError
+from worker.operate import viewers
 from worker.settings import Settings, load_settings
 from worker.store import schema
 

@@ -21,13 +21,13 @@ from worker.backoff import Backoff
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.broker.subscription import Subscription
-from worker.conditions import Conditions
+from worker.consume.changes import Signal
+from worker.consume.in_hand import Hand
+from worker.consume.lanes import IngestGroup, Lanes
+from worker.consume.pauses import Conditions
+from worker.consume.settle import Settler
 from worker.errors import BrokerAway, DatabaseAway, IngestError
-from worker.hand import Hand
-from worker.lanes import IngestGroup, Lanes
 from worker.settings import Settings
-from worker.settle import Settler
-from worker.signals import Signal
 from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)

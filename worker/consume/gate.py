@@ -7,7 +7,7 @@ consumer does while the gate is shut.
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.errors import TransientFault
-from worker.store import control
+from worker.store import pause
 from worker.store.engine import transaction
 
 
@@ -30,7 +30,7 @@ class Gate:
         if self._enabled:
             try:
                 async with transaction(self._engine) as connection:
-                    self._open = not await control.is_paused(connection)
+                    self._open = not await pause.is_paused(connection)
             except TransientFault:
                 pass
         return self._open

@@ -16,10 +16,10 @@ from schemas import amqp
 from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from schemas.words import RejectReason
-from worker.broker.dead_letters import Envelope
+from worker.broker.copies import Envelope
+from worker.broker.decoders import UNREADABLE_HEADERS
 from worker.broker.subscription import Delivery
-from worker.broker.tolerance import UNREADABLE_HEADERS
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 
 _log = structlog.get_logger(__name__)

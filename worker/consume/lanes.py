@@ -8,7 +8,9 @@ dispositions; may not know SQL, nor how deliveries come.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -17,14 +19,14 @@ from schemas.words import RejectReason
 from worker.backoff import Backoff
 from worker.broker.connection import describe
 from worker.broker.subscription import Delivery
-from worker.conditions import Conditions
+from worker.consume.in_hand import Hand
+from worker.consume.intake import Taken, read
+from worker.consume.pauses import Conditions
+from worker.consume.settle import Deferred, Postponed, Settler
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.errors import DatabaseAway, IngestError, Unconfirmed
-from worker.hand import Hand
-from worker.intake import Taken, read
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
 from worker.settings import Settings
-from worker.settle import Deferred, Postponed, Settler
 from worker.telemetry import metrics, traces
 
 _log = structlog.get_logger(__name__)
@@ -33,7 +35,7 @@ _LARGE_BODY_BYTES: Final = 32_768
 """A group of bodies from here on is not decoded in one go: heartbeats must not wait for it."""
 
 IngestGroup = Callable[[Sequence[Incoming]], Awaitable[list[Disposition | Busy]]]
-"""`worker.ingest.Ingest`, or anything of its shape."""
+"""`worker.ingest.transaction.Ingest`, or anything of its shape."""
 
 
 class Lanes:
@@ -74,7 +76,7 @@ class Lanes:
             try:
                 with metrics.stage("read"):
                     read_group = await self._read(group)
-                with traces.delivered(read_group) as traced:
+                with _traced(read_group) as traced:
                     busy = await self._deal_with(traced)
             finally:
                 hand.in_work -= len(group)
@@ -192,6 +194,20 @@ class Lanes:
             self._settler.stale(taken)
             return False
         return True
+
+
+@contextmanager
+def _traced(group: list[Taken]) -> Iterator[list[Taken]]:
+    """The group in spans of its own: each delivery's span is the parent of what it causes."""
+    parents = [(taken.incoming.client_session_uuid, taken.incoming.traceparent) for taken in group]
+    with traces.delivered(parents) as spans:
+        if spans is None:
+            yield group
+        else:
+            yield [
+                replace(taken, incoming=replace(taken.incoming, traceparent=span))
+                for taken, span in zip(group, spans, strict=True)
+            ]
 
 
 def _told_apart(

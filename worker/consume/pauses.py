@@ -9,7 +9,7 @@ from typing import Literal
 
 import structlog
 
-from worker.signals import Signal
+from worker.consume.changes import Signal
 from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)

@@ -14,10 +14,10 @@ import structlog
 
 from schemas.attempt_batch import AttemptBatch
 from schemas.words import RejectReason
-from worker.broker import dead_letters
+from worker.broker import copies
 from worker.broker.publisher import Publisher
+from worker.consume.intake import Taken
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
-from worker.intake import Taken
 from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)
@@ -70,7 +70,7 @@ class Settler:
         """
         match disposition:
             case Rejected():
-                await dead_letters.park(
+                await copies.park(
                     self._publisher,
                     taken.delivery,
                     taken.envelope,
@@ -78,11 +78,11 @@ class Settler:
                     disposition.detail,
                 )
             case Deferred():
-                await dead_letters.defer(
+                await copies.defer(
                     self._publisher, taken.delivery, taken.envelope, disposition.delay
                 )
             case Postponed():
-                await dead_letters.postpone(self._publisher, taken.delivery, taken.envelope)
+                await copies.postpone(self._publisher, taken.delivery, taken.envelope)
         if await taken.delivery.ack():
             self._settled([(taken, disposition)], group_size)
         else:

@@ -11,18 +11,16 @@ from typing import NamedTuple
 from uuid import UUID
 
 from schemas.words import CORRECT, Pattern
-from worker import messages
 from worker.domain.fold import Progress
 from worker.domain.history import Change, History, is_late
+from worker.domain.ids import derived_id
 from worker.domain.patterns import Thresholds, pattern_of, wants_review
+from worker.domain.records import AttemptRow, Message, SessionRow, Standing, Stored, storable
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.domain.summary import Summary, summarize
-from worker.resolve import Plan
-from worker.store.attempts import AttemptRow, SessionRow, storable
-from worker.store.ids import derived_id
-from worker.store.outbox import Message
-from worker.store.progress import Standing, Stored
+from worker.ingest.resolve import Plan
+from worker.ingest.transaction import messages
 
 
 class ScoredBatch(NamedTuple):

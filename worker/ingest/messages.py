@@ -15,10 +15,10 @@ from pydantic_core import to_json
 from schemas import amqp
 from schemas.ingest_result import IngestResult, Skipped
 from schemas.words import Outcome, Pattern, Status
+from worker.domain.ids import derived_id
+from worker.domain.records import Message
 from worker.domain.summary import Summary
-from worker.resolve import Incoming
-from worker.store.ids import derived_id
-from worker.store.outbox import Message
+from worker.ingest.resolve import Incoming
 
 _NAMESPACE: Final = UUID("5f0c0f7e-8c43-4f0c-9c1d-3a3b7f6f2a51")
 

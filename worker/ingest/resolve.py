@@ -12,8 +12,7 @@ from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import Skipped
 from schemas.words import RejectReason, SkipReason
-from worker.store.progress import Standing
-from worker.store.publications import Resolved
+from worker.domain.records import Resolved, Standing
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,17 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
-from worker import messages
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
+from worker.domain.records import Message, Resolved, Standing
 from worker.errors import TransientFault, UuidTaken
-from worker.finalize import Finalized, finalize, score
-from worker.resolve import Incoming, Plan, may_write, owner_of, plan
+from worker.ingest.finalize import Finalized, finalize, score
+from worker.ingest.resolve import Incoming, Plan, may_write, owner_of, plan
+from worker.ingest.transaction import messages
 from worker.store import attempts, inbox, outbox, principals, progress, publications
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
-from worker.store.outbox import Message
-from worker.store.progress import Standing
-from worker.store.publications import Resolved
 
 Batches = Mapping[UUID, tuple[Incoming, AttemptBatch]]
 """What is to be decided, by its idempotency key."""

@@ -18,13 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.attempt_batch import AttemptBatch
 from worker.broker.dead_queue import open_dead_queue
-from worker.operate.discard import discard
-from worker.operate.letters import Letter, Progress, Wanted, letters
+from worker.operate.dead.discard import discard
+from worker.operate.dead.letters import Letter, Progress, Wanted, letters
 from worker.settings import Settings
-from worker.store import audit, erasure, principals, publications
+from worker.store import audit, principals, publications
 from worker.store.audit import By
 from worker.store.engine import transaction
-from worker.store.erasure import Erased
+from worker.store.operate import erase as stored
+from worker.store.operate.erase import Erased
 
 _NAMED: Final = re.compile(rb'"question_pub_id"\s*:\s*("(?:[^"\\]|\\.){1,800}")')
 _PUB_ID_MAX: Final = 128
@@ -54,7 +55,7 @@ async def survey(
     Raises `DatabaseAway`, `BrokerAway`, `TopologyError`.
     """
     async with transaction(engine) as connection:
-        found = Found(*await erasure.count(connection, user_id))
+        found = Found(*await stored.count(connection, user_id))
     async with open_dead_queue(settings) as queue:
         async for letter in letters(queue, settings, Wanted(), progress):
             owners = await _owners(engine, letter)
@@ -76,8 +77,8 @@ async def erase(
     """
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
-        await erasure.bury(connection, found.uuids)
-        erased = await erasure.erase(connection, user_id, found.uuids)
+        await stored.bury(connection, found.uuids)
+        erased = await stored.erase(connection, user_id, found.uuids)
         if any(erased) or found.letters:
             effect = erased._asdict() | {"dead_letters": len(found.letters)}
             await audit.record(connection, by, "erase", f"user {user_id}", effect)
@@ -90,7 +91,7 @@ async def _owners(engine: AsyncEngine, letter: Letter) -> set[int]:
         behind = await publications.behind(connection, _named(letter))
         owners = {user_id for _, user_id in behind.values()}
         if not owners and letter.client_session_uuid is not None:
-            owner = await erasure.owner_of_batch(connection, letter.client_session_uuid)
+            owner = await stored.owner_of_batch(connection, letter.client_session_uuid)
             owners = set() if owner is None else {owner}
         return owners
 

@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from schemas.words import Outcome
 from worker.domain.fold import fold
 from worker.domain.patterns import Thresholds, pattern_of
+from worker.domain.records import Stored
 from worker.domain.scoring import ScoredAttempt
 from worker.store import attempts, principals, progress
 from worker.store.driver import write
 from worker.store.engine import transaction
-from worker.store.progress import Stored
 
 _WRITE_AT_ONCE = 1_000
 """Progress rows in one statement of a rebuild."""

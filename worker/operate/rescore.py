@@ -14,19 +14,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.ingest_result import IngestResult, SessionSummary
 from schemas.words import Outcome, Status
-from worker import messages
 from worker.domain.history import History
 from worker.domain.patterns import Thresholds
+from worker.domain.records import Message
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.errors import IngestError
-from worker.repair import Difference, put_right
-from worker.store import attempts, audit, corrections, inbox, outbox, principals
+from worker.ingest.transaction import messages
+from worker.operate.repair import Difference, put_right
+from worker.store import attempts, audit, inbox, outbox, principals
 from worker.store.audit import By
-from worker.store.corrections import Answer, Told
 from worker.store.driver import write
 from worker.store.engine import transaction
-from worker.store.outbox import Message
+from worker.store.operate import rescore as stored
+from worker.store.operate.rescore import Answer, Told
 
 
 class Effect(NamedTuple):
@@ -52,7 +53,7 @@ async def rescore(
     such question.
     """
     async with transaction(engine) as connection:
-        user_ids = await corrections.answered_by(connection, question_id)
+        user_ids = await stored.answered_by(connection, question_id)
     if user_ids is None:
         raise IngestError(f"There is no question {question_id}.")
     total = Effect()
@@ -74,17 +75,17 @@ async def _rescore_one(
     thresholds: Thresholds,
     by: By,
 ) -> Effect:
-    was = await corrections.key(connection, question_id)
+    was = await stored.key(connection, question_id)
     key = was if correct_choice is None else correct_choice
     if key != was:
-        await corrections.correct(connection, question_id, key)
-    scored = _scored(await corrections.answers(connection, user_id, question_id), key)
+        await stored.correct(connection, question_id, key)
+    scored = _scored(await stored.answers(connection, user_id, question_id), key)
     if not scored and key == was:
         return Effect()
-    await corrections.rescore(connection, key, scored)
+    await stored.rescore(connection, key, scored)
     changed = await put_right(connection, user_id, thresholds, [question_id])
     sessions = sorted({answer.quiz_session_id for answer in scored})
-    results = await _results(connection, user_id, await corrections.told(connection, sessions))
+    results = await _results(connection, user_id, await stored.told(connection, sessions))
     jobs = _explanations(changed, scored)
     outgoing = [message for told, viewer in results for message in _again(told, viewer)]
     kept = {

@@ -16,12 +16,12 @@ from schemas import amqp
 from worker.broker.dead_queue import open_dead_queue
 from worker.broker.management import Json, Management
 from worker.errors import IngestError
-from worker.operate.letters import read
+from worker.operate.dead.letters import read
 from worker.settings import Settings
-from worker.store import control, outbox, schema
-from worker.store.control import Pause
+from worker.store import outbox, pause, schema
 from worker.store.engine import transaction
 from worker.store.outbox import Backlog
+from worker.store.pause import Pause
 
 _LETTERS_READ: Final = 1_000
 """Dead letters that are read for their reasons; the depth of the queue says how many there are."""
@@ -178,7 +178,7 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
         return DatabaseStatus(at, wanted, None, None)
     async with transaction(engine) as connection:
         return DatabaseStatus(
-            at, wanted, await control.find(connection), await outbox.backlog(connection)
+            at, wanted, await pause.find(connection), await outbox.backlog(connection)
         )
 
 

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from worker.broker.accounts import Accounts
 from worker.errors import ViewerError
-from worker.store import grants
 from worker.store.engine import transaction
+from worker.store.operate import grants
 
 TAG: Final = "study-viewer"
 """Marks the broker users that are ours to change: no command here touches another."""

@@ -9,13 +9,14 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker import messages
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
-from worker.repair import put_right
-from worker.store import audit, corrections, outbox, principals
+from worker.ingest.transaction import messages
+from worker.operate.repair import put_right
+from worker.store import audit, outbox, principals
 from worker.store.audit import By
 from worker.store.engine import transaction
+from worker.store.operate import void as stored
 
 
 class Effect(NamedTuple):
@@ -35,14 +36,14 @@ async def void(
     Raises `IngestError` when no such batch is on record.
     """
     async with transaction(engine) as connection:
-        user_id = await corrections.principal(connection, client_session_uuid)
+        user_id = await stored.principal(connection, client_session_uuid)
         if user_id is None:
             raise IngestError(
                 f"No session {client_session_uuid} is on record: it was never ingested, or its"
                 " user is erased."
             )
         await principals.lock(connection, [user_id])
-        voided = await corrections.void(connection, client_session_uuid)
+        voided = await stored.void(connection, client_session_uuid)
         changed = await put_right(connection, user_id, thresholds, voided.question_ids)
         gone = [each.question_id for each in changed if each.expected is None]
         # Jobs that have not left yet are wanted no more. An explanation is, where the question

@@ -1,15 +1,14 @@
 """Quiz sessions and attempts: the log that everything else can be recomputed from."""
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any, Final, NamedTuple
-from uuid import UUID
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
+from worker.domain.records import SessionRow
 from worker.domain.scoring import ScoredAttempt
 from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
@@ -19,44 +18,6 @@ _STREAMED_AT_ONCE: Final = 2_000
 """Rows fetched in one round trip of a stream."""
 _SOURCE: Final = "viewer"
 _STATUS: Final = "finalized"
-
-
-class AttemptRow(NamedTuple):
-    """One attempt to write: as it is folded, and what stands beside that."""
-
-    attempt: ScoredAttempt
-    question_id: int
-    selected_choice: int | None
-    correct_choice: int
-    answered_at_sent: datetime | None
-
-
-class SessionRow(NamedTuple):
-    """One quiz session to write: a batch's attempts (at least one) on one topic."""
-
-    id: UUID
-    user_id: int
-    topic_id: int
-    question_ids: list[int]
-    client_session_uuid: UUID
-    correct_count: int
-    wrong_count: int
-    unsure_count: int
-    finished_at: datetime
-    received_at: datetime
-    attempts: Sequence[AttemptRow]
-
-
-# The driver writes exactly these two as infinities, and reads infinities back without a zone.
-_EARLIEST: Final = datetime.min.replace(tzinfo=UTC) + timedelta.resolution
-_LATEST: Final = datetime.max.replace(tzinfo=UTC) - timedelta.resolution
-
-
-def storable(at: datetime | None) -> datetime | None:
-    """`at` as it will be read back: the first and the last instant there are move inwards."""
-    if at is None or _EARLIEST <= at <= _LATEST:
-        return at
-    return _EARLIEST if at < _EARLIEST else _LATEST
 
 
 _SESSIONS: Final = rows_of(

@@ -5,7 +5,7 @@ is deleted by the transaction that publishes it, so for good once the broker has
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -14,24 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas import amqp
+from worker.domain.records import Message
 from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, texts
-
-
-class Message(NamedTuple):
-    """A message to leave. `message_id` is the same however often it is published."""
-
-    message_id: UUID
-    exchange: str
-    routing_key: str
-    type: str
-    headers: Mapping[str, str]
-    body: str
-
-    @property
-    def is_job(self) -> bool:
-        """Whether it is a follow-up job, and not a result."""
-        return self.exchange != amqp.RESULTS_EXCHANGE
 
 
 class Waiting(NamedTuple):

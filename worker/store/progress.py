@@ -1,43 +1,17 @@
 """Progress rows: what is stored of the fold of each (user, question)."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
-from worker.domain.schedule import SCHEDULER_NAME, Memory
+from worker.domain.records import Standing, Stored
+from worker.domain.schedule import Memory
 from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
-
-
-class Stored(NamedTuple):
-    """A progress row: the fold, and what stands beside it."""
-
-    user_id: int
-    question_id: int
-    topic_id: int
-    progress: Progress
-    pattern: Pattern
-    explanation_requested: bool
-    scheduler: str = SCHEDULER_NAME
-
-
-class Standing(NamedTuple):
-    """A question as it stands under its principal's lock; one that is deleted does not."""
-
-    question_id: int
-    user_id: int
-    topic_id: int
-    correct_choice: int
-    progress: Progress | None
-    """None when it was never answered."""
-    explanation_requested: bool
-    scheduler: str | None
-    """Whose the schedule in `progress` is."""
-
 
 _COLUMNS: Final = {
     "user_id": "bigint",

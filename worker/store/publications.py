@@ -1,27 +1,15 @@
 """Published ids and the questions that they stand for; viewers and whom they may write for."""
 
-from collections.abc import Collection, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Collection
+from typing import Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import SkipReason
+from worker.domain.records import Resolved
 from worker.store.driver import fetch
 from worker.store.literals import as_text, texts
-
-
-class Resolved(NamedTuple):
-    """What published ids stand for, before anything is locked."""
-
-    questions: Mapping[str, int | SkipReason]
-    """The question's id by published id, deleted or not; an id that is missing is unknown."""
-    owners: Mapping[str, int]
-    """The owner's user id by published id: of the questions whose owner was asked for, less those
-    that are withdrawn or deleted."""
-    granted: Mapping[str, set[int]]
-    """The principals granted to each viewer that has any grant at all."""
-
 
 _QUESTIONS: Final = (
     "FROM published AS publication"

@@ -9,8 +9,8 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Final
+from uuid import UUID
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -18,7 +18,6 @@ from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from schemas import amqp
-from worker.intake import Taken
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _LAST_EXPORT: Final = 2.0
@@ -54,37 +53,37 @@ def exported() -> Iterator[None]:
 
 
 @contextmanager
-def delivered(group: Sequence[Taken]) -> Iterator[list[Taken]]:
+def delivered(group: Sequence[tuple[UUID | None, str | None]]) -> Iterator[list[str | None] | None]:
     """Spans for the deliveries and for the transaction that links them, while the block runs.
 
-    Yields the group with each delivery's own span as the parent of what it will cause.
+    `group` has the batch's uuid and the `traceparent` of each delivery. Yields the `traceparent`
+    of each delivery's own span, the parent of whatever the delivery causes; None when no traces
+    are exported.
     """
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
-        yield list(group)
+        yield None
         return
     tracer = provider.get_tracer("study-ingest")
     with ExitStack() as open_spans:
         spans: list[Span] = []
-        traced = []
-        for taken in group:
+        traced: list[str | None] = []
+        for uuid, parent in group:
             span = tracer.start_span(
                 f"process {amqp.ATTEMPTS_QUEUE}",
-                context=_context(taken.incoming.traceparent),
+                context=_context(parent),
                 kind=SpanKind.CONSUMER,
                 attributes={
                     "messaging.system": "rabbitmq",
                     "messaging.operation.type": "process",
                     "messaging.destination.name": amqp.ATTEMPTS_QUEUE,
                     "messaging.batch.message_count": len(group),
-                    "study.client_session_uuid": str(taken.incoming.client_session_uuid),
+                    "study.client_session_uuid": str(uuid),
                 },
             )
             open_spans.callback(span.end)
             spans.append(span)
-            traced.append(
-                replace(taken, incoming=replace(taken.incoming, traceparent=_traceparent(span)))
-            )
+            traced.append(_traceparent(span))
         with tracer.start_as_current_span(
             "ingest",
             context=Context(),

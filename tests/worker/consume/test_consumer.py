@@ -24,10 +24,10 @@ from tests.broker_fixtures import PATIENCE, VIEWER, Broker, until
 from worker.broker import topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
-from worker.consumer import Check, Consumer
+from worker.consume.consumer import Check, Consumer
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.errors import DatabaseAway, TransientFault
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 
 pytestmark = pytest.mark.broker
@@ -409,7 +409,7 @@ async def test_a_batch_delivered_often_runs_with_nothing_else_in_hand(
 async def test_one_that_comes_among_others_waits_for_them_and_comes_again_alone(
     broker: Broker, start: Start, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.consumer._GATE_INTERVAL", 0.05)
+    monkeypatch.setattr("worker.consume.consumer._GATE_INTERVAL", 0.05)
     gate = asyncio.Event()
     gate.set()
 
@@ -537,7 +537,7 @@ async def test_what_is_held_too_long_is_given_back_once(
 async def test_a_closed_gate_hands_everything_unstarted_back(
     broker: Broker, start: Start, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.consumer._GATE_INTERVAL", 0.05)
+    monkeypatch.setattr("worker.consume.consumer._GATE_INTERVAL", 0.05)
     gate = asyncio.Event()
 
     async def gate_open() -> bool:

@@ -18,9 +18,9 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.errors import Rejection
 from schemas.words import RejectReason
 from tests.broker_fixtures import make_settings
+from worker.broker.decoders import UNREADABLE_HEADERS
 from worker.broker.subscription import Delivery, Subscription
-from worker.broker.tolerance import UNREADABLE_HEADERS
-from worker.intake import Taken, read
+from worker.consume.intake import Taken, read
 
 UUID_1 = UUID(int=1)
 BODY = json.dumps(

@@ -8,9 +8,9 @@ from schemas.words import RejectReason
 from tests import factories
 from tests.broker_fixtures import PATIENCE, VIEWER, Broker, until
 from tests.whole_worker import working
-from worker import intake
 from worker.broker import topology
 from worker.broker.management import Management
+from worker.consume import intake
 
 pytestmark = pytest.mark.broker
 

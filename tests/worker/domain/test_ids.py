@@ -5,7 +5,7 @@ from uuid import UUID, uuid5
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.store.ids import derived_id
+from worker.domain.ids import derived_id
 
 
 @given(st.uuids(), st.text(st.characters(exclude_categories=["Cs"]), max_size=80))

@@ -13,8 +13,8 @@ from tests import factories as make
 from tests.factories import Published, answer, at, incoming, sent
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
 
 # Indices into the questions below, so that an example prints as what it is.
 QUESTIONS = st.integers(0, 6)

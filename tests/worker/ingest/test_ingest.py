@@ -22,9 +22,9 @@ from tests import factories as make
 from tests.factories import RIGHT, WRONG, at, batch, incoming, right, sent, unsure, wrong
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.repair import verify
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import verify
 
 
 @pytest.fixture

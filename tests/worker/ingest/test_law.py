@@ -17,9 +17,9 @@ from tests.worker.domain import naive
 from tests.worker.domain.strategies import ANSWERS, MINUTES
 from worker.domain.dispositions import Disposition, Duplicate, Ingested
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.repair import users, verify
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import users, verify
 from worker.store import principals
 from worker.store.engine import transaction
 

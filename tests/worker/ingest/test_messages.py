@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from schemas.followups import ExplanationRequested, QuestionPattern, ReviewRequested
 from schemas.ingest_result import Due, IngestResult, SessionSummary, Skipped
 from schemas.words import Outcome, Pattern, SkipReason, Status
-from worker import messages
 from worker.domain.summary import Summary
+from worker.ingest.transaction import messages
 
 _IDS = st.integers(1, 2**63 - 1)
 _TIMES = st.datetimes(timezones=st.just(UTC))

@@ -17,9 +17,9 @@ from tests.factories import Published, at, right, sent, wrong
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.patterns import Thresholds
 from worker.errors import DatabaseAway, TransientFault
-from worker.ingest import Ingest
-from worker.repair import users, verify
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import users, verify
 from worker.settings import Settings
 from worker.store import principals
 from worker.store.engine import make_engine, transaction

@@ -12,9 +12,9 @@ from tests import factories as make
 from tests.factories import Published, Review
 from tests.worker.domain import naive
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.repair import verify
-from worker.resolve import Incoming
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import verify
 
 DEVICE_SYNCS_EVERY = timedelta(days=7)
 

@@ -12,7 +12,7 @@ from tests.broker_fixtures import VIEWER, Broker, make_settings
 from tests.whole_worker import working
 from worker.broker import topology
 from worker.broker.management import Management
-from worker.consumer import Consumer
+from worker.consume.consumer import Consumer
 from worker.settings import Settings
 
 

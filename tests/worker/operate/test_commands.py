@@ -22,9 +22,9 @@ from worker.broker.dead_queue import open_dead_queue
 from worker.cli.main import app
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError, NotConfirmed, SettingsError, Unfinished
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 from worker.operate.erase import erase
-from worker.store.erasure import Erased
+from worker.store.operate.erase import Erased
 
 pytestmark = pytest.mark.broker
 

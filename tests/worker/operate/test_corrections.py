@@ -16,10 +16,10 @@ from tests.factories import RIGHT, WRONG, answer, at, right, sent, unsure, wrong
 from worker.domain.dispositions import Disposition, Duplicate, Ingested
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import users, verify
 from worker.operate.rescore import rescore
 from worker.operate.void import void
-from worker.repair import users, verify
 from worker.store.audit import By
 
 THRESHOLDS = Thresholds()

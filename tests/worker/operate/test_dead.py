@@ -20,11 +20,11 @@ from tests.worker.operate.conftest import TRACEPARENT, Site
 from worker.broker.dead_queue import open_dead_queue
 from worker.domain.patterns import Thresholds
 from worker.errors import TopologyError, Unconfirmed
-from worker.operate.difference import differences
-from worker.operate.discard import discard
-from worker.operate.letters import Letter, Wanted, letters
-from worker.operate.rehearse import Rehearsal, rehearse
-from worker.operate.replay import replay
+from worker.operate.dead.compare import differences
+from worker.operate.dead.discard import discard
+from worker.operate.dead.letters import Letter, Wanted, letters
+from worker.operate.dead.rehearse import Rehearsal, rehearse
+from worker.operate.dead.replay import replay
 from worker.store.engine import transaction
 
 pytestmark = pytest.mark.broker
@@ -238,9 +238,8 @@ async def test_where_no_queue_takes_the_copy_the_letter_stays(site: Site) -> Non
 
 KILLED = """
 import asyncio, os, signal, sys
-from worker.broker import dead_letters
 from worker.broker.publisher import Publisher
-from worker.operate import replay
+from worker.operate.dead import replay
 from worker.settings import load_settings
 
 left = int(sys.argv[1])
@@ -357,7 +356,7 @@ async def test_a_dry_run_survives_what_still_fails(
         raise ZeroDivisionError("not mended")
 
     await site.park(nowhere())
-    monkeypatch.setattr("worker.operate.rehearse.transact", fails)
+    monkeypatch.setattr("worker.operate.dead.rehearse.transact", fails)
     shown = await _rehearsed(site)
     assert (shown.disposition, shown.reason, shown.detail) == (
         "failed",

@@ -13,12 +13,12 @@ from tests.factories import at, batch, right, sent, wrong
 from tests.worker.operate.conftest import Site
 from worker.domain.dispositions import Duplicate, Ingested
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 from worker.operate.erase import Found, erase, survey
-from worker.repair import users, verify
+from worker.operate.repair import users, verify
 from worker.store import schema
 from worker.store.audit import By
-from worker.store.erasure import Erased
+from worker.store.operate.erase import Erased
 
 pytestmark = pytest.mark.broker
 

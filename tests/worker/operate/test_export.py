@@ -18,16 +18,15 @@ from worker.cli.main import app
 from worker.domain.dispositions import Ingested
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
-from worker.ingest import Ingest
-from worker.operate import archive
-from worker.operate.archive import Imported, export, import_lines
+from worker.ingest.transaction import Ingest
+from worker.operate.archive.json_lines import Imported, export, import_lines, json_lines
+from worker.operate.archive.xapi import statements
+from worker.operate.repair import users, verify
 from worker.operate.rescore import rescore
 from worker.operate.void import void
-from worker.operate.xapi import statements
-from worker.repair import users, verify
 from worker.store.audit import By
 from worker.store.engine import transaction
-from worker.store.erasure import erase
+from worker.store.operate.erase import erase
 
 THRESHOLDS = Thresholds()
 BY = By("ops", "moving")
@@ -156,7 +155,7 @@ async def test_one_user_is_exported_without_the_others(
 async def test_an_import_again_or_after_being_stopped_adds_what_is_missing(
     engine: AsyncEngine, other_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "_LINES_AT_ONCE", 1)
+    monkeypatch.setattr(json_lines, "_LINES_AT_ONCE", 1)
     await _a_life(engine)
     lines = await _lines(engine)
     batches = [n for n, line in enumerate(lines) if json.loads(line)["record"] == "batch"]

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests import factories as make
 from tests.factories import Published, at, right, sent, unsure, wrong
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.repair import Difference, rebuild, users, verify
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import Difference, rebuild, users, verify
 
 TAMPERED = {
     "study_topic_id": "study_topic_id = study_topic_id + 1000",

@@ -18,13 +18,13 @@ from schemas.words import Outcome, Pattern
 from tests import factories
 from worker.cli.main import app
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.report import page as pages
-from worker.report.page import page
-from worker.report.picture import DAYS, WEEKS, Picture, picture, since
-from worker.store import pictures
+from worker.ingest.transaction import Ingest
+from worker.operate.report import page as pages
+from worker.operate.report.page import page
+from worker.operate.report.picture import DAYS, WEEKS, Picture, picture, since
 from worker.store.engine import transaction
-from worker.store.pictures import QuestionNow, Week
+from worker.store.operate import report as stored
+from worker.store.operate.report import QuestionNow, Week
 
 NOW = datetime(2024, 3, 13, 12, 0, tzinfo=UTC)  # a Wednesday
 
@@ -124,9 +124,9 @@ async def test_the_rows_come_from_the_log(engine: AsyncEngine) -> None:
     ]
     await ingest([factories.incoming(batch) for batch in batches])
     async with transaction(engine) as connection:
-        questions = await pictures.questions(connection, 42)
-        weeks = await pictures.weeks(connection, 42, since(NOW))
-        nobody = await pictures.questions(connection, 44)
+        questions = await stored.questions(connection, 42)
+        weeks = await stored.weeks(connection, 42, since(NOW))
+        nobody = await stored.questions(connection, 44)
     assert [each.pub_id for each in questions] == [one.pub_id, two.pub_id]
     assert weeks == [Week(date(2024, 3, 4), 2, 2), Week(date(2024, 3, 11), 2, 0)]
     assert nobody == []

@@ -17,7 +17,7 @@ from tests.factories import right, sent
 from worker.domain.dispositions import Duplicate, Ingested
 from worker.domain.patterns import Thresholds
 from worker.errors import DatabaseAway, TransientFault
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 from worker.settings import Settings
 from worker.store import engine as engine_module
 from worker.store.driver import fetch

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.words import Outcome
-from worker.store.attempts import storable
+from worker.domain.records import storable
 from worker.store.literals import numbers, texts, time_of, times, words
 
 _TIMES = text(

@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests import factories as make
 from tests.factories import Published, at, right, sent, wrong
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
-from worker.repair import rebuild, verify
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import rebuild, verify
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.engine import make_engine, transaction

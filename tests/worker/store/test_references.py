@@ -17,7 +17,7 @@ from tests import factories as make
 from tests.factories import Published, at, right, sent
 from worker.domain.dispositions import Ingested
 from worker.domain.patterns import Thresholds
-from worker.ingest import Ingest
+from worker.ingest.transaction import Ingest
 
 _NOBODY = UUID(int=0)
 

@@ -21,8 +21,8 @@ from worker.domain.dispositions import Ingested
 from worker.domain.patterns import Thresholds
 from worker.domain.schedule import Memory, retrievability
 from worker.errors import DatabaseAway, SchemaError
-from worker.ingest import Ingest
-from worker.repair import verify
+from worker.ingest.transaction import Ingest
+from worker.operate.repair import verify
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import make_engine
@@ -123,7 +123,7 @@ async def test_two_processes_that_migrate_at_once_migrate_once(
     processes = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _MIGRATE, empty_database_url),
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             stdout=asyncio.subprocess.PIPE,
         )
         for _ in range(3)
@@ -158,7 +158,7 @@ async def test_a_table_that_is_held_is_waited_for_a_little_and_another_migration
         await make.blocked(engine, 1)
         second = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _MIGRATE, database_url),
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             env=os.environ | {"INGEST_LOCK_TIMEOUT": "0.2"},
         )
         await make.blocked(engine, 2)

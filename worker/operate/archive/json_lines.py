@@ -15,10 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
-from worker.repair import rebuild
-from worker.store import archive, audit, principals
+from worker.operate.repair import rebuild
+from worker.store import audit, principals
 from worker.store.audit import By
 from worker.store.engine import transaction
+from worker.store.operate import archive as stored
 
 VERSION: Final = 1
 
@@ -36,7 +37,7 @@ async def export(engine: AsyncEngine, user_id: int | None) -> AsyncIterator[str]
     """
     yield json.dumps({"record": "export", "version": VERSION, "user_id": user_id})
     async with transaction(engine, isolation="repeatable_read") as connection:
-        async for line in archive.lines(connection, user_id):
+        async for line in stored.lines(connection, user_id):
             yield line
 
 
@@ -68,19 +69,19 @@ async def import_lines(
             async with transaction(engine) as connection:
                 match kind:
                     case "topic":
-                        await archive.add_topics(connection, some)
+                        await stored.add_topics(connection, some)
                     case "question":
-                        await archive.add_questions(connection, some)
+                        await stored.add_questions(connection, some)
                     case "batch":
                         users = _users(some)
                         await principals.lock(connection, users)
-                        uuids = await archive.add_batches(connection, some)
-                        done.attempts += await archive.add_attempts(connection, some, uuids)
+                        uuids = await stored.add_batches(connection, some)
+                        done.attempts += await stored.add_attempts(connection, some, uuids)
                         done.batches += len(uuids)
                         done.known += len(some) - len(uuids)
                         done.users |= users
                     case "explanation_requested":
-                        await archive.request_explanations(connection, some)
+                        await stored.request_explanations(connection, some)
         except DBAPIError as error:
             problem = str(error.orig).splitlines()[0].rpartition(": ")[2].rstrip(".")
             raise IngestError(
@@ -90,7 +91,7 @@ async def import_lines(
     if not rebuilt:
         await _rebuild(engine, done, thresholds)
     async with transaction(engine) as connection:
-        await archive.advance_sequences(connection)
+        await stored.advance_sequences(connection)
         effect = {"batches": done.batches, "attempts": done.attempts, "users": len(done.users)}
         await audit.record(connection, by, "import", "attempts", effect)
     return done

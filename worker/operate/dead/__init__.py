@@ -1,0 +1,1 @@
+"""Dead letters: looked at, compared, rehearsed, replayed and discarded."""

@@ -7,9 +7,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import Skipped
-from worker.store import contents, inbox, publications
-from worker.store.attempts import storable
-from worker.store.contents import StoredAnswer
+from worker.domain.records import storable
+from worker.store import inbox, publications
+from worker.store.operate import compare as stored
+from worker.store.operate.compare import StoredAnswer
 
 
 class Difference(NamedTuple):
@@ -31,15 +32,15 @@ async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[
     known = ingested.get(uuid)
     if known is None or known.content_digest is None:
         return None
-    stored = await contents.stored(connection, uuid)
+    answers = await stored.stored(connection, uuid)
     skipped = {each.position: each for each in known.told.skipped}
     behind = await publications.behind(
         connection, {attempt.question_pub_id for attempt in batch.attempts}
     )
     found: list[Difference] = []
-    for position in range(max([len(batch.attempts), *(n + 1 for n in (*stored, *skipped))])):
+    for position in range(max([len(batch.attempts), *(n + 1 for n in (*answers, *skipped))])):
         attempt = batch.attempts[position] if position < len(batch.attempts) else None
-        was = stored.get(position) or skipped.get(position)
+        was = answers.get(position) or skipped.get(position)
         if attempt is None or was is None:
             found.append(
                 Difference(

@@ -6,7 +6,7 @@ What is to go was looked at before: a letter that came since then stays.
 from collections.abc import Set
 
 from worker.broker.dead_queue import open_dead_queue
-from worker.operate.letters import Progress, Wanted, letters
+from worker.operate.dead.letters import Progress, Wanted, letters
 from worker.settings import Settings
 
 

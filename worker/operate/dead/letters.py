@@ -15,11 +15,11 @@ from schemas import amqp
 from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from schemas.words import RejectReason
-from worker import intake
-from worker.broker.dead_letters import Envelope, replayed
+from worker.broker.copies import Envelope, replayed
 from worker.broker.dead_queue import DeadQueue
 from worker.broker.subscription import Delivery
-from worker.resolve import Incoming
+from worker.consume import intake
+from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 
 Progress = Callable[[int, int], None]

@@ -11,13 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.domain.dispositions import Disposition, Ingested, Rejected
 from worker.domain.patterns import Thresholds
+from worker.domain.records import Stored
 from worker.errors import DatabaseAway
-from worker.ingest import transact
-from worker.resolve import Incoming
-from worker.store import progress, rehearsal
+from worker.ingest.resolve import Incoming
+from worker.ingest.transaction import transact
+from worker.store import progress
 from worker.store.engine import transaction
-from worker.store.progress import Stored
-from worker.store.rehearsal import AttemptWritten, MessageWritten, SessionWritten
+from worker.store.operate import rehearse as stored
+from worker.store.operate.rehearse import AttemptWritten, MessageWritten, SessionWritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ async def rehearse(
     try:
         async with transaction(engine) as connection:
             savepoint = await connection.begin_nested()
-            last = await rehearsal.last_message(connection)
+            last = await stored.last_message(connection)
             decided = await transact(connection, {0: incoming}, thresholds, default_deny)
             disposition = decided[0]
             seen = await _written(connection, incoming.client_session_uuid, last, disposition)
@@ -92,12 +93,12 @@ async def _written(
 ) -> _Seen:
     if uuid is None:
         return _Seen()
-    messages = await rehearsal.messages(connection, uuid, last)
+    messages = await stored.messages(connection, uuid, last)
     if not isinstance(disposition, Ingested):
         return _Seen(messages=tuple(messages))
     return _Seen(
-        tuple(await rehearsal.sessions(connection, uuid)),
-        tuple(await rehearsal.attempts(connection, uuid)),
+        tuple(await stored.sessions(connection, uuid)),
+        tuple(await stored.attempts(connection, uuid)),
         tuple(messages),
     )
 

@@ -8,10 +8,10 @@ is a duplicate; it leaves none lost.
 import asyncio
 from typing import Final
 
-from worker.broker import dead_letters
+from worker.broker import copies
 from worker.broker.dead_queue import open_dead_queue
 from worker.broker.publisher import Publisher
-from worker.operate.letters import Letter, Progress, Wanted, letters
+from worker.operate.dead.letters import Letter, Progress, Wanted, letters
 from worker.settings import Settings
 
 _AT_ONCE: Final = 100
@@ -49,7 +49,7 @@ async def replay(
 
 async def _replay(publisher: Publisher, some: list[Letter]) -> None:
     fates = await asyncio.gather(
-        *(dead_letters.replay(publisher, each.delivery, each.envelope) for each in some),
+        *(copies.replay(publisher, each.delivery, each.envelope) for each in some),
         return_exceptions=True,
     )
     failure: BaseException | None = None

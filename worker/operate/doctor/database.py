@@ -11,7 +11,7 @@ from worker.operate.doctor.finding import Finding, by_sentence
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import transaction
-from worker.store.roles import RIGHTS
+from worker.store.operate.roles import RIGHTS
 from worker.store.tables import METADATA
 
 _BESIDE_THE_LANES = 2

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from schemas.words import Pattern
-from worker.report.charts import columns, numbers, shares, stacked, table
-from worker.report.picture import Picture, Topic
+from worker.operate.report.charts import columns, numbers, shares, stacked, table
+from worker.operate.report.picture import Picture, Topic
 
 _TARGET: Final = 0.9
 """The retention that the scheduler aims at."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from schemas.words import Outcome, Pattern
 from worker.domain.schedule import Memory, retrievability
-from worker.store.pictures import QuestionNow, Week
+from worker.store.operate.report import QuestionNow, Week
 
 DAYS: Final = 30
 """Of the forecast."""

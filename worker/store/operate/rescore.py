@@ -1,4 +1,4 @@
-"""Sessions and attempts put right after the fact: voided, or scored again."""
+"""Attempts scored again, and what their viewers were told of them before."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -9,14 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
 from schemas.words import Outcome
-
-
-class Voided(NamedTuple):
-    """Quiz sessions that count no more, and the questions that they had attempts on."""
-
-    quiz_session_ids: list[UUID]
-    question_ids: list[int]
-    attempts: int
 
 
 class Answer(NamedTuple):
@@ -37,18 +29,6 @@ class Told(NamedTuple):
     viewer: str | None
     questions: dict[UUID, list[int]]
 
-
-_PRINCIPAL: Final = text(
-    "SELECT user_id FROM study_quiz_sessions WHERE client_session_uuid = :uuid"
-)
-
-_VOID: Final = text(
-    "WITH voided AS (UPDATE study_quiz_sessions SET voided_at = now(), updated_at = now()"
-    " WHERE client_session_uuid = :uuid AND voided_at IS NULL RETURNING id)"
-    " SELECT array_agg(DISTINCT voided.id), array_agg(DISTINCT attempt.study_question_id),"
-    " count(*) FROM voided JOIN study_question_attempts AS attempt"
-    " ON attempt.quiz_session_id = voided.id"
-)
 
 _OWNER: Final = text("SELECT user_id FROM study_questions WHERE id = :question_id")
 
@@ -93,20 +73,6 @@ _TOLD: Final = text(
     " WHERE session.id = ANY(CAST(:ids AS uuid[])) AND session.voided_at IS NULL"
     " AND inbox.summary IS NOT NULL ORDER BY inbox.received_at, inbox.client_session_uuid"
 )
-
-
-async def principal(connection: AsyncConnection, client_session_uuid: UUID) -> int | None:
-    """Whose session it is; None for one that was never ingested, or is erased."""
-    found = (await connection.scalars(_PRINCIPAL, {"uuid": client_session_uuid})).first()
-    return None if found is None else int(found)
-
-
-async def void(connection: AsyncConnection, client_session_uuid: UUID) -> Voided:
-    """Marks the batch's sessions as void; those that are already are not in the answer."""
-    ids, question_ids, count = (
-        await connection.execute(_VOID, {"uuid": client_session_uuid})
-    ).one()
-    return Voided(ids or [], question_ids or [], count)
 
 
 async def answered_by(connection: AsyncConnection, question_id: int) -> list[int] | None:

@@ -1,0 +1,42 @@
+"""Sessions that were ingested and shall count no more."""
+
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class Voided(NamedTuple):
+    """Quiz sessions that count no more, and the questions that they had attempts on."""
+
+    quiz_session_ids: list[UUID]
+    question_ids: list[int]
+    attempts: int
+
+
+_PRINCIPAL: Final = text(
+    "SELECT user_id FROM study_quiz_sessions WHERE client_session_uuid = :uuid"
+)
+
+_VOID: Final = text(
+    "WITH voided AS (UPDATE study_quiz_sessions SET voided_at = now(), updated_at = now()"
+    " WHERE client_session_uuid = :uuid AND voided_at IS NULL RETURNING id)"
+    " SELECT array_agg(DISTINCT voided.id), array_agg(DISTINCT attempt.study_question_id),"
+    " count(*) FROM voided JOIN study_question_attempts AS attempt"
+    " ON attempt.quiz_session_id = voided.id"
+)
+
+
+async def principal(connection: AsyncConnection, client_session_uuid: UUID) -> int | None:
+    """Whose session it is; None for one that was never ingested, or is erased."""
+    found = (await connection.scalars(_PRINCIPAL, {"uuid": client_session_uuid})).first()
+    return None if found is None else int(found)
+
+
+async def void(connection: AsyncConnection, client_session_uuid: UUID) -> Voided:
+    """Marks the batch's sessions as void; those that are already are not in the answer."""
+    ids, question_ids, count = (
+        await connection.execute(_VOID, {"uuid": client_session_uuid})
+    ).one()
+    return Voided(ids or [], question_ids or [], count)
