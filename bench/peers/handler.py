@@ -23,8 +23,8 @@ from worker.domain.records import Message
 from worker.domain.schedule import SCHEDULER_NAME, Memory
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.domain.summary import summarize
+from worker.ingest import messages
 from worker.ingest.resolve import Incoming
-from worker.ingest.transaction import messages
 
 _THRESHOLDS = Thresholds()
 

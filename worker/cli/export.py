@@ -13,7 +13,8 @@ import typer
 from worker.cli.asking import Json, Reason, bar, by
 from worker.cli.shared import engine_of, run, thresholds_of
 from worker.errors import IngestError
-from worker.operate.archive.json_lines import Imported, json_lines, xapi
+from worker.operate.archive import json_lines, xapi
+from worker.operate.archive.json_lines import Imported
 from worker.settings import load_settings
 from worker.store import schema
 

@@ -19,8 +19,8 @@ from worker.domain.records import AttemptRow, Message, SessionRow, Standing, Sto
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.domain.summary import Summary, summarize
+from worker.ingest import messages
 from worker.ingest.resolve import Plan
-from worker.ingest.transaction import messages
 
 
 class ScoredBatch(NamedTuple):

@@ -19,9 +19,9 @@ from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, R
 from worker.domain.patterns import Thresholds
 from worker.domain.records import Message, Resolved, Standing
 from worker.errors import TransientFault, UuidTaken
+from worker.ingest import messages
 from worker.ingest.finalize import Finalized, finalize, score
 from worker.ingest.resolve import Incoming, Plan, may_write, owner_of, plan
-from worker.ingest.transaction import messages
 from worker.store import attempts, inbox, outbox, principals, progress, publications
 from worker.store.driver import write
 from worker.store.engine import transaction

@@ -20,7 +20,7 @@ from worker.domain.records import Message
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.errors import IngestError
-from worker.ingest.transaction import messages
+from worker.ingest import messages
 from worker.operate.repair import Difference, put_right
 from worker.store import attempts, audit, inbox, outbox, principals
 from worker.store.audit import By

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
-from worker.ingest.transaction import messages
+from worker.ingest import messages
 from worker.operate.repair import put_right
 from worker.store import audit, outbox, principals
 from worker.store.audit import By

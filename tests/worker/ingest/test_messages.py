@@ -11,7 +11,7 @@ from schemas.followups import ExplanationRequested, QuestionPattern, ReviewReque
 from schemas.ingest_result import Due, IngestResult, SessionSummary, Skipped
 from schemas.words import Outcome, Pattern, SkipReason, Status
 from worker.domain.summary import Summary
-from worker.ingest.transaction import messages
+from worker.ingest import messages
 
 _IDS = st.integers(1, 2**63 - 1)
 _TIMES = st.datetimes(timezones=st.just(UTC))

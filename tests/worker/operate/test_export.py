@@ -19,7 +19,8 @@ from worker.domain.dispositions import Ingested
 from worker.domain.patterns import Thresholds
 from worker.errors import IngestError
 from worker.ingest.transaction import Ingest
-from worker.operate.archive.json_lines import Imported, export, import_lines, json_lines
+from worker.operate.archive import json_lines
+from worker.operate.archive.json_lines import Imported, export, import_lines
 from worker.operate.archive.xapi import statements
 from worker.operate.repair import users, verify
 from worker.operate.rescore import rescore
