@@ -77,7 +77,7 @@ class Walk:
             "Cut a worker off the network": self.restored,
             "Restart the broker": self.restored,
             "Restart PostgreSQL": self.goes_on,
-            "Draw the account": self.nothing_doubled,
+            "Compare the numbers": self.nothing_doubled,
         }
 
     def run(self, commands: str, *, quiet: bool = False) -> str:
