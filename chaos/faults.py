@@ -20,7 +20,9 @@ from chaos.actors import Actor
 from chaos.proxy import Proxy
 from chaos.stage import ROLE
 from chaos.world import WORKERS_MAX, World, relax_broker, unlock_database
+from devtools.server import Server
 
+Which = Literal["broker", "database"]
 Inflict = Callable[[World, random.Random], AbstractAsyncContextManager[str]]
 
 
@@ -30,7 +32,7 @@ class Fault:
 
     kind: str
     seconds: tuple[float, float]
-    occupies: Literal["broker", "database"] | None
+    occupies: Which | None
     inflict: Inflict
 
 
@@ -102,31 +104,36 @@ async def _set_clock(world: World, rng: random.Random) -> AsyncIterator[str]:
 # Servers.
 
 
-@asynccontextmanager
-async def _restart_broker(world: World, rng: random.Random) -> AsyncIterator[str]:
-    await asyncio.to_thread(world.stage.broker.stop)
-    try:
-        yield "broker"
-    finally:
-        await asyncio.to_thread(world.stage.broker.start)
+def _server(world: World, which: Which) -> Server:
+    return world.stage.broker if which == "broker" else world.stage.postgres
 
 
-@asynccontextmanager
-async def _kill_broker(world: World, rng: random.Random) -> AsyncIterator[str]:
-    await asyncio.to_thread(world.stage.broker.kill)
-    try:
-        yield "broker"
-    finally:
-        await asyncio.to_thread(world.stage.broker.start)
+def _end(which: Which, *, cleanly: bool) -> Inflict:
+    """Stops or kills a server, and starts it again."""
+
+    @asynccontextmanager
+    async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
+        server = _server(world, which)
+        await asyncio.to_thread(server.stop if cleanly else server.kill)
+        try:
+            yield which
+        finally:
+            await asyncio.to_thread(server.start)
+
+    return inflict
 
 
-@asynccontextmanager
-async def _pause_broker(world: World, rng: random.Random) -> AsyncIterator[str]:
-    world.stage.broker.pause()
-    try:
-        yield "broker"
-    finally:
-        world.stage.broker.resume()
+def _freeze(which: Which) -> Inflict:
+    @asynccontextmanager
+    async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
+        server = _server(world, which)
+        server.pause()
+        try:
+            yield which
+        finally:
+            server.resume()
+
+    return inflict
 
 
 def _alarm(*command: str) -> Inflict:
@@ -161,33 +168,6 @@ async def _close_connections(world: World, rng: random.Random) -> AsyncIterator[
             await world.stage.management("DELETE", f"connections/{quote(name, safe='')}")
             closed += 1
     yield f"{closed} connections"
-
-
-@asynccontextmanager
-async def _restart_database(world: World, rng: random.Random) -> AsyncIterator[str]:
-    await asyncio.to_thread(world.stage.postgres.stop)
-    try:
-        yield "database"
-    finally:
-        await asyncio.to_thread(world.stage.postgres.start)
-
-
-@asynccontextmanager
-async def _kill_database(world: World, rng: random.Random) -> AsyncIterator[str]:
-    await asyncio.to_thread(world.stage.postgres.kill)
-    try:
-        yield "database"
-    finally:
-        await asyncio.to_thread(world.stage.postgres.start)
-
-
-@asynccontextmanager
-async def _pause_database(world: World, rng: random.Random) -> AsyncIterator[str]:
-    world.stage.postgres.pause()
-    try:
-        yield "database"
-    finally:
-        world.stage.postgres.resume()
 
 
 @asynccontextmanager
@@ -305,9 +285,9 @@ FAULTS: Final = (
     Fault("viewer paused", _LONG, None, _pause(lambda w: w.phones)),
     Fault("viewer restored", _AT_ONCE, None, _restore_viewer),
     Fault("viewer's clock set", _AT_ONCE, None, _set_clock),
-    Fault("broker restarted", _AT_ONCE, "broker", _restart_broker),
-    Fault("broker killed", _AT_ONCE, "broker", _kill_broker),
-    Fault("broker paused", _SHORT, "broker", _pause_broker),
+    Fault("broker restarted", _AT_ONCE, "broker", _end("broker", cleanly=True)),
+    Fault("broker killed", _AT_ONCE, "broker", _end("broker", cleanly=False)),
+    Fault("broker paused", _SHORT, "broker", _freeze("broker")),
     Fault(
         "broker out of memory",
         _SHORT,
@@ -316,9 +296,9 @@ FAULTS: Final = (
     ),
     Fault("broker out of disk", _SHORT, "broker", _alarm("set_disk_free_limit", "100000GB")),
     Fault("connections closed by broker", _AT_ONCE, "broker", _close_connections),
-    Fault("database restarted", _AT_ONCE, "database", _restart_database),
-    Fault("database killed", _AT_ONCE, "database", _kill_database),
-    Fault("database paused", _SHORT, "database", _pause_database),
+    Fault("database restarted", _AT_ONCE, "database", _end("database", cleanly=True)),
+    Fault("database killed", _AT_ONCE, "database", _end("database", cleanly=False)),
+    Fault("database paused", _SHORT, "database", _freeze("database")),
     Fault("database read-only", _LONG, "database", _read_only),
     Fault("database out of connections", _LONG, "database", _no_connections),
     Fault("database locked", _LONG, "database", _long_transaction),

@@ -18,10 +18,9 @@ import socket
 import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final
 
-Direction = Literal["to_server", "to_client"]
+from chaos.link import Direction, Link
 
 _PIECE: Final = 65_536
 """Bytes read at once; also what one direction holds in hand, at most."""
@@ -41,10 +40,11 @@ class _Connection:
                 _end(writer, abruptly=abruptly)
 
 
-class Proxy:
+class Proxy(Link):
     """A link to `host`:`port`, open for clients at `port` of the loopback while it is entered."""
 
     def __init__(self, host: str, port: int, *, seed: int = 0) -> None:
+        super().__init__()
         self._target = (host, port)
         self._random = random.Random(seed)  # jitter, not a secret
         self._open = asyncio.Event()
@@ -53,32 +53,11 @@ class Proxy:
         self._delay = self._jitter = 0.0
         self._bytes_per_second: float | None = None
         self._connections: set[_Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: asyncio.Server | None = None
-        self.port = 0
 
     @property
     def connections(self) -> int:
         """How many connections are open through it now."""
         return len(self._connections)
-
-    async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._listener.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._listener is not None
-        self._listener.close()
-        self.reset()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # What can be done to it.
 
@@ -124,20 +103,17 @@ class Proxy:
             connection.end(abruptly=abruptly)
         return len(connections)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _abort(self) -> None:
+        self.reset()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(writer)
         self._connections.add(connection)
         try:
             await self._carry_both(connection, reader)
-        except (OSError, asyncio.CancelledError):
-            pass
         finally:
             connection.end(abruptly=True)
             self._connections.discard(connection)
-            self._tasks.discard(task)
 
     async def _carry_both(self, connection: _Connection, reader: asyncio.StreamReader) -> None:
         if self._refuses:

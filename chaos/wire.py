@@ -15,13 +15,12 @@ import asyncio
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from pamqp import commands, frame
 
-from chaos.proxy import Direction
+from chaos.link import Direction, Link
 
 
 class Decoder(Protocol):
@@ -113,44 +112,24 @@ class _Stop:
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Wire:
+class Wire(Link):
     """A link to the server of `url`, open for clients at `Wire.url` while it is entered."""
 
     def __init__(self, url: str, decoder: type[Decoder]) -> None:
+        super().__init__()
         self._target = urlsplit(url)
         self._decoder = decoder
         self._stops: list[_Stop] = []
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._released = asyncio.Event()
-        self._listener: asyncio.Server | None = None
         self.passed: list[tuple[int, str]] = []
         """What was sent to the server so far: number of the connection, and text."""
 
     @property
     def url(self) -> str:
         """The server's URL, by way of here."""
-        assert self._listener is not None
-        port = self._listener.sockets[0].getsockname()[1]
         login = self._target.netloc.rpartition("@")[0]
-        return self._target._replace(netloc=f"{login}@127.0.0.1:{port}").geturl()
-
-    async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._listener is not None
-        self._listener.close()
-        self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return self._target._replace(netloc=f"{login}@127.0.0.1:{self.port}").geturl()
 
     def hold(self, way: Direction, pattern: str, nth: int = 1) -> asyncio.Event:
         """Lets nothing pass that way from the `nth` message on whose text has `pattern`.
@@ -178,10 +157,10 @@ class Wire:
         self._stops.append(stop)
         return stop.reached
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _abort(self) -> None:
+        self.cut()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         ends = {writer}
         ways: list[asyncio.Task[None]] = []
@@ -196,15 +175,12 @@ class Wire:
             ]
             # Either way's end is the end of both, and of what was held.
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        except (OSError, asyncio.CancelledError):
-            pass
         finally:
             for way in ways:
                 way.cancel()
             for end in ends:
                 end.close()
             self._writers -= ends
-            self._tasks.discard(task)
 
     async def _carry(
         self,

@@ -1,23 +1,25 @@
-"""A question bank in the database: users, topics, questions and what is published of them."""
+"""A question bank of simulated learners: made from random numbers, written into the content tables.
+
+Stands in for the study application, which owns these tables. Serves `chaos` as well, so it knows
+SQL and nothing of the worker.
+"""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from worker.store.engine import transaction
+import asyncpg
 
 CHOICES: Final = 4
-_TOPICS_EACH: Final = 4
 _QUESTIONS_EACH: Final = 60
+_TOPICS_EACH: Final = 4
 _WITHDRAWN_SHARE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One published question, as its viewer holds it."""
+    """One published question; a withdrawn or deleted one can't be answered any more."""
 
     id: int
     user_id: int
@@ -25,64 +27,49 @@ class Question:
     pub_id: str
     correct_choice: int
     withdrawn: bool = False
+    deleted: bool = False
 
 
-def made_up(users: int, rng: random.Random) -> list[Question]:
+def made_up(
+    rng: random.Random,
+    users: int,
+    questions_each: int = _QUESTIONS_EACH,
+    *,
+    deleted_share: float = 0.0,
+) -> list[Question]:
     """A bank for `users` learners; one question in twenty is withdrawn."""
     return [
         Question(
-            id=user * 1_000 + number,
+            id=user * 10_000 + number,
             user_id=user,
             topic_id=user * 10 + number % _TOPICS_EACH,
-            pub_id=f"pub-{user}-{number:03d}",
+            pub_id=f"pub-{user}-{number}",
             correct_choice=rng.randrange(CHOICES),
-            withdrawn=rng.random() < _WITHDRAWN_SHARE,
+            withdrawn=(draw := rng.random()) < _WITHDRAWN_SHARE,
+            deleted=_WITHDRAWN_SHARE <= draw < _WITHDRAWN_SHARE + deleted_share,
         )
         for user in range(1, users + 1)
-        for number in range(_QUESTIONS_EACH)
+        for number in range(questions_each)
     ]
 
 
-async def is_published(engine: AsyncEngine, questions: list[Question]) -> bool:
-    """Whether the bank is in the tables already."""
-    async with transaction(engine) as connection:
-        found = await connection.scalar(
-            text("SELECT count(*) FROM published WHERE pub_id = ANY(:pub_ids)"),
-            {"pub_ids": [question.pub_id for question in questions]},
+async def publish(url: str, questions: Sequence[Question]) -> None:
+    """Writes the bank into the (empty) tables of the database at `url`."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.executemany(
+            "INSERT INTO study_topics (id, user_id, name) VALUES ($1, $2, $3)",
+            sorted({(each.topic_id, each.user_id, f"Topic {each.topic_id}") for each in questions}),
         )
-    return bool(found == len(questions))
-
-
-async def publish(engine: AsyncEngine, questions: list[Question]) -> None:
-    """Writes the bank into the (empty) tables."""
-    topics = {question.topic_id: question.user_id for question in questions}
-    async with transaction(engine) as connection:
-        await connection.execute(
-            text("INSERT INTO study_topics (id, user_id, name) VALUES (:id, :user_id, :name)"),
-            [{"id": id, "user_id": user, "name": f"Topic {id}"} for id, user in topics.items()],
+        await connection.executemany(
+            "INSERT INTO study_questions (id, user_id, study_topic_id, correct_choice, deleted_at)"
+            " VALUES ($1, $2, $3, $4, CASE WHEN $5 THEN now() END)",
+            [(q.id, q.user_id, q.topic_id, q.correct_choice, q.deleted) for q in questions],
         )
-        await connection.execute(
-            text(
-                "INSERT INTO study_questions (id, user_id, study_topic_id, correct_choice)"
-                " VALUES (:id, :user_id, :topic_id, :correct_choice)"
-            ),
-            [
-                {
-                    "id": question.id,
-                    "user_id": question.user_id,
-                    "topic_id": question.topic_id,
-                    "correct_choice": question.correct_choice,
-                }
-                for question in questions
-            ],
+        await connection.executemany(
+            "INSERT INTO published (pub_id, kind, source_id, deleted)"
+            " VALUES ($1, 'question', $2, $3)",
+            [(q.pub_id, q.id, q.withdrawn) for q in questions],
         )
-        await connection.execute(
-            text(
-                "INSERT INTO published (pub_id, kind, source_id, deleted)"
-                " VALUES (:pub_id, 'question', :id, :withdrawn)"
-            ),
-            [
-                {"pub_id": question.pub_id, "id": question.id, "withdrawn": question.withdrawn}
-                for question in questions
-            ],
-        )
+    finally:
+        await connection.close()

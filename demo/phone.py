@@ -4,7 +4,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from uuid import UUID
 
@@ -26,12 +25,7 @@ class Phone:
         await self.relay.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.relay.stop()
         self.outbox.close()
 

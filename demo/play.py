@@ -44,7 +44,7 @@ _PATIENCE: Final = 60.0
 async def simulated(settings: Settings, batches: int, logs: Path, console: Console) -> Report:
     """Simulated learners with realistic trouble: `batches` sessions and what goes wrong."""
     rng = random.Random(_SEED)
-    questions = bank.made_up(_USERS, rng)
+    questions = bank.made_up(rng, _USERS)
     devices = sessions.devices(questions, batches, rng)
     broken = sessions.broken(devices[0].batches[0], "broken-viewer", rng)
     sent = sum(len(device.batches) + len(device.twice) for device in devices) + len(broken)
@@ -116,7 +116,7 @@ async def _prepared(
     settings = await stage.with_vhost(settings)
     async with engine_of(settings, connections=2, name="demo") as engine:
         await schema.migrate(engine)
-        await bank.publish(engine, questions)
+        await bank.publish(settings.database_url.get_secret_value(), questions)
     async with Management(settings) as management:
         await topology.apply(management, settings)
     async with keep(settings.amqp_url.get_secret_value()) as (account, channel):
@@ -203,7 +203,7 @@ async def _in_order(
     settings = await stage.with_database(settings, "study_demo_in_order")
     async with engine_of(settings, connections=2, name="demo") as engine:
         await schema.migrate(engine)
-        await bank.publish(engine, questions)
+        await bank.publish(settings.database_url.get_secret_value(), questions)
         ingest = Ingest(engine, thresholds_of(settings))
         for batch in batches:
             received = decode(batch.model_dump_json().encode())

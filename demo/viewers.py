@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from demo import bank, sessions
 from demo.phone import Phone
 from study_viewer import RelaySettings, Status
 from worker.cli.shared import engine_of
 from worker.errors import IngestError, ViewerError
 from worker.settings import Settings, load_settings
+from worker.store.engine import transaction
 
 _SEED: Final = 2026
 _SESSION_TIME: Final = timedelta(minutes=17)
@@ -41,10 +45,10 @@ async def main() -> int:
     """Returns 0 only if everything recorded was ingested."""
     arguments = _arguments()
     settings = load_settings()
-    questions = bank.made_up(arguments.viewers, random.Random(_SEED))
+    questions = bank.made_up(random.Random(_SEED), arguments.viewers)
     async with engine_of(settings, connections=1, name="demo viewers") as engine:
-        if not await bank.is_published(engine, questions):
-            await bank.publish(engine, questions)
+        if not await _is_published(engine, questions):
+            await bank.publish(settings.database_url.get_secret_value(), questions)
 
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -66,6 +70,15 @@ async def main() -> int:
             await phone.all_settled()
         account = _tell("done", phones.values())
     return 0 if account["ingested"] == account["recorded"] else 1
+
+
+async def _is_published(engine: AsyncEngine, questions: list[bank.Question]) -> bool:
+    async with transaction(engine) as connection:
+        found = await connection.scalar(
+            text("SELECT count(*) FROM published WHERE pub_id = ANY(:pub_ids)"),
+            {"pub_ids": [question.pub_id for question in questions]},
+        )
+    return bool(found == len(questions))
 
 
 def _arguments() -> argparse.Namespace:

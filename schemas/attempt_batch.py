@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, NoReturn
 from uuid import UUID
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -27,6 +26,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError, to_json
 
 from .errors import Rejection
+from .model import WireModel
 from .words import RejectReason
 
 MAX_BODY_BYTES: Final = 1_048_576
@@ -100,14 +100,11 @@ class Attempt:
         return read_time(self.answered_at)
 
 
-class AttemptBatch(BaseModel):
+class AttemptBatch(WireModel):
     """One local session of a viewer: the unit that is ingested exactly once."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        title="AttemptBatch",
-        json_schema_extra={"$id": "urn:study-ingest:attempt-batch:v1"},
+        title="AttemptBatch", json_schema_extra={"$id": "urn:study-ingest:attempt-batch:v1"}
     )
 
     client_session_uuid: WireUuid = Field(

@@ -2,18 +2,17 @@
 
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from .model import WireModel
 from .words import Outcome, Pattern
 
 
-class ExplanationRequested(BaseModel):
+class ExplanationRequested(WireModel):
     """Asks, once for each (user, question), for an explanation of a question gone wrong."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        json_schema_extra={"$id": "urn:study-ingest:explanation-requested:v1"},
+        json_schema_extra={"$id": "urn:study-ingest:explanation-requested:v1"}
     )
 
     user_id: int
@@ -23,23 +22,17 @@ class ExplanationRequested(BaseModel):
     outcome: Outcome = Field(description="The question's last outcome in that session.")
 
 
-class QuestionPattern(BaseModel):
+class QuestionPattern(WireModel):
     """A question and what its history looks like."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     question_id: int
     pattern: Pattern
 
 
-class ReviewRequested(BaseModel):
+class ReviewRequested(WireModel):
     """Asks for a review of the questions of a session that are relapsed, stuck or leeches."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="ignore",
-        json_schema_extra={"$id": "urn:study-ingest:review-requested:v1"},
-    )
+    model_config = ConfigDict(json_schema_extra={"$id": "urn:study-ingest:review-requested:v1"})
 
     user_id: int
     topic_id: int

@@ -5,8 +5,9 @@ from enum import StrEnum
 from typing import Annotated, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from .model import WireModel
 from .words import RejectReason, SkipReason, Status
 
 Word = TypeVar("Word", bound=StrEnum)
@@ -15,20 +16,16 @@ Open = Annotated[Word | str, Field(union_mode="left_to_right")]
 """A word of the enumeration, or one that a newer worker may know: to be taken as it is."""
 
 
-class Skipped(BaseModel):
+class Skipped(WireModel):
     """An attempt that was left out while the rest of its batch went on."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     position: int = Field(ge=0, description="Index of the attempt in the batch, from 0.")
     question_pub_id: str
     reason: Open[SkipReason]
 
 
-class SessionSummary(BaseModel):
+class SessionSummary(WireModel):
     """What one topic's part of the batch came to, as of when it was ingested."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     topic_id: int
     quiz_session_id: UUID
@@ -42,21 +39,17 @@ class SessionSummary(BaseModel):
     relapsed: int = Field(ge=0, description="Questions correct last before, not after.")
 
 
-class Due(BaseModel):
+class Due(WireModel):
     """When a question that the batch answered is to be asked again, as of when it was ingested."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     question_pub_id: str
     due_at: datetime
 
 
-class IngestResult(BaseModel):
+class IngestResult(WireModel):
     """The receipt for one attempt batch; a duplicate is told all that the first was."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", json_schema_extra={"$id": "urn:study-ingest:ingest-result:v1"}
-    )
+    model_config = ConfigDict(json_schema_extra={"$id": "urn:study-ingest:ingest-result:v1"})
 
     client_session_uuid: UUID
     status: Status
