@@ -1,12 +1,12 @@
 """`python -m bench`: run by `./dev bench`, which brings the servers."""
 
-import argparse
 import json
 import sys
 
 from rich.console import Console
 
 from bench import environment, plot, report
+from bench.arguments import parser
 from bench.errors import BenchError
 from bench.meet import Meet, Sizes
 from devtools.errors import DevError
@@ -17,20 +17,7 @@ from worker.settings import load_settings
 
 def main() -> int:
     """0 when everything was measured and every contender left the right rows."""
-    parser = argparse.ArgumentParser(
-        prog="./dev bench",
-        description="Measures the worker beside others that leave the same rows.",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--plot", action="store_true", help="draw into docs/performance/")
-    parser.add_argument("--full", action="store_true", help="tuning and growth: some 13 minutes")
-    parser.add_argument("--rounds", type=int, metavar="N", help="default 3, with --full 5")
-    parser.add_argument(
-        "--batches", type=int, metavar="N", help="in each run; a slow contender gets an eighth"
-    )
-    parser.add_argument("--no-peers", action="store_true", help="leave the frameworks out")
-    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it works")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     console = Console(stderr=True)
     try:
         sizes = Sizes.tiny() if arguments.tiny else Sizes()

@@ -1,6 +1,5 @@
 """`python -m chaos`: run by `./dev chaos`. Exits with 0 only when the checker is satisfied."""
 
-import argparse
 import asyncio
 import logging
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from chaos import report
+from chaos.arguments import parser
 from chaos.nemesis import run
 from devtools.errors import DevError
 from devtools.places import in_home
@@ -21,27 +21,7 @@ from devtools.processes import started_at
 
 def main() -> int:
     """0: nothing lost, nothing doubled. 1: something was. 130: interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="./dev chaos",
-        description="Kills and cuts servers, workers, viewers and links, and proves that nothing"
-        " was lost and nothing doubled.",
-    )
-    parser.add_argument("--seconds", type=float, default=60, help="how long (default 60)")
-    parser.add_argument("--seed", type=int, help="the same seed, the same schedule")
-    parser.add_argument(
-        "--pace", type=float, default=1.8, help="seconds between faults, on average (default 1.8)"
-    )
-    parser.add_argument(
-        "--rate", type=float, default=1.5, help="sessions a second of each viewer (default 1.5)"
-    )
-    parser.add_argument(
-        "--patience", type=float, default=120, help="longest drain in seconds (default 120)"
-    )
-    parser.add_argument(
-        "--only", action="append", metavar="KIND", help="this kind of fault; may be given again"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     # The clients' despair over servers that we kill is no news.
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

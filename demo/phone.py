@@ -3,6 +3,7 @@
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Self
 from uuid import UUID
@@ -31,7 +32,7 @@ class Phone:
 
     def record(self, batch: AttemptBatch) -> None:
         """Records a session in a local transaction, as a viewer does when a quiz ends."""
-        with sqlite3.connect(self._path) as connection:
+        with closing(sqlite3.connect(self._path)) as connection, connection:
             self.outbox.record(connection, batch)
         self._recorded.append(batch)
         self.relay.wake()
@@ -57,13 +58,13 @@ class Phone:
 
     def counts(self) -> Counter[Status | None]:
         """How many sessions the outbox holds by what became of them; None: it isn't known yet."""
-        with sqlite3.connect(self._path) as connection:
+        with closing(sqlite3.connect(self._path)) as connection, connection:
             rows = connection.execute("SELECT status, count(*) FROM study_outbox GROUP BY status")
             return Counter({status and Status(status): count for status, count in rows})
 
     def attempts(self) -> int:
         """How many attempts the workers say they have taken: those sent, but for the skipped."""
-        with sqlite3.connect(self._path) as connection:
+        with closing(sqlite3.connect(self._path)) as connection, connection:
             (count,) = connection.execute(
                 "SELECT sum(json_array_length(CAST(body AS TEXT), '$.attempts')"
                 " - json_array_length(result, '$.skipped')) FROM study_outbox"
@@ -78,7 +79,7 @@ class Phone:
 
     def _forget_settlement(self, batch: AttemptBatch) -> None:
         # What a phone finds that died after the publish, or was restored from a backup.
-        with sqlite3.connect(self._path) as connection:
+        with closing(sqlite3.connect(self._path)) as connection, connection:
             connection.execute(
                 "UPDATE study_outbox SET state = 'pending', status = NULL, result = NULL,"
                 " settled_at = NULL, confirmed_at = NULL WHERE client_session_uuid = ?",

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import text
 
-from demo import bank, processes, review_log, sessions, stage
+from demo import DATABASE, bank, processes, review_log, sessions, stage
 from demo.account import Account, keep
 from demo.phone import Phone
 from demo.report import Report
@@ -112,7 +112,7 @@ async def from_review_log(settings: Settings, path: Path, logs: Path, console: C
 async def _prepared(
     settings: Settings, questions: list[bank.Question]
 ) -> AsyncIterator[tuple[Settings, Account, AbstractChannel]]:
-    settings = await stage.with_database(settings, "study_demo")
+    settings = await stage.with_database(settings, DATABASE)
     settings = await stage.with_vhost(settings)
     async with engine_of(settings, connections=2, name="demo") as engine:
         await schema.migrate(engine)
@@ -192,7 +192,6 @@ async def _report(
         differences=len(differences),
         seconds=seconds,
         attempts=attempts or 0,
-        database_url=settings.database_url.get_secret_value(),
     )
 
 
@@ -200,7 +199,7 @@ async def _in_order(
     settings: Settings, questions: list[bank.Question], batches: Sequence[AttemptBatch]
 ) -> set[tuple[object, ...]]:
     """The progress rows of the same batches ingested one by one, in order, by one worker."""
-    settings = await stage.with_database(settings, "study_demo_in_order")
+    settings = await stage.with_database(settings, f"{DATABASE}_in_order")
     async with engine_of(settings, connections=2, name="demo") as engine:
         await schema.migrate(engine)
         await bank.publish(settings.database_url.get_secret_value(), questions)

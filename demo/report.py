@@ -19,7 +19,6 @@ class Report:
     differences: int
     seconds: float
     attempts: int
-    database_url: str
     reviews: int | None = None
     differing: int = 0
     """Progress rows that differ from those of the same log ingested in order."""
@@ -74,4 +73,4 @@ class Report:
             table.add_row("reviews in the log", f"{self.reviews:,}")
             table.add_row("progress rows unlike those of the log in order", f"{self.differing:,}")
         console.print(table)
-        console.print(f"To look at it: psql {self.database_url}", soft_wrap=True)
+        console.print("To look at it: ./dev psql")

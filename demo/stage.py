@@ -30,6 +30,11 @@ async def with_database(settings: Settings, name: str) -> Settings:
             await connection.execute(f"CREATE DATABASE {name}")
         finally:
             await connection.close()
+    except (asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):
+        raise DatabaseAway(
+            f"Another demo makes the database {name!r} on {server.host}:{server.port} right now:"
+            " wait until it has ended."
+        ) from None
     except (OSError, asyncpg.PostgresError) as error:
         raise DatabaseAway(
             f"The database {name!r} can't be made on {server.host}:{server.port}: {error}."

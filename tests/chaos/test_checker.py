@@ -10,6 +10,7 @@ import pickle
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,11 @@ async def _told(folder: Path, url: str) -> Evidence:
 
     incoming = []
     for viewer in _VIEWERS:
-        with Outbox(folder / viewer) as outbox, sqlite3.connect(outbox.path) as file:
+        with (
+            Outbox(folder / viewer) as outbox,
+            closing(sqlite3.connect(outbox.path)) as file,
+            file,
+        ):
             file.execute(PLAYED_TABLE)
             for number in range(_SESSIONS_EACH):
                 attempts = session(rng, questions, [1, 2], number / _SESSIONS_EACH, 0)

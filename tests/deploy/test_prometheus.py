@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import httpx
 import prometheus_client
 import pytest
 
+from devtools import debian
 from devtools.errors import DevError
-from devtools.places import in_home
 from devtools.rabbitmq import RabbitMQ
-from devtools.state import locked
 from worker.telemetry import metrics
 
 CHECKOUT = Path(__file__).parents[2]
@@ -27,27 +25,15 @@ NAMES = re.findall(r"- alert: (\w+)", ALERTS.read_text())
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    """On PATH, else out of Debian's package of Prometheus, kept with the other tools."""
-    found = shutil.which("promtool")
-    if found:
+    """On PATH, else out of Debian's package, kept with the other tools."""
+    if found := shutil.which("promtool"):
         return found
-    kept = in_home("tools") / "prometheus" / "usr" / "bin" / "promtool"
-    with locked(kept.parents[2].with_suffix(".lock"), "another test is unpacking promtool"):
-        if not kept.exists():
-            if not shutil.which("apt-get"):
-                pytest.skip("promtool is not installed, and this is not a Debian to get it from")
-            with tempfile.TemporaryDirectory() as folder:
-                got = subprocess.run(
-                    ["apt-get", "download", "prometheus"], cwd=folder, capture_output=True
-                )
-                packages = list(Path(folder).glob("*.deb"))
-                if got.returncode or not packages:
-                    pytest.skip("promtool is not installed, and apt-get can't download it")
-                fresh = kept.parents[2].with_suffix(".new")
-                shutil.rmtree(fresh, ignore_errors=True)
-                subprocess.run(["dpkg", "-x", packages[0], fresh], check=True)
-                fresh.rename(kept.parents[2])
-    return str(kept)
+    suite = debian.own_suite()
+    if suite is None:
+        pytest.skip("promtool is not installed, and this is no Debian to take it from")
+    packages = ["promtool|prometheus"]  # a package of its own since Debian 13
+    root = debian.unpacked("promtool", "promtool", packages, suite=suite, megabytes=40, on_disk=200)
+    return str(root / "usr/bin/promtool")
 
 
 def run(*command: str | Path) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,12 @@ def test_a_folder_that_somebody_else_made(tmp_path: Path) -> None:
     assert places.private_folder(tmp_path / "fresh").is_dir()
 
 
-def test_a_python_without_venv_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_any_pip_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DevError, match="install the package python3-venv"):
-        environment._create()
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: None)
+    monkeypatch.setattr(debian, "own_suite", lambda: None)
+    with pytest.raises(DevError, match="has neither pip nor ensurepip: install pip"):
+        environment._pip()
 
 
 def test_the_environment_is_made_again_when_what_it_is_made_from_changes(

@@ -1,11 +1,10 @@
-"""Certificates made for a test by `openssl`: an authority, and servers that it vouches for."""
+"""Certificates made for a test: an authority, and servers that it vouches for."""
 
-import shutil
-import subprocess
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
+import trustme
 
 
 @dataclass(frozen=True)
@@ -20,34 +19,23 @@ class Authority:
     """An authority of the test's own, in `folder`."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        if shutil.which("openssl") is None:
-            pytest.skip("openssl is not installed")
         self._folder = folder
+        self._authority = trustme.CA(organization_name=name)
         self.name = name
-        key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
-        _openssl(
-            *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", f"/CN={name}", "-keyout", key, "-out", certificate),
-            *("-addext", "keyUsage=critical,keyCertSign"),
-        )
-        self.own = Certificate(certificate, key)
+        self.own = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
+        self._authority.cert_pem.write_to_path(self.own.certificate)
+        self._authority.private_key_pem.write_to_path(self.own.key)
 
     def vouch(self, name: str, host: str, *, days: int = 1) -> Certificate:
-        """A certificate for `host` ("IP:127.0.0.1", "DNS:..."); negative `days`: expired."""
-        folder = self._folder
-        key, request, certificate = (folder / f"{name}.{kind}" for kind in ("key", "csr", "pem"))
-        extensions = folder / f"{name}.ext"
-        extensions.write_text(f"subjectAltName={host}\n")
-        _openssl(
-            *("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}"),
-            *("-keyout", key, "-out", request),
+        """A certificate for `host`, an address or a name; negative `days`: expired."""
+        now = datetime.now(UTC)
+        made = self._authority.issue_cert(
+            host,
+            common_name=name,
+            not_before=now - timedelta(days=2),
+            not_after=now + timedelta(days=days),
         )
-        _openssl(
-            *("x509", "-req", "-in", request, "-CA", self.own.certificate, "-CAkey", self.own.key),
-            *("-CAcreateserial", "-days", str(days), "-extfile", extensions, "-out", certificate),
-        )
-        return Certificate(certificate, key)
-
-
-def _openssl(*words: str | Path) -> None:
-    subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=30)
+        found = Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        made.cert_chain_pems[0].write_to_path(found.certificate)
+        made.private_key_pem.write_to_path(found.key)
+        return found

@@ -9,7 +9,7 @@ and each batch costs them a few milliseconds: `test_a_flood_delays_but_does_not_
 import asyncio
 import sqlite3
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from uuid import UUID
 
@@ -42,7 +42,7 @@ class Phone:
         self.relay = Relay(self.outbox, login.url, login.name, settings)
 
     def record(self, batches: list[AttemptBatch]) -> list[UUID]:
-        with sqlite3.connect(self.outbox.path) as local:
+        with closing(sqlite3.connect(self.outbox.path)) as local, local:
             for batch in batches:
                 self.outbox.record(local, batch)
         self.relay.wake()

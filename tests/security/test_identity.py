@@ -4,7 +4,7 @@ import json
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,7 +83,7 @@ async def test_the_library_works_with_a_login_of_least_rights(
     (question,) = await factories.publish(engine, user_id=42)
     batch = factories.batch(factories.right(question))
     with Outbox(tmp_path / "outbox.sqlite") as outbox:
-        with sqlite3.connect(outbox.path) as local:
+        with closing(sqlite3.connect(outbox.path)) as local, local:
             outbox.record(local, batch)
         relay = Relay(outbox, login.url, login.name, RelaySettings(declare_results_queue=False))
         async with working(settings, engine), relay:

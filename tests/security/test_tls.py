@@ -48,7 +48,7 @@ def stranger(folder: Path) -> Authority:
 
 @pytest.fixture(scope="module")
 def good(authority: Authority) -> Certificate:
-    return authority.vouch("good", "IP:127.0.0.1")
+    return authority.vouch("good", "127.0.0.1")
 
 
 def free_port() -> int:
@@ -200,9 +200,9 @@ BadCertificate = Callable[[Authority, Authority], Certificate]
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda ours, _: ours.vouch("other", "DNS:db.example"), id="another-host"),
-        pytest.param(lambda ours, _: ours.vouch("old", "IP:127.0.0.1", days=-1), id="expired"),
-        pytest.param(lambda _, theirs: theirs.vouch("theirs", "IP:127.0.0.1"), id="a-stranger's"),
+        pytest.param(lambda ours, _: ours.vouch("other", "db.example"), id="another-host"),
+        pytest.param(lambda ours, _: ours.vouch("old", "127.0.0.1", days=-1), id="expired"),
+        pytest.param(lambda _, theirs: theirs.vouch("theirs", "127.0.0.1"), id="a-stranger's"),
         pytest.param(lambda _, theirs: theirs.own, id="self-signed"),
     ],
 )

