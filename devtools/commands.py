@@ -321,8 +321,7 @@ def _foreground(argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> in
     Raises DevError where there is no such command.
     """
     try:
-        with held() as locks:
-            child = subprocess.Popen(argv, cwd=folder, env=env, pass_fds=locks)
+        child = subprocess.Popen(argv, cwd=folder, env=env, pass_fds=held())
     except (FileNotFoundError, PermissionError) as error:
         raise DevError(f"{argv[0]} can't be run ({error.strerror}): is it installed?") from None
     patience: float | None = None

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 from devtools.causes import failure
@@ -155,7 +156,8 @@ def _unpack(packages: list[Path], root: Path) -> None:
     mend = f"remove {root} and run ./dev again"
     with ThreadPoolExecutor(2) as pool:
         steps = [
-            pool.submit(run_step, "unpack", ("dpkg", "-x", deb, root), mend) for deb in packages
+            pool.submit(copy_context().run, run_step, "unpack", ("dpkg", "-x", deb, root), mend)
+            for deb in packages
         ]
     for step in steps:
         step.result()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
 
 from devtools.causes import failure
@@ -46,20 +47,19 @@ def run_step(
     log = log_file(name)
     start = time.monotonic()
     try:
-        with held() as locks:
-            child = subprocess.Popen(
-                [str(part) for part in argv],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd=cwd,
-                pass_fds=locks,
-                umask=0o022,  # root's may be stricter; PostgreSQL's user reads what we install
-                user=user and user.pw_uid,
-                group=user and user.pw_gid,
-                extra_groups=[] if user else None,
-            )
+        child = subprocess.Popen(
+            [str(part) for part in argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=cwd,
+            pass_fds=held(),
+            umask=0o022,  # root's may be stricter; PostgreSQL's user has to read what we install
+            user=user and user.pw_uid,
+            group=user and user.pw_gid,
+            extra_groups=[] if user else None,
+        )
     except FileNotFoundError:
         raise DevError(f"{argv[0]} isn't there: {mend}") from None
     _steps.add(child)
@@ -90,7 +90,7 @@ def _interrupt_steps() -> None:
 def at_once(jobs: Sequence[Callable[[], object]]) -> None:
     """Do all jobs side by side. Where one fails, or we are interrupted, the others break off."""
     with ThreadPoolExecutor(max(1, len(jobs))) as pool:
-        futures = [pool.submit(job) for job in jobs]
+        futures = [pool.submit(copy_context().run, job) for job in jobs]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:

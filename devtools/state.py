@@ -9,10 +9,10 @@ import json
 import os
 import random
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,27 @@ PORTS = range(20_000, 32_000)  # below what the kernel hands to outgoing connect
 LETTING_GO = 2.0  # s; a server that was killed may hold its ports for a moment after it is gone
 
 
-_held: set[int] = set()
-_holding = threading.Lock()
+_held: ContextVar[tuple[int, ...]] = ContextVar("held", default=())
 
 
-@contextmanager
-def held() -> Iterator[tuple[int, ...]]:
-    """The locks of this process, to be handed to a child that starts while the block runs.
+def held() -> tuple[int, ...]:
+    """The locks under which we work, for the processes that we start under them.
 
     A child may outlive us. Until it has ended too, nobody else may touch what it works on.
     """
-    with _holding:
-        yield tuple(_held)
+    return _held.get()
 
 
 @contextmanager
 def locked(path: Path, held_by_other: str = "") -> Iterator[None]:
     """Hold the lock of this name, waiting for it; says `held_by_other` when it has to wait."""
     lock = _open(path, held_by_other)
-    with _holding:
-        _held.add(lock)
+    before = _held.set((*_held.get(), lock))
     try:
         yield
     finally:
-        with _holding:
-            _held.discard(lock)
-            os.close(lock)
+        _held.reset(before)
+        os.close(lock)
 
 
 def _open(path: Path, held_by_other: str) -> int:

@@ -89,7 +89,7 @@ def test_a_failed_step_says_what_it_said_what_to_do_and_where_the_log_is(tmp_pat
 
 def test_a_full_disk_is_said_to_be_full() -> None:
     script = "echo 'write: No space left on device' >&2; exit 1"
-    with pytest.raises(DevError, match=r"^the disk is full: free 500 MB"):
+    with pytest.raises(DevError, match=r"^the disk is full: free 1 GB"):
         processes.run_step("pip", ("/bin/sh", "-c", script), "never mind")
 
 

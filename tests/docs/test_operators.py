@@ -5,11 +5,12 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typer.core import TyperGroup
@@ -103,7 +104,7 @@ async def test_the_commands_run(
             for command in COMMANDS:
                 await run(command)
                 if command in LASTS:
-                    await _consumed(bare_broker)
+                    await _consumes(environment["INGEST_HTTP_PORT"])
                     await _ordinary_day(bare_broker, engine)
         assert await make.count(engine, "study_question_progress") == 0  # of a user now forgotten
     finally:
@@ -111,11 +112,13 @@ async def test_the_commands_run(
         await _administer(f"DROP DATABASE {restored.rpartition('/')[2]} WITH (FORCE)")
 
 
-async def _consumed(broker: Broker) -> None:
-    async with asyncio.timeout(PATIENCE):
-        # A broker tells nobody of its consumers: there is no event to wait for.
-        while not await broker.consumers():  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+async def _consumes(port: str) -> None:
+    async with asyncio.timeout(PATIENCE), httpx.AsyncClient(trust_env=False) as http:
+        while True:
+            with suppress(httpx.HTTPError):
+                if (await http.get(f"http://127.0.0.1:{port}/ready")).is_success:
+                    return
+            await asyncio.sleep(0.1)  # a probe tells nobody of its own accord
 
 
 async def _ordinary_day(broker: Broker, engine: AsyncEngine) -> None:

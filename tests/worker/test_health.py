@@ -38,6 +38,14 @@ async def test_ready_is_proof_of_consumption(settings: Settings, broker: Broker)
         assert (await worker.get("/live"))[0] == 200
 
 
+async def test_it_is_ready_as_soon_as_it_says_that_it_consumes(
+    settings: Settings, broker: Broker
+) -> None:
+    async with running(settings) as worker:
+        await worker.logged("consumer.started")
+        assert await worker.get("/ready") == (200, {"ok": True, "detail": "consuming"})
+
+
 async def test_a_worker_that_waits_for_its_servers_lives_and_is_not_ready(
     settings: Settings, broker: Broker, engine: AsyncEngine
 ) -> None:

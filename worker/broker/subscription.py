@@ -139,8 +139,8 @@ class Subscription:
         """Acks that wait until everything before them is settled; `_most_owed` at most."""
         self._most_owed = 0
         self.is_proved = False
-        """Whether the broker has said, when it was last asked, that it knows our consumer; a new
-        one on the same channel, which it has just confirmed, is trusted until it is asked again."""
+        """Whether the broker has said, when it last spoke of it, that it knows our consumer: when
+        it confirmed it, and whenever it is asked."""
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         channel.closing.add_done_callback(self._closed)
 
@@ -201,6 +201,7 @@ class Subscription:
             self.lose(describe(error))
             raise BrokerAway(f"Nobody can consume {self.queue}: {describe(error)}.") from None
         self.tag = tag
+        self.is_proved = True
         self._most_owed = prefetch // 2
         self._was_listed = self._is_cancelling = False
         self._consuming_since = asyncio.get_running_loop().time()
@@ -354,3 +355,21 @@ class Subscription:
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
         self.lose(describe(error) if error is not None else "the channel was closed")
+
+
+async def consumer_count(settings: Settings, queue: str) -> int:
+    """How many consumers `queue` has at this moment, by AMQP: the management API learns of them
+    seconds later. Raises `BrokerAway`, also where there is no such queue.
+    """
+    connection = await connect(settings, "inspection")
+    try:
+        with client_errors():
+            channel = await connection.channel()
+            declared = await channel.declare_queue(
+                queue, passive=True, timeout=settings.connect_timeout
+            )
+    except CLIENT_ERRORS as error:
+        raise BrokerAway(f"RabbitMQ does not tell of {queue}: {describe(error)}.") from None
+    finally:
+        await close(connection, settings.connect_timeout)
+    return declared.declaration_result.consumer_count or 0

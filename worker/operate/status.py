@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from worker.broker.dead_queue import open_dead_queue
 from worker.broker.management import Json, Management
+from worker.broker.subscription import consumer_count
 from worker.errors import IngestError
 from worker.operate.dead.letters import read
 from worker.settings import Settings
@@ -125,6 +126,7 @@ async def _broker(
         (_queue(each) for each in queues if each["name"].startswith((_OURS, _JOBS))),
         key=lambda queue: [part.zfill(12) for part in queue.name.split(".")],
     )
+    ours = [await _with_consumers(queue, settings) for queue in ours]
     status = BrokerStatus(version, tuple(ours), None)
     there = status.queue(amqp.DEAD_QUEUE)
     if there is None:
@@ -155,6 +157,13 @@ def _queue(found: Json) -> QueueStatus:
         rate("publish"),
         rate("ack"),
     )
+
+
+async def _with_consumers(queue: QueueStatus, settings: Settings) -> QueueStatus:
+    """The queue with the consumers that it really has where the API, which lags, knows of none."""
+    if queue.name != amqp.ATTEMPTS_QUEUE or queue.consumers:
+        return queue
+    return replace(queue, consumers=await consumer_count(settings, queue.name))
 
 
 async def _dead(settings: Settings) -> DeadStatus:

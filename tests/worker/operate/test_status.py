@@ -36,7 +36,7 @@ def queue(found: dict[str, Any], name: str = amqp.ATTEMPTS_QUEUE) -> dict[str, A
 
 async def test_all_is_well_while_a_worker_works(site: Site) -> None:
     async with site.working():
-        found = await until(lambda: seen(site), lambda found: bool(found["healthy"]))
+        found = await seen(site)  # at once: the broker's own counts lag
         plain = await invoke(site, "status")
     assert queue(found)["consumers"] == 1
     assert found["database"]["schema"] == found["database"]["schema_wanted"]
