@@ -164,6 +164,10 @@ def tests(words: Sequence[str]) -> int:
     ):
         spread = []
     argv = ["python", "-m", "pytest", *spread, *words]
+    for word in words:
+        path = word.partition("::")[0]
+        if "/" in path and not word.startswith("-") and not (CHECKOUT / path).exists():
+            raise Usage(f"there is no {path}")
     if words:
         environment.ensure()
         asked = [*argv, "--markers", "--noconftest"]  # reads the command line, and does nothing
@@ -253,7 +257,7 @@ def main(words: Sequence[str]) -> int:
             return 0
         return command.run(words[1:])
     except Usage as wrong:
-        print(f"dev: {wrong}; ./dev --help lists them.", file=sys.stderr)
+        print(f"dev: {wrong}: see ./dev --help.", file=sys.stderr)
         return 2
     except DevError as error:
         print(f"dev: {error}", file=sys.stderr)
