@@ -176,7 +176,7 @@ async def test_a_port_that_is_taken_is_one_sentence(settings: Settings) -> None:
         async with running(settings, INGEST_HTTP_PORT=str(port)) as other:
             assert await other.ended() == 2
         assert other.events[-1]["event"].startswith(
-            f"study-ingest: INGEST_HTTP_PORT {port} can't be served on"
+            f"study-ingest: INGEST_HTTP_PORT {port} can't be used"
         )
 
 

@@ -1,7 +1,7 @@
-"""The command line `study-ingest`: one file for each kind of work.
+"""The command line `study-ingest`, with one file for each kind of work.
 
-Translates between a person and the rest: settings in, sentences, tables, exit codes out. No
-logic of its own.
+This package reads options and settings, calls the operations, and prints sentences, tables and exit
+codes. It contains no logic of its own.
 """
 
 from worker.cli.main import main

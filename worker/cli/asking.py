@@ -1,4 +1,4 @@
-"""What commands that change or take long have in common: who asks, a confirmation, a bar."""
+"""What several commands share: common options, confirmation, and a progress bar."""
 
 import os
 import pwd
@@ -16,33 +16,36 @@ from rich.progress import Progress
 from worker.errors import NotConfirmed
 from worker.store.audit import By
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of sentences.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object on each line.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before doing it.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object on each line.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+Reason = Annotated[str, typer.Option("--reason", help="The reason, which is kept in the audit.")]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def by(reason: str) -> By:
-    """The operating system's user, who can't be told by the environment, and the reason."""
+    """The reason, and the operating system's user, which environment variables cannot change."""
     try:
         actor = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user need not have a name
+    except KeyError:  # the user of a container may not have a name
         actor = f"uid {os.getuid()}"
     return By(actor, reason)
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Asks, unless `yes`.
+    """Asks for confirmation, unless `yes`.
 
-    Raises `NotConfirmed` where nobody can be asked; ends the program with 1 on a no.
+    Raises `NotConfirmed` if there is no terminal to ask on. If the answer is no, the program exits
+    with 1.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise NotConfirmed("Nobody is there to confirm it, and nothing was done: add --yes.")
+        raise NotConfirmed(
+            "There is no terminal to ask for confirmation, so nothing was done: add --yes."
+        )
     typer.confirm(question, abort=True, err=True)
 
 
@@ -56,7 +59,10 @@ def duration(text: str) -> timedelta:
 
 @contextmanager
 def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, told of (done, total or 0); none where nobody watches."""
+    """A progress bar on standard error, drawn only on a terminal.
+
+    Call the result with (done, total). A total of 0 means that it is unknown.
+    """
     console = Console(stderr=True)
     with Progress(
         console=console, transient=True, disable=not (shown and console.is_terminal)
@@ -70,5 +76,5 @@ def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None
 
 
 def printable(text: str) -> str:
-    """`text` without what could drive a terminal: a message's words are a stranger's."""
+    """`text` without terminal control characters, because anybody may have written a message."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

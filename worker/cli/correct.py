@@ -1,4 +1,4 @@
-"""Commands that put the record right: `void`, `rescore` and `erase`."""
+"""Commands that correct the record: `void`, `rescore` and `erase`."""
 
 import json
 from typing import Annotated
@@ -34,9 +34,10 @@ def void(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Takes a session out of its user's progress; its attempts stay on record.
+    """Takes a session out of its user's progress. Its attempts stay on record.
 
-    A redelivery of it stays a duplicate. Doing it again changes nothing. There is no way back.
+    If the session is delivered again, it is a duplicate. Running the command again changes nothing.
+    It cannot be undone.
 
     Example: study-ingest void 0b9c6a52-4c1e-4a9b-9c43-6d3b1f0a7a11 --reason 'a test'
     """
@@ -52,11 +53,11 @@ def void(
     if as_json:
         typer.echo(json.dumps(done._asdict()))
     elif not done.sessions:
-        typer.echo(f"Session {session} was void before; nothing to do.")
+        typer.echo(f"Session {session} is already void; nothing to do.")
     else:
         typer.echo(
-            f"Voided {done.attempts} attempts of user {done.user_id}; {done.progress} questions"
-            " have other progress now."
+            f"Voided {done.attempts} attempts of user {done.user_id}. The progress of"
+            f" {done.progress} questions changed."
         )
 
 
@@ -68,17 +69,17 @@ def rescore(
             "--correct-choice",
             min=-_INT32,
             max=_INT32 - 1,
-            help="Set the question's correct choice to this. Default: as it stands.",
+            help="The new correct choice. If it is not given, the key stays as it is.",
         ),
     ] = None,
     reason: Reason = "",
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Scores all attempts on a question again, after its answer key was wrong.
+    """Scores all attempts on a question again, after a wrong answer key was corrected.
 
-    Progress is folded again, and the viewer of each session that changed is sent its result with
-    the new counts (status already_ingested). Doing it again changes nothing.
+    It also computes the progress again, and sends a new result (with the status already_ingested)
+    to the viewer of each session whose counts changed. Running the command again changes nothing.
 
     Example: study-ingest rescore 17 --correct-choice 3 --reason 'typo in the key'
     """
@@ -96,25 +97,25 @@ def rescore(
     if as_json:
         typer.echo(json.dumps(done._asdict()))
     elif not done.attempts:
-        typer.echo("No attempt had to be scored again.")
+        typer.echo("All attempts are already scored with this key; nothing to do.")
     else:
         typer.echo(
-            f"Scored {done.attempts} attempts of {done.sessions} sessions again; {done.told}"
-            " results tell of it."
+            f"Scored {done.attempts} attempts of {done.sessions} sessions again, and sent"
+            f" {done.told} results."
         )
 
 
 def erase(
-    user: Annotated[int, typer.Option("--user", help="Whose traces.")],
+    user: Annotated[int, typer.Option("--user", help="The user to erase.")],
     reason: Reason = "",
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Erases all that ingest knows of a user: attempts, progress, batches, dead letters.
+    """Deletes everything about a user: attempts, progress, batches and dead letters.
 
-    A line of audit stays, and the bare uuid of each batch, so that a redelivery brings nothing
-    back. Withdraw the user's publications first: a batch that was never ingested is new. Doing
-    it again finishes what was interrupted.
+    A record in the audit and the uuid of each batch stay, so that a batch that is delivered again
+    is not ingested again. Withdraw the user's publications first: a batch that was never ingested
+    counts as new. If the command is interrupted, run it again.
 
     Example: study-ingest erase --user 42 --reason 'asked to be forgotten'
     """
@@ -123,11 +124,11 @@ def erase(
     async def work() -> dict[str, int]:
         async with engine_of(settings, connections=1, name="study-ingest erase") as engine:
             await schema.check(engine)
-            with bar("Looking through the dead letters") as progress:
+            with bar("Reading the dead letters") as progress:
                 found = await erasing.survey(engine, settings, user, progress)
             confirm(
                 f"Erase {found.attempts} attempts in {found.batches} batches and"
-                f" {len(found.letters)} dead letters of user {user}, for good?",
+                f" {len(found.letters)} dead letters of user {user} permanently?",
                 yes,
             )
             with bar("Erasing") as progress:
@@ -150,12 +151,12 @@ def erase(
         )
         if done["unattributed_dead_letters"]:
             typer.echo(
-                f"{done['unattributed_dead_letters']} dead letters name no question there is, so"
-                " whose they are nobody can say: look with `study-ingest dead show`.",
+                f"{done['unattributed_dead_letters']} dead letters name no known question, so"
+                " they cannot be attributed to a user: look at them with `study-ingest dead show`.",
                 err=True,
             )
     if done["dead_letters_left"]:
         raise Unfinished(
-            f"{done['dead_letters_left']} dead letters of user {user} were in another command's"
-            " hand: run this one again."
+            f"{done['dead_letters_left']} dead letters of user {user} were held by another"
+            " command: run this command again."
         )

@@ -1,4 +1,4 @@
-"""Commands that carry the log out and in: `export` and `import`."""
+"""Commands that export and import the log of attempts: `export` and `import`."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from worker.store import schema
 
 
 class Format(StrEnum):
-    """What an export is written as."""
+    """The format of an export."""
 
     JSONL = "jsonl"
     XAPI = "xapi"
@@ -34,22 +34,25 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     user: Annotated[
-        int | None, typer.Option("--user", help="Only this user. Default: all.")
+        int | None, typer.Option("--user", help="Only this user. The default is all users.")
     ] = None,
     as_format: Annotated[
         Format,
-        typer.Option("--format", help="jsonl: to be imported again; xapi: for a record store."),
+        typer.Option(
+            "--format", help="jsonl can be imported again; xapi is for a learning record store."
+        ),
     ] = Format.JSONL,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file. Default: standard output.")
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write. The default is standard output."),
     ] = None,
     home_page: Annotated[
-        str, typer.Option(help="xAPI: the IRI of the system that the user ids are of.")
+        str, typer.Option(help="For xapi: the IRI of the system that assigns the user ids.")
     ] = "https://study-ingest.invalid",
 ) -> None:
-    """Writes the log of attempts, one JSON object on each line, as of one moment.
+    """Writes the log of attempts as of one moment, with one JSON object on each line.
 
-    Needs little memory however long the log. A file is there whole or not at all.
+    It needs little memory, however long the log is. If it fails, it leaves no incomplete file.
 
     Example: study-ingest export --user 42 --format xapi -o 42.xapi.jsonl
     """
@@ -78,10 +81,10 @@ def import_file(
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Adds what an export (jsonl) holds and is not there yet, and puts progress right.
+    """Adds the batches of an export (jsonl) that are missing here, and updates progress.
 
-    Into an empty database it gives the same sessions, attempts and progress. May be run again.
-    Publications are the study application's and not in it.
+    In an empty database it creates the same sessions, attempts and progress. It may be run again.
+    An export does not contain publications, which belong to the study application.
 
     Example: study-ingest export | INGEST_DATABASE_URL=... study-ingest import -
     """
@@ -104,8 +107,8 @@ def import_file(
         typer.echo(json.dumps(counts | {"users": len(done.users)}))
     else:
         typer.echo(
-            f"Added {done.attempts} attempts in {done.batches} batches of {len(done.users)} users;"
-            f" {done.known} batches were there already."
+            f"Added {done.attempts} attempts in {done.batches} batches of {len(done.users)} users."
+            f" {done.known} batches were already there."
         )
 
 

@@ -1,8 +1,9 @@
-"""The application: its commands, and how an error ends it.
+"""The application: its commands, and its exit codes.
 
-Exit codes: 0 done; 1 found something wrong (`verify`, `status`, `doctor`), found nothing by that
-name, or was told no; 2 usage or settings; 3 schema; 4 broker not set up safely; 5 database away;
-6 broker away; 7 stuck (`worker`); 130 interrupted.
+Exit codes: 0 success; 1 `verify`, `status` or `doctor` found something, or nothing has that name,
+or the answer to a confirmation was no; 2 usage or settings; 3 schema; 4 the broker is not set up
+safely; 5 the database is unreachable; 6 the broker is unreachable; 7 stuck (`worker`); 130
+interrupted.
 """
 
 import sys
@@ -48,7 +49,7 @@ report.add_to(app)
 
 
 def main() -> None:
-    """The entry point: a known error is one sentence on standard error and its exit code."""
+    """The entry point. A known error is one sentence on standard error and its exit code."""
     try:
         app()
     except IngestError as error:

@@ -1,4 +1,4 @@
-"""Commands for all workers at once: `pause` and `resume`."""
+"""Commands that affect all workers at once: `pause` and `resume`."""
 
 import json
 from typing import Annotated
@@ -21,13 +21,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pause(
-    reason: Annotated[str, typer.Option("--reason", help="Why; shown to whoever looks.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="The reason, which `status` shows.")] = "",
     as_json: Json = False,
 ) -> None:
     """Stops all workers from ingesting, within 2 seconds, until `resume`.
 
-    Survives restarts of workers and servers. What is in work is finished, messages wait in the
-    queue, results and jobs still leave. Viewers notice nothing but a later result.
+    The pause survives restarts of workers and servers. Workers finish their current transactions,
+    messages wait in the queue, and results and follow-up jobs are still sent. Viewers only get
+    their results later.
 
     Example: study-ingest pause --reason 'moving the database'
     """
@@ -42,13 +43,15 @@ def pause(
     if as_json:
         typer.echo(json.dumps({"paused": True, "changed": is_new} | _fields(now)))
     elif is_new:
-        typer.echo("Ingest is paused; `study-ingest resume` ends it.")
+        typer.echo("Ingest is paused. `study-ingest resume` ends the pause.")
     else:
-        typer.echo(f"Ingest was paused before: {_described(now)}.")
+        typer.echo(f"Ingest was already paused {_described(now)}.")
 
 
 def resume(
-    reason: Annotated[str, typer.Option("--reason", help="Why; kept in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", help="The reason, which is kept in the audit.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Lets all workers ingest again, within 2 seconds.
@@ -69,7 +72,7 @@ def resume(
     elif ended is None:
         typer.echo("Ingest was not paused; nothing to do.")
     else:
-        typer.echo(f"Ingest goes on. It was paused {_described(ended)}.")
+        typer.echo(f"Ingest has resumed. It was paused {_described(ended)}.")
 
 
 def _fields(pause: Pause) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A rehearsal in words and as JSON, for `dead replay --dry-run`."""
+"""Prints a trial run as text and as JSON, for `dead replay --dry-run`."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from worker.store import progress
 
 
 def as_json(seen: Rehearsal) -> dict[str, Any]:
-    """What would be written, in plain values."""
+    """What would be written, as plain values."""
     return {
         "would_be": seen.disposition,
         "would_be_because": seen.reason,
@@ -34,7 +34,7 @@ def as_json(seen: Rehearsal) -> dict[str, Any]:
 
 
 def as_text(letter: Letter, seen: Rehearsal) -> str:
-    """The same, for a person."""
+    """What would be written, as text for a person."""
     why = f" ({seen.reason}: {seen.detail})" if seen.reason else ""
     lines = [
         f"session {letter.client_session_uuid or '?'} of {letter.envelope.viewer or '?'},"

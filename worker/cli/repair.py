@@ -1,4 +1,4 @@
-"""Commands that recompute progress from the attempts: `verify` and `rebuild`."""
+"""Commands that compute progress again from the attempts: `verify` and `rebuild`."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -13,8 +13,10 @@ from worker.cli.shared import engine_of, run, thresholds_of
 from worker.operate import repair
 from worker.settings import load_settings
 
-_USER = Annotated[int | None, typer.Option("--user", help="Only this user. Default: all.")]
-_JSON = Annotated[bool, typer.Option("--json", help="One JSON object instead of sentences.")]
+_USER = Annotated[
+    int | None, typer.Option("--user", help="Only this user. The default is all users.")
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,9 +26,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def verify(user: _USER = None, as_json: _JSON = False) -> None:
-    """Recomputes every progress row from the attempts and lists each difference.
+    """Computes all progress again from the attempts, and lists each difference.
 
-    Changes nothing, and may run while workers ingest. Exits with 1 if anything differs.
+    It changes nothing, and may run while workers ingest. It exits with 1 if anything differs.
 
     Example: study-ingest verify --user 42
     """
@@ -44,17 +46,18 @@ def verify(user: _USER = None, as_json: _JSON = False) -> None:
     if as_json:
         typer.echo(json.dumps({"users": users, "differences": found}))
     elif not found:
-        typer.echo(f"The progress of {users} users is what their attempts come to.")
+        typer.echo(f"The progress of {users} users agrees with their attempts.")
     else:
-        typer.echo(f"{len(found)} differences; `study-ingest rebuild` puts them right.", err=True)
+        typer.echo(f"{len(found)} differences. `study-ingest rebuild` corrects them.", err=True)
     if found:
         raise typer.Exit(1)
 
 
 def rebuild(user: _USER = None, as_json: _JSON = False) -> None:
-    """Puts progress right where it is not what the attempts come to.
+    """Corrects progress that differs from what the attempts give.
 
-    One transaction for each user; may run while workers ingest, and again after being stopped.
+    It runs one transaction for each user, and may run while workers ingest. If it is interrupted,
+    run it again.
 
     Example: study-ingest rebuild
     """
@@ -70,7 +73,7 @@ def rebuild(user: _USER = None, as_json: _JSON = False) -> None:
     if as_json:
         typer.echo(json.dumps({"users": users, "changed": changed}))
     else:
-        typer.echo(f"Looked at {users} users and changed {changed} progress rows.")
+        typer.echo(f"Checked {users} users and corrected {changed} progress rows.")
 
 
 async def _for_each_user(
@@ -79,7 +82,7 @@ async def _for_each_user(
     settings = load_settings()
     async with engine_of(settings, connections=1, name=f"study-ingest {title.lower()}") as engine:
         users = [user] if user is not None else await repair.users(engine)
-        # The bar goes to standard error, and is not drawn where nobody watches.
+        # The bar goes to standard error, and is drawn only on a terminal.
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             for user_id in bar.track(users, description=title):

@@ -1,4 +1,4 @@
-"""The command `report`: one learner's picture, as a page or as JSON."""
+"""The command `report`: a user's report, as a page or as JSON."""
 
 import json
 import os
@@ -27,15 +27,16 @@ def add_to(app: typer.Typer) -> None:
 def report(
     user: Annotated[int, typer.Option("--user", help="Whose picture.")],
     html: Annotated[
-        Path | None, typer.Option("--html", help="The file to write. Default: report-USER.html.")
+        Path | None,
+        typer.Option("--html", help="The file to write. The default is report-USER.html."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and write no file.")
     ] = False,
 ) -> None:
-    """Writes what one user knows, forgets and is to review, as one page that needs no server.
+    """Writes a page that shows what a user knows, forgets and should review.
 
-    It is personal: only you can read the file.
+    The page needs no server. It is personal data, so only you can read the file.
 
     Example: study-ingest report --user 42 --html report.html
     """

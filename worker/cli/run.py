@@ -1,6 +1,6 @@
-"""Commands that work until they are told to stop: `worker` and `relay`.
+"""Commands that run until they are stopped: `worker` and `relay`.
 
-SIGTERM and SIGINT drain and exit 0; a second one gives up at once.
+SIGTERM and SIGINT drain and exit with 0. A second signal exits at once.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from worker.telemetry.http import served
 _log = structlog.get_logger(__name__)
 
 _BESIDE_THE_LANES = 2
-"""Database connections of a worker: the relay's, and one to look at gate and database with."""
+"""Database connections of a worker besides its lanes: one for the relay, and one for checks."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def add_to(app: typer.Typer) -> None:
 def worker() -> None:
     """Consumes attempt batches, and relays the outbox, until SIGTERM.
 
-    Waits for a database or a broker that is away. Run as many as the backlog wants.
+    It waits for a database or a broker that is unreachable. You can run any number of workers.
 
     Example: INGEST_DATABASE_URL=... INGEST_AMQP_URL=... study-ingest worker
     """
@@ -57,9 +57,9 @@ def worker() -> None:
 
 
 def relay() -> None:
-    """Relays the outbox alone, until SIGTERM.
+    """Relays the outbox until SIGTERM, and does nothing else.
 
-    For workers with INGEST_RELAY_IN_WORKER=false.
+    Use it with workers that run with INGEST_RELAY_IN_WORKER=false.
 
     Example: study-ingest relay
     """
@@ -69,12 +69,12 @@ def relay() -> None:
 
 
 def _warn(settings: Settings) -> None:
-    """Says, at every start, what is left open."""
+    """Warns at every start about settings that are not safe."""
     if not settings.require_user_id:
         _log.warning(
             "identity.off",
-            meaning="whoever can publish may write anybody's history: for local use alone",
-            mend="unset INGEST_REQUIRE_USER_ID, and make viewers with `study-ingest viewer add`",
+            meaning="anybody who can publish can write anybody's history: for local use only",
+            mend="unset INGEST_REQUIRE_USER_ID, and create viewers with `study-ingest viewer add`",
         )
     for variable in settings.unprotected():
         _log.warning(
@@ -121,7 +121,7 @@ async def _worker(settings: Settings) -> None:
                     await consumer.run()
                     relay.stop()
             if settings.relay_in_worker:
-                # What the last groups wrote leaves before we do, if it can at once.
+                # Publish what the last groups wrote before the process ends, if that works at once.
                 with suppress(IngestError):
                     await relay.relay()
     _log.info("worker.stopped", settled=dict(consumer.counts))
@@ -131,8 +131,9 @@ async def _worker(settings: Settings) -> None:
 async def _watched(
     settings: Settings, watch: Watch | RelayWatch, engine: AsyncEngine
 ) -> AsyncIterator[None]:
-    """Watches, and serves probes and metrics where a port is set, from before the servers are
-    there until after the last delivery is settled.
+    """Serves probes and metrics, if a port is set, and runs the watchdog.
+
+    It starts before the servers are reachable, and ends after the last delivery is settled.
     """
     _measure_pool(engine)
     watching = asyncio.create_task(_end_if_stuck(watch))
@@ -145,7 +146,7 @@ async def _watched(
 
 
 async def _end_if_stuck(watch: Watch | RelayWatch) -> None:
-    """Ends a process that is stuck: at once, because what hangs would hang a drain as well."""
+    """Exits at once if the process is stuck, because whatever hangs would also hang a drain."""
     try:
         await watch.run()
     except Stuck as stuck:
@@ -165,8 +166,8 @@ def _served(settings: Settings, watch: Watch | RelayWatch) -> Iterator[None]:
             )
         except OSError as error:
             raise SettingsError(
-                f"INGEST_HTTP_PORT {settings.http_port} can't be served on ({error.strerror}):"
-                " choose another."
+                f"INGEST_HTTP_PORT {settings.http_port} can't be used ({error.strerror}):"
+                " choose another port."
             ) from None
         _log.info("http.serving", host=settings.http_host, port=port)
         yield
@@ -200,7 +201,9 @@ async def _relay(settings: Settings) -> None:
 
 
 async def _ready(settings: Settings, engine: AsyncEngine, management: Management) -> None:
-    """Waits until both servers are there; raises `SchemaError` or `TopologyError` if unfit."""
+    """Waits until both servers answer. Raises `SchemaError` or `TopologyError` if they do not
+    fit.
+    """
     await _when_there(settings, lambda: schema.check(engine))
     await _when_there(settings, lambda: topology.check(management, settings))
 
@@ -222,7 +225,7 @@ async def _when_there(settings: Settings, check: Callable[[], Awaitable[None]]) 
 
 @contextmanager
 def _cancelled_by_signals() -> Iterator[None]:
-    """While nothing is in hand yet, a signal just ends the process, with exit code 0."""
+    """While the worker holds no deliveries yet, a signal just ends the process with exit code 0."""
     task = asyncio.current_task()
     assert task is not None
     try:

@@ -1,4 +1,4 @@
-"""Commands that prepare the servers: `migrate` and `topology`."""
+"""Commands that prepare the servers: `migrate`, `topology` and `database-role`."""
 
 import json
 from typing import Annotated, Final
@@ -25,20 +25,22 @@ def add_to(app: typer.Typer) -> None:
 
 def migrate(
     to: Annotated[
-        str, typer.Option(help="A version, 'head', or 'base' to take everything down.")
+        str, typer.Option(help="A version, 'head' for the newest, or 'base' to delete all tables.")
     ] = "head",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before 'base'.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask for confirmation of 'base'.")
+    ] = False,
 ) -> None:
-    """Brings the database's schema to this program's version.
+    """Brings the database's schema to the version of this program.
 
-    Safe to run again, and by several at once.
+    You can run it again, and several times at once.
 
     Example: study-ingest migrate
     """
     if to == "base" and not yes:
-        typer.confirm("This deletes every table with everything in it. Go on?", abort=True)
+        typer.confirm("This deletes all tables and everything in them. Continue?", abort=True)
 
-    # A large table takes longer than any statement of a worker may.
+    # A migration of a large table may take longer than any statement of a worker.
     patient = load_settings().model_copy(update={"statement_timeout": _A_DAY})
 
     async def work() -> tuple[str | None, str | None]:
@@ -53,9 +55,10 @@ def migrate(
 
 
 def apply_topology() -> None:
-    """Creates the broker's exchanges, queues and policies, and says what it changed.
+    """Creates the broker's exchanges, queues and policies, and prints what it changed.
 
-    Safe to run again; deletes nothing. Needs a login that may do so, and the management API.
+    You can run it again. It deletes nothing. It needs the management API, and a login with the
+    right to configure.
 
     Example: study-ingest topology
     """
@@ -72,15 +75,15 @@ def apply_topology() -> None:
 
 
 def database_role(
-    role: Annotated[str, typer.Argument(help="The role's name; one that exists is put in order.")],
+    role: Annotated[str, typer.Argument(help="The role's name. The role may exist already.")],
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of sentences.")
+        bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
 ) -> None:
-    """Makes the database role of workers: it can do what a worker does, and no DDL.
+    """Creates the database role of workers, with the rights that a worker needs and no others.
 
-    To be run as the owner of the tables, and again after every `migrate`. The password is new
-    each time, and shown this once; what exists of the role beside a worker's rights is taken.
+    Run it as the owner of the tables, and again after every `migrate`. It sets a new password each
+    time, and prints it once. An existing role loses all other rights.
 
     Example: study-ingest database-role study_worker
     """
@@ -95,5 +98,5 @@ def database_role(
     if as_json:
         typer.echo(json.dumps({"role": role, "password": password}))
     else:
-        typer.echo(f"Role {role} may do what a worker does, and nothing else.")
-        typer.echo(f"Password, shown this once: {password}")
+        typer.echo(f"Role {role} has the rights of a worker and no others.")
+        typer.echo(f"Password (shown only once): {password}")

@@ -1,4 +1,4 @@
-"""What several commands need: settings, an engine that is closed again, an event loop."""
+"""What several commands need: settings, a database engine, and an event loop."""
 
 import gc
 from collections.abc import AsyncIterator, Coroutine
@@ -15,14 +15,14 @@ from worker.store.engine import make_engine
 T = TypeVar("T")
 
 _NEW_OBJECTS: Final = 50_000
-"""After which the garbage collector looks for cycles: some 10 MB at most."""
+"""The number of new objects after which the garbage collector runs: about 10 MB at most."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's work to its end."""
-    # What is loaded by now stays, and need not be looked at again. And a group makes tens of
-    # thousands of objects with hardly a cycle among them: to look for some at every 700, as is
-    # the default, takes a fifth of a worker's time.
+    """Runs a command's work in an event loop."""
+    # Objects that exist by now stay, so the collector need not look at them again. A group creates
+    # tens of thousands of objects with hardly any cycles. With the default of a collection after
+    # every 700 objects, the collector takes a fifth of a worker's time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS, 20, 100)
@@ -33,7 +33,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 async def engine_of(
     settings: Settings, *, connections: int, name: str
 ) -> AsyncIterator[AsyncEngine]:
-    """A pool that is closed when the block ends."""
+    """A pool of connections, which is closed when the block ends."""
     engine = make_engine(settings, connections=connections, name=name)
     try:
         yield engine

@@ -1,6 +1,6 @@
-"""Commands for viewers' identities: `viewer add | grant | revoke | rotate | list`.
+"""Commands for the identities of viewers: `viewer add | grant | revoke | rotate | list`.
 
-A password is printed once, on standard output, and is in no log and no error.
+A password is printed once, on standard output. It is never in a log or in an error.
 """
 
 import json
@@ -24,16 +24,16 @@ _NAME = Annotated[
     str,
     typer.Argument(
         metavar="VIEWER",
-        help="Its broker login and routing key: 1 to 64 letters, digits, '-' or '_'.",
+        help="The viewer's name and broker login: 1 to 64 letters, digits, '-' or '_'.",
     ),
 ]
-_USERS_HELP = "A user whose history it may write. May be given more than once."
+_USERS_HELP = "A user whose history the viewer may write. Can be given several times."
 _SOME_USERS = Annotated[list[int], typer.Option("--user", min=1, max=2**63 - 1, help=_USERS_HELP)]
-_JSON = Annotated[bool, typer.Option("--json", help="One JSON object instead of sentences.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 _commands = typer.Typer(
     name="viewer",
-    help="Who may publish, and whose history each may write.",
+    help="Create viewers, and decide whose history each may write.",
     no_args_is_help=True,
 )
 
@@ -52,25 +52,30 @@ def add(
         list[int] | None, typer.Option("--user", min=1, max=2**63 - 1, help=_USERS_HELP)
     ] = None,
     mqtt: Annotated[
-        bool, typer.Option("--mqtt", help="By MQTT alone, for a browser (INGEST_MQTT_EXCHANGE).")
+        bool,
+        typer.Option("--mqtt", help="Use MQTT only, for a browser (see INGEST_MQTT_EXCHANGE)."),
     ] = False,
     http: Annotated[
-        bool, typer.Option("--http", help="Also by the broker's HTTP API: for a first try alone.")
+        bool,
+        typer.Option(
+            "--http", help="Also allow the broker's HTTP API, for trying things out only."
+        ),
     ] = False,
     as_json: _JSON = False,
 ) -> None:
-    """Makes a viewer: a broker login that may publish as itself and read its own results.
+    """Creates a viewer: a broker login that may publish as itself and read its own results.
 
-    It may do nothing else, and configure nothing: its results queue is made here. The password
-    is shown this once. Needs the management API with a login that may make users.
+    The login has no other rights. It cannot declare a queue, so this command also creates its
+    results queue. The password is shown only once. The command needs the management API, and a
+    login that may create users.
 
     Example: study-ingest viewer add phone-3f2a --user 42
     """
     settings = load_settings()
     if mqtt and settings.mqtt_exchange is None:
         raise SettingsError(
-            "INGEST_MQTT_EXCHANGE is not set: set it to the exchange of the broker's MQTT plugin"
-            " (amq.topic), here and for the workers."
+            "INGEST_MQTT_EXCHANGE is not set: set it to the exchange of the broker's MQTT plugin,"
+            " usually amq.topic, here and for the workers."
         )
     users = user or []
 
@@ -94,13 +99,13 @@ def add(
     typer.echo(
         f"It may write for user {', '.join(map(str, users))}."
         if users
-        else f"It may write for nobody yet: study-ingest viewer grant {viewer} --user N"
+        else f"It may not write for any user yet: run study-ingest viewer grant {viewer} --user N"
     )
-    typer.echo(f"Password, shown this once: {password}")
+    typer.echo(f"Password (shown only once): {password}")
 
 
 def grant(viewer: _NAME, user: _SOME_USERS, as_json: _JSON = False) -> None:
-    """Lets a viewer write the history of more users.
+    """Allows a viewer to write the history of more users.
 
     Example: study-ingest viewer grant phone-3f2a --user 42 --user 43
     """
@@ -117,13 +122,16 @@ def revoke(
     viewer: _NAME,
     user: Annotated[
         list[int] | None,
-        typer.Option("--user", help="Only the grant for this user. Default: the whole viewer."),
+        typer.Option(
+            "--user", help="Revoke only the grant for this user. The default is the whole viewer."
+        ),
     ] = None,
     as_json: _JSON = False,
 ) -> None:
-    """Takes grants back, or ends a viewer: its grants, login, connections and waiting results.
+    """Revokes grants, or a whole viewer with its login, connections and waiting results.
 
-    At once: what it had published and no worker has taken yet is refused. What is ingested stays.
+    It takes effect at once: workers reject what the viewer has published and no worker has taken
+    yet. What is already ingested stays.
 
     Example: study-ingest viewer revoke phone-3f2a
     """
@@ -136,16 +144,16 @@ def revoke(
                 await viewers.revoke(accounts, engine, viewer)
 
     run(work())
-    said = f"Viewer {viewer} may not write for {user} any more." if user else None
+    said = f"Viewer {viewer} may no longer write for {user}." if user else None
     _say(
         as_json,
         {"viewer": viewer, "revoked": user or "all"},
-        said or f"Viewer {viewer} is no more.",
+        said or f"Viewer {viewer} is deleted.",
     )
 
 
 def rotate(viewer: _NAME, as_json: _JSON = False) -> None:
-    """Gives a viewer a new password, ends its connections, and puts its rights in order.
+    """Gives a viewer a new password, closes its connections, and restores its permissions.
 
     Example: study-ingest viewer rotate phone-3f2a
     """
@@ -155,7 +163,7 @@ def rotate(viewer: _NAME, as_json: _JSON = False) -> None:
             return await viewers.rotate(accounts, viewer)
 
     password = run(work())
-    said = f"Password, shown this once: {password}"
+    said = f"Password (shown only once): {password}"
     _say(as_json, {"viewer": viewer, "password": password}, said)
 
 
@@ -180,7 +188,7 @@ def list_viewers(as_json: _JSON = False) -> None:
             + (f"may write for {', '.join(map(str, viewer.users))}" if viewer.users else "no grant")
         )
     if not found:
-        typer.echo("There are no viewers: study-ingest viewer add NAME --user N makes one.")
+        typer.echo("There are no viewers: create one with study-ingest viewer add NAME --user N")
 
 
 @asynccontextmanager
