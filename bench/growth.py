@@ -19,7 +19,7 @@ from bench.processes import Processes
 from bench.race import LOGS
 from bench.stage import Stage, environment_of
 from bench.workload import Batch, Shape, batches, same_question
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.store.engine import make_engine
 
@@ -127,7 +127,7 @@ class Growth:
         await self._stage.copy("growth", "fresh")
         history = same_question(1, _LATE_HISTORY, day=40)
         engine = make_engine(self._stage.on_database("growth"), connections=1, name="bench")
-        ingest = Ingest(engine, Thresholds())
+        ingest = Ingest(engine, Policy())
         late: list[float] = []
         prompt: list[float] = []
         try:
@@ -208,7 +208,7 @@ class Growth:
     async def _ingest(self, everything: Sequence[Batch], group: int) -> tuple[float, float]:
         """Seconds, and seconds of this process's CPU, of all but the first group."""
         engine = make_engine(self._stage.on_database("growth"), connections=1, name="bench")
-        ingest = Ingest(engine, Thresholds())
+        ingest = Ingest(engine, Policy())
         groups = [everything[at : at + group] for at in range(0, len(everything), group)]
         try:
             await ingest(reference.incoming_all(groups[0]))

@@ -9,7 +9,7 @@ from typing import Final
 from bench.stage import Stage
 from bench.workload import VIEWER, Batch
 from schemas.attempt_batch import decode
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.store.engine import make_engine
@@ -20,7 +20,7 @@ _AT_ONCE: Final = 100
 async def ingest(stage: Stage, name: str, batches: Iterable[Batch]) -> None:
     """Ingests `batches` into our database `name`."""
     engine = make_engine(stage.on_database(name), connections=1, name="bench reference")
-    ingest = Ingest(engine, Thresholds())
+    ingest = Ingest(engine, Policy())
     try:
         group: list[Incoming] = []
         for batch in batches:

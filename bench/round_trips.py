@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from bench import reference
 from bench.stage import Stage
 from bench.workload import Batch
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.settings import Settings
 from worker.store.engine import make_engine
@@ -73,7 +73,7 @@ async def measure(stage: Stage, state: str, batches: Sequence[Batch]) -> dict[in
     source = iter(batches)
     async with _counted(stage.on_database("trips")) as (settings, counter):
         engine = make_engine(settings, connections=1, name="bench")
-        ingest = Ingest(engine, Thresholds())
+        ingest = Ingest(engine, Policy())
         try:
             for size in GROUPS:
                 for _ in range(2):

@@ -26,7 +26,7 @@ from schemas.words import Status
 from study_viewer import AttemptBatch
 from worker.broker import topology
 from worker.broker.management import Management
-from worker.cli.shared import engine_of, thresholds_of
+from worker.cli.shared import engine_of
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.operate import repair
@@ -180,7 +180,7 @@ async def _report(
         differences = [
             difference
             for user_id in await repair.users(engine)
-            for difference in await repair.verify(engine, user_id, thresholds_of(settings))
+            for difference in await repair.verify(engine, user_id, settings.policy())
         ]
     return Report(
         sent=sent,
@@ -203,7 +203,7 @@ async def _in_order(
     async with engine_of(settings, connections=2, name="demo") as engine:
         await schema.migrate(engine)
         await bank.publish(settings.database_url.get_secret_value(), questions)
-        ingest = Ingest(engine, thresholds_of(settings))
+        ingest = Ingest(engine, settings.policy())
         for batch in batches:
             received = decode(batch.model_dump_json().encode())
             await ingest([Incoming("in-order", received, received.client_session_uuid)])

@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.broker_fixtures import PATIENCE
 from worker.broker.accounts import Accounts
 from worker.broker.publisher import Publisher
-from worker.cli.shared import thresholds_of
 from worker.consume.consumer import Consumer
 from worker.ingest.transaction import Ingest
 from worker.operate import viewers
@@ -33,7 +32,7 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
 
         consumer = Consumer(
             settings,
-            Ingest(engine, thresholds_of(settings), default_deny=settings.require_user_id),
+            Ingest(engine, settings.policy()),
             copies,
             database_ready=ready,
         )

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationErro
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
+from worker.domain.policy import Policy
 from worker.errors import SettingsError
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -351,6 +352,16 @@ class Settings(
         The first line of a group's docstring is its heading, the rest its explanation.
         """
         return [base for base in cls.__bases__ if base is not BaseSettings]
+
+    def policy(self) -> Policy:
+        """The settings that ingest and the operations obey."""
+        return Policy(
+            self.mastered_stability_days,
+            self.leech_lapses,
+            self.stuck_attempts,
+            self.stuck_attempts_never_correct,
+            default_deny=self.require_user_id,
+        )
 
     def unprotected(self) -> list[str]:
         """The variables whose URL goes over a network without TLS."""

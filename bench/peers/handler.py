@@ -18,7 +18,8 @@ from schemas.ingest_result import Due, IngestResult, SessionSummary
 from schemas.words import Outcome, Status
 from worker.domain.fold import Progress
 from worker.domain.history import Change, History, is_late
-from worker.domain.patterns import Thresholds, pattern_of, wants_review
+from worker.domain.patterns import pattern_of, wants_review
+from worker.domain.policy import Policy
 from worker.domain.records import Message
 from worker.domain.schedule import SCHEDULER_NAME, Memory
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
@@ -26,7 +27,7 @@ from worker.domain.summary import summarize
 from worker.ingest import messages
 from worker.ingest.resolve import Incoming
 
-_THRESHOLDS = Thresholds()
+_THRESHOLDS = Policy()
 
 
 def handle(session: Session, body: bytes, viewer: str) -> None:

@@ -39,7 +39,7 @@ from schemas.ingest_result import IngestResult
 from study_viewer import Outbox
 from tests.database_fixtures import _named, _settings
 from worker.domain.dispositions import Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.store import schema
@@ -83,7 +83,7 @@ async def _told(folder: Path, url: str) -> Evidence:
     engine = make_engine(_settings(url), connections=2, name="tests")
     await schema.migrate(engine)
     await bank.publish(url, questions)
-    ingest = Ingest(engine, Thresholds())
+    ingest = Ingest(engine, Policy())
 
     incoming = []
     for viewer in _VIEWERS:

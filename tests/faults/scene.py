@@ -27,7 +27,7 @@ from tests import factories as make
 from tests.broker_fixtures import VIEWER, Broker
 from tests.faults.processes import Process
 from worker.broker.topology import retry_queue
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Scene:
         """A batch that was ingested long ago, and after which the others come late."""
         first, second, *_ = self.questions
         batch = make.batch(make.right(first, make.at(9)), make.wrong(second, make.at(9)))
-        await Ingest(self.engine, Thresholds())([make.incoming(batch, VIEWER)])
+        await Ingest(self.engine, Policy())([make.incoming(batch, VIEWER)])
         self.sent.append((batch, None))
 
     def batch(self, **changed: Any) -> AttemptBatch:

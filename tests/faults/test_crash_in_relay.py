@@ -9,7 +9,7 @@ from tests import factories as make
 from tests.broker_fixtures import VIEWER
 from tests.factories import incoming
 from tests.faults.scene import Process, Scene, until
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 
 pytestmark = pytest.mark.broker
@@ -34,7 +34,7 @@ async def test_killed_at_each_boundary(scene: Scene) -> None:
     for name, (wire, way, pattern) in BOUNDARIES.items():
         for _ in range(2):
             batch = scene.batch()
-            await Ingest(scene.engine, Thresholds())([incoming(batch, VIEWER)])
+            await Ingest(scene.engine, Policy())([incoming(batch, VIEWER)])
             scene.sent.append((batch, None))
         ids = [str(row["message_id"]) for row in await make.outbox(scene.engine)]
         there = getattr(scene, wire).hold(way, pattern)

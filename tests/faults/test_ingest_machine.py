@@ -28,7 +28,7 @@ from schemas.attempt_batch import AttemptBatch
 from tests import factories as make
 from tests.faults.model import Model, Said, as_said
 from worker.domain.dispositions import Disposition, Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest, transact
 from worker.operate.repair import rebuild
 from worker.operate.void import void
@@ -72,7 +72,7 @@ class IngestMachine(RuleBasedStateMachine):
             connections=6,
             name="tests",
         )
-        self.ingest = Ingest(self.engine, Thresholds())
+        self.ingest = Ingest(self.engine, Policy())
         self.model = Model()
         self.sent: dict[UUID, dict[str, Any]] = {}
 
@@ -144,7 +144,7 @@ class IngestMachine(RuleBasedStateMachine):
             is_before = False
             try:
                 async with transaction(self.engine) as connection:
-                    alone = await transact(connection, {0: _incoming(one)}, Thresholds(), False)
+                    alone = await transact(connection, {0: _incoming(one)}, Policy(), False)
                     done = [alone[0]]
                     late = asyncio.create_task(self.ingest([_incoming(other)]))
                     await _done_or_blocked(self.engine, late)
@@ -176,7 +176,7 @@ class IngestMachine(RuleBasedStateMachine):
         """An operator voids a batch, perhaps a second time."""
         if self.model.inbox:
             uuid = data.draw(st.sampled_from(sorted(self.model.inbox)))
-            self.do(void(self.engine, uuid, Thresholds(), By("ops", "a child")))
+            self.do(void(self.engine, uuid, Policy(), By("ops", "a child")))
             self.model.void(uuid)
 
     @rule(data=st.data())
@@ -201,7 +201,7 @@ class IngestMachine(RuleBasedStateMachine):
     @rule(user_id=st.sampled_from(USERS))
     def rebuild(self, user_id: int) -> None:
         """There is nothing to mend."""
-        assert self.do(rebuild(self.engine, user_id, Thresholds())) == 0
+        assert self.do(rebuild(self.engine, user_id, Policy())) == 0
 
     @rule(user_id=st.sampled_from(USERS))
     def rebuild_what_was_spoilt(self, user_id: int) -> None:
@@ -210,7 +210,7 @@ class IngestMachine(RuleBasedStateMachine):
         sql += " due_at = due_at - interval '1 day' WHERE user_id = :user_id"
         self.do(make.execute(self.engine, sql, user_id=user_id))
         spoilt = sum(user == user_id for user, _ in self.model.replay.histories)
-        assert self.do(rebuild(self.engine, user_id, Thresholds())) == spoilt
+        assert self.do(rebuild(self.engine, user_id, Policy())) == spoilt
 
     @rule()
     def relay(self) -> None:

@@ -15,13 +15,13 @@ from schemas.errors import Rejection
 from tests import factories
 from tests.security import fuzz
 from worker.domain.dispositions import Duplicate, Ingested, Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import users, verify
 
 SEED = 20260
-THRESHOLDS = Thresholds(21.0, 4, 10, 5)
+POLICY = Policy(21.0, 4, 10, 5)
 
 TIMES = (
     *(None, "", "now", "2024-03-01T09:30:00Z", "2024-03-01T09:30:00.123456", "2024-02-30"),
@@ -94,7 +94,7 @@ async def fuzz_transaction(engine: AsyncEngine, seed: int, groups: int) -> set[t
         await factories.delete_question(engine, published[5])
         # One user's questions more than the other's, so that most batches have one owner.
         pub_ids += [question.pub_id for question in published] * (1 if user_id == 2 else 3)
-    ingest = Ingest(engine, THRESHOLDS)
+    ingest = Ingest(engine, POLICY)
     kinds: set[type] = set()
     sent: list[Incoming] = []
     for _ in range(groups):
@@ -116,7 +116,7 @@ async def fuzz_transaction(engine: AsyncEngine, seed: int, groups: int) -> set[t
 async def check_rows(engine: AsyncEngine) -> None:
     """Whatever was stored is what the log comes to, and everything in it is finite."""
     for user_id in await users(engine):
-        assert await verify(engine, user_id, THRESHOLDS) == []
+        assert await verify(engine, user_id, POLICY) == []
     odd = await factories.rows(
         engine,
         "SELECT * FROM study_question_progress WHERE stability = 'NaN' OR difficulty = 'NaN'"

@@ -7,7 +7,7 @@ from uuid import UUID
 import typer
 
 from worker.cli.asking import Json, Reason, Yes, bar, by, confirm
-from worker.cli.shared import engine_of, run, thresholds_of
+from worker.cli.shared import engine_of, run
 from worker.errors import Unfinished
 from worker.operate import erase as erasing
 from worker.operate import rescore as rescoring
@@ -47,7 +47,7 @@ def void(
     async def work() -> voiding.Effect:
         async with engine_of(settings, connections=1, name="study-ingest void") as engine:
             await schema.check(engine)
-            return await voiding.void(engine, session, thresholds_of(settings), by(reason))
+            return await voiding.void(engine, session, settings.policy(), by(reason))
 
     done = run(work())
     if as_json:
@@ -90,7 +90,7 @@ def rescore(
         async with engine_of(settings, connections=1, name="study-ingest rescore") as engine:
             await schema.check(engine)
             return await rescoring.rescore(
-                engine, question, correct_choice, thresholds_of(settings), by(reason)
+                engine, question, correct_choice, settings.policy(), by(reason)
             )
 
     done = run(work())

@@ -17,7 +17,7 @@ from schemas.words import RejectReason
 from worker.broker.dead_queue import open_dead_queue
 from worker.cli import rehearsed
 from worker.cli.asking import Json, JsonLines, Yes, bar, by, confirm, duration, printable
-from worker.cli.shared import engine_of, run, thresholds_of
+from worker.cli.shared import engine_of, run
 from worker.errors import SettingsError
 from worker.operate.dead import discard as discarding
 from worker.operate.dead import replay as replaying
@@ -247,7 +247,7 @@ async def _look(settings: Settings, wanted: Wanted) -> list[dict[str, Any]]:
 
 async def _rehearse(settings: Settings, wanted: Wanted, limit: int | None, as_json: bool) -> None:
     counts: Counter[str] = Counter()
-    thresholds = thresholds_of(settings)
+    policy = settings.policy()
     async with engine_of(settings, connections=1, name="study-ingest dry run") as engine:
         await schema.check(engine)
         async with open_dead_queue(settings) as queue:
@@ -256,8 +256,7 @@ async def _rehearse(settings: Settings, wanted: Wanted, limit: int | None, as_js
                     seen = await rehearse(
                         engine,
                         letter.replayed(settings),
-                        thresholds,
-                        default_deny=settings.require_user_id,
+                        policy,
                     )
                     counts[seen.disposition] += 1
                     if as_json:

@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from worker.cli.asking import Json, Reason, bar, by
-from worker.cli.shared import engine_of, run, thresholds_of
+from worker.cli.shared import engine_of, run
 from worker.errors import IngestError
 from worker.operate.archive import json_lines, xapi
 from worker.operate.archive.json_lines import Imported
@@ -93,7 +93,7 @@ def import_file(
     async def work(lines: Iterator[str]) -> Imported:
         async with engine_of(settings, connections=1, name="study-ingest import") as engine:
             await schema.check(engine)
-            return await json_lines.import_lines(engine, lines, thresholds_of(settings), by(reason))
+            return await json_lines.import_lines(engine, lines, settings.policy(), by(reason))
 
     try:
         with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as source:

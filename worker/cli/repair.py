@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.cli.shared import engine_of, run, thresholds_of
+from worker.cli.shared import engine_of, run
 from worker.operate import repair
 from worker.settings import load_settings
 
@@ -33,11 +33,11 @@ def verify(user: _USER = None, as_json: _JSON = False) -> None:
     Example: study-ingest verify --user 42
     """
     settings = load_settings()
-    thresholds = thresholds_of(settings)
+    policy = settings.policy()
     found: list[str] = []
 
     async def one(engine: AsyncEngine, user_id: int) -> None:
-        for difference in await repair.verify(engine, user_id, thresholds):
+        for difference in await repair.verify(engine, user_id, policy):
             found.append(difference.describe())
             if not as_json:
                 typer.echo(found[-1])
@@ -62,12 +62,12 @@ def rebuild(user: _USER = None, as_json: _JSON = False) -> None:
     Example: study-ingest rebuild
     """
     settings = load_settings()
-    thresholds = thresholds_of(settings)
+    policy = settings.policy()
     changed = 0
 
     async def one(engine: AsyncEngine, user_id: int) -> None:
         nonlocal changed
-        changed += await repair.rebuild(engine, user_id, thresholds)
+        changed += await repair.rebuild(engine, user_id, policy)
 
     users = run(_for_each_user("Rebuilding", user, one))
     if as_json:

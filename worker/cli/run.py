@@ -18,7 +18,7 @@ from worker.backoff import Backoff
 from worker.broker import topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
-from worker.cli.shared import engine_of, run, thresholds_of
+from worker.cli.shared import engine_of, run
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
 from worker.errors import BrokerAway, DatabaseAway, IngestError, SettingsError, Stuck
@@ -95,8 +95,7 @@ async def _worker(settings: Settings) -> None:
         relay = Relay(engine, outgoing, settings)
         ingest = Ingest(
             engine,
-            thresholds_of(settings),
-            default_deny=settings.require_user_id,
+            settings.policy(),
             on_commit=relay.wake,
         )
 

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 import uvloop
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.domain.patterns import Thresholds
 from worker.settings import Settings
 from worker.store.engine import make_engine
 
@@ -39,13 +38,3 @@ async def engine_of(
         yield engine
     finally:
         await engine.dispose()
-
-
-def thresholds_of(settings: Settings) -> Thresholds:
-    """The settings that decide patterns."""
-    return Thresholds(
-        settings.mastered_stability_days,
-        settings.leech_lapses,
-        settings.stuck_attempts,
-        settings.stuck_attempts_never_correct,
-    )

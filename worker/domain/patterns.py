@@ -1,9 +1,8 @@
-"""The pattern of a question's history. The thresholds are settings."""
-
-from typing import NamedTuple
+"""The pattern of a question's history. The policy are settings."""
 
 from schemas.words import CORRECT, Pattern
 from worker.domain.fold import Progress
+from worker.domain.policy import Policy
 
 _SOLID_RUN = 3
 """Correct in a row from which an answer counts as solid."""
@@ -11,29 +10,18 @@ _HESITANT_OF_FOUR = 2
 _TO_REVIEW = (Pattern.RELAPSED, Pattern.STUCK, Pattern.LEECH)
 
 
-class Thresholds(NamedTuple):
-    """Where the patterns begin; see the settings of the same names."""
-
-    mastered_stability_days: float = 21.0
-    leech_lapses: int = 4
-    stuck_attempts: int = 10
-    stuck_attempts_never_correct: int = 5
-
-
-def pattern_of(progress: Progress, thresholds: Thresholds) -> Pattern:
+def pattern_of(progress: Progress, policy: Policy) -> Pattern:
     """The first pattern that applies, in the order of docs/contract.md."""
     last_correct = progress.last_outcome is CORRECT
     if (
         progress.spaced_run >= _SOLID_RUN
-        and progress.memory.stability >= thresholds.mastered_stability_days
+        and progress.memory.stability >= policy.mastered_stability_days
     ):
         return Pattern.MASTERED
-    if progress.lapse_count >= thresholds.leech_lapses:
+    if progress.lapse_count >= policy.leech_lapses:
         return Pattern.LEECH
-    if (
-        progress.attempts_count >= thresholds.stuck_attempts and progress.best_run < _SOLID_RUN
-    ) or (
-        progress.attempts_count >= thresholds.stuck_attempts_never_correct
+    if (progress.attempts_count >= policy.stuck_attempts and progress.best_run < _SOLID_RUN) or (
+        progress.attempts_count >= policy.stuck_attempts_never_correct
         and progress.correct_count == 0
     ):
         return Pattern.STUCK

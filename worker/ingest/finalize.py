@@ -14,7 +14,8 @@ from schemas.words import CORRECT, Pattern
 from worker.domain.fold import Progress
 from worker.domain.history import Change, History, is_late
 from worker.domain.ids import derived_id
-from worker.domain.patterns import Thresholds, pattern_of, wants_review
+from worker.domain.patterns import pattern_of, wants_review
+from worker.domain.policy import Policy
 from worker.domain.records import AttemptRow, Message, SessionRow, Standing, Stored, storable
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
@@ -85,7 +86,7 @@ def finalize(
     batches: Iterable[ScoredBatch],
     standing: Mapping[int, Standing],
     histories: Mapping[int, Sequence[ScoredAttempt]],
-    thresholds: Thresholds,
+    policy: Policy,
 ) -> Finalized:
     """Folds every batch in turn; `histories` holds all attempts of each late question."""
     done = Finalized()
@@ -107,7 +108,7 @@ def finalize(
                         standing[question_id].progress, histories.get(question_id)
                     )
                 change = changes[question_id] = history.add(answers)
-                patterns[question_id] = pattern_of(change.progress, thresholds)
+                patterns[question_id] = pattern_of(change.progress, policy)
                 due.append((batch.pub_ids[question_id], change.progress.memory.due_at))
             summary = summarize([row.attempt.outcome for row in rows], changes.values())
             sessions.append((topic_id, session_id, summary))

@@ -12,6 +12,7 @@ from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import Skipped
 from schemas.words import RejectReason, SkipReason
+from worker.domain.policy import Policy
 from worker.domain.records import Resolved, Standing
 
 
@@ -63,13 +64,13 @@ def owner_of(batch: AttemptBatch, owners: Mapping[str, int]) -> int | None:
 
 
 def may_write(
-    viewer: str | None, user_id: int, granted: Mapping[str, set[int]], *, default_deny: bool
+    viewer: str | None, user_id: int, granted: Mapping[str, set[int]], policy: Policy
 ) -> bool:
     """Whether the viewer may write for the user: one that `granted` lacks may for any user, or with
-    `default_deny` for none.
+    `policy.default_deny` for none.
     """
     allowed = None if viewer is None else granted.get(viewer)
-    return not default_deny if allowed is None else user_id in allowed
+    return not policy.default_deny if allowed is None else user_id in allowed
 
 
 def plan(
@@ -77,8 +78,7 @@ def plan(
     batch: AttemptBatch,
     resolved: Resolved,
     standing: Mapping[int, Standing],
-    *,
-    default_deny: bool,
+    policy: Policy,
 ) -> Plan:
     """Sorts the batch's attempts into those that count and those that are skipped.
 
@@ -104,7 +104,7 @@ def plan(
         else:
             answered.append((position, attempt, question))
     principal = _single(owners, len(batch.attempts))
-    if not may_write(incoming.viewer, principal, resolved.granted, default_deny=default_deny):
+    if not may_write(incoming.viewer, principal, resolved.granted, policy):
         raise Rejection(
             RejectReason.PRINCIPAL_NOT_GRANTED,
             f"The viewer may not write for user {principal}: grant it, or discard the batch.",

@@ -16,7 +16,7 @@ from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.domain.records import Message, Resolved, Standing
 from worker.errors import TransientFault, UuidTaken
 from worker.ingest import messages
@@ -34,21 +34,18 @@ Batches = Mapping[UUID, tuple[Incoming, AttemptBatch]]
 class Ingest:
     """Ingests groups of deliveries.
 
-    With `default_deny` a viewer without any grant may write for nobody; otherwise for anybody.
     `on_commit` is called after each commit: there may be something to relay.
     """
 
     def __init__(
         self,
         engine: AsyncEngine,
-        thresholds: Thresholds,
+        policy: Policy,
         *,
-        default_deny: bool = False,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
-        self._thresholds = thresholds
-        self._default_deny = default_deny
+        self._policy = policy
         self._on_commit = on_commit
 
     async def __call__(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
@@ -89,9 +86,7 @@ class Ingest:
         self, group: Mapping[int, Incoming], *, wait: bool
     ) -> dict[int, Disposition]:
         async with transaction(self._engine) as connection:
-            return await transact(
-                connection, group, self._thresholds, self._default_deny, wait=wait
-            )
+            return await transact(connection, group, self._policy, wait=wait)
 
 
 def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
@@ -113,8 +108,7 @@ def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
 async def transact(
     connection: AsyncConnection,
     group: Mapping[int, Incoming],
-    thresholds: Thresholds,
-    default_deny: bool,
+    policy: Policy,
     *,
     wait: bool = True,
 ) -> dict[int, Disposition]:
@@ -128,14 +122,14 @@ async def transact(
         for incoming in group.values()
         if isinstance(incoming.content, AttemptBatch)
     }
-    resolved, principal_of = await _resolve(connection, batches, default_deny)
+    resolved, principal_of = await _resolve(connection, batches, policy)
     held = await _lock(connection, {*principal_of.values()}, wait=wait)
     received_at, known = await inbox.look(connection, batches)
     busy = {uuid for uuid, user_id in principal_of.items() if user_id not in held} - known.keys()
     new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
     standing = await _standing(connection, new, resolved)
-    plans, rejections = _plan(new, resolved, standing, held, default_deny)
-    done = await _finalize(connection, plans, received_at, standing, thresholds)
+    plans, rejections = _plan(new, resolved, standing, held, policy)
+    done = await _finalize(connection, plans, received_at, standing, policy)
     verdicts = {
         place: _verdict(incoming, incoming.content, known, rejections, received_at, done)
         for place, incoming in group.items()
@@ -154,7 +148,7 @@ async def transact(
 
 
 async def _resolve(
-    connection: AsyncConnection, batches: Batches, default_deny: bool
+    connection: AsyncConnection, batches: Batches, policy: Policy
 ) -> tuple[Resolved, Mapping[UUID, int]]:
     """What the published ids stand for, and the principal of each batch, to be locked; of one that
     is sure to be rejected there is none.
@@ -182,7 +176,7 @@ async def _resolve(
         uuid: owner
         for uuid, (incoming, batch) in batches.items()
         if (owner := owner_of(batch, owners)) is not None
-        and may_write(incoming.viewer, owner, resolved.granted, default_deny=default_deny)
+        and may_write(incoming.viewer, owner, resolved.granted, policy)
     }
 
 
@@ -215,7 +209,7 @@ def _plan(
     resolved: Resolved,
     standing: Mapping[int, Standing],
     held: Collection[int],
-    default_deny: bool,
+    policy: Policy,
 ) -> tuple[list[Plan], dict[UUID, Rejection]]:
     """Raises `TransientFault` when a batch's questions have changed their owner, since that was
     looked up, to one who is not `held`.
@@ -224,7 +218,7 @@ def _plan(
     rejections: dict[UUID, Rejection] = {}
     for uuid, (incoming, batch) in batches.items():
         try:
-            planned = plan(incoming, batch, resolved, standing, default_deny=default_deny)
+            planned = plan(incoming, batch, resolved, standing, policy)
         except Rejection as rejection:
             rejections[uuid] = rejection
             continue
@@ -239,12 +233,12 @@ async def _finalize(
     plans: Sequence[Plan],
     received_at: datetime,
     standing: Mapping[int, Standing],
-    thresholds: Thresholds,
+    policy: Policy,
 ) -> Finalized:
     scored = [score(plan, received_at) for plan in plans]
     late = {(each.plan.user_id, question_id) for each in scored for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}
-    return finalize(scored, standing, histories, thresholds)
+    return finalize(scored, standing, histories, policy)
 
 
 def _receipt(plan: Plan, done: Finalized) -> Receipt:

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.words import Outcome
 from worker.domain.fold import fold
-from worker.domain.patterns import Thresholds, pattern_of
+from worker.domain.patterns import pattern_of
+from worker.domain.policy import Policy
 from worker.domain.records import Stored
 from worker.domain.scoring import ScoredAttempt
 from worker.store import attempts, principals, progress
@@ -52,31 +53,31 @@ async def users(engine: AsyncEngine) -> list[int]:
         return await attempts.users(connection)
 
 
-async def verify(engine: AsyncEngine, user_id: int, thresholds: Thresholds) -> list[Difference]:
+async def verify(engine: AsyncEngine, user_id: int, policy: Policy) -> list[Difference]:
     """Each difference between one user's stored progress and the fold of their attempts."""
     # One snapshot for log and progress, or ingest at work would show as differences.
     async with transaction(engine, isolation="repeatable_read") as connection:
-        return [each async for each in _differences(connection, user_id, thresholds)]
+        return [each async for each in _differences(connection, user_id, policy)]
 
 
-async def rebuild(engine: AsyncEngine, user_id: int, thresholds: Thresholds) -> int:
+async def rebuild(engine: AsyncEngine, user_id: int, policy: Policy) -> int:
     """Puts one user's progress right, in one transaction; returns the number of rows changed."""
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
-        return len(await put_right(connection, user_id, thresholds))
+        return len(await put_right(connection, user_id, policy))
 
 
 async def put_right(
     connection: AsyncConnection,
     user_id: int,
-    thresholds: Thresholds,
+    policy: Policy,
     question_ids: Collection[int] | None = None,
 ) -> list[Difference]:
     """Writes what the attempts come to, under the user's lock; returns what was not so before.
 
     Looks only at `question_ids` where those are given.
     """
-    wrong = [each async for each in _differences(connection, user_id, thresholds, question_ids)]
+    wrong = [each async for each in _differences(connection, user_id, policy, question_ids)]
     right = [each.expected for each in wrong if each.expected is not None]
     for start in range(0, len(right), _WRITE_AT_ONCE):
         await write(connection, progress.saving(right[start : start + _WRITE_AT_ONCE]))
@@ -89,13 +90,13 @@ async def put_right(
 async def _differences(
     connection: AsyncConnection,
     user_id: int,
-    thresholds: Thresholds,
+    policy: Policy,
     question_ids: Collection[int] | None = None,
 ) -> AsyncIterator[Difference]:
     stored = await progress.of_user(connection, user_id, question_ids)
     async for question_id, topic_id, history in attempts.log(connection, user_id, question_ids):
         before = stored.pop(question_id, None)
-        expected = _expected(user_id, question_id, topic_id, sorted(history), before, thresholds)
+        expected = _expected(user_id, question_id, topic_id, sorted(history), before, policy)
         if before != expected:
             yield Difference(user_id, question_id, before, expected)
     for question_id, orphan in stored.items():
@@ -108,7 +109,7 @@ def _expected(
     topic_id: int,
     history: list[ScoredAttempt],
     before: Stored | None,
-    thresholds: Thresholds,
+    policy: Policy,
 ) -> Stored:
     folded = fold(None, history)
     assert folded is not None
@@ -117,7 +118,7 @@ def _expected(
         question_id=question_id,
         topic_id=topic_id,
         progress=folded,
-        pattern=pattern_of(folded, thresholds),
+        pattern=pattern_of(folded, policy),
         # A request once made stays made, whatever becomes of the attempts behind it.
         explanation_requested=(before is not None and before.explanation_requested)
         or (folded.correct_count < folded.attempts_count and _went_wrong(history)),

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from schemas.ingest_result import IngestResult, SessionSummary
 from schemas.words import Outcome, Status
 from worker.domain.history import History
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.domain.records import Message
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
@@ -43,7 +43,7 @@ async def rescore(
     engine: AsyncEngine,
     question_id: int,
     correct_choice: int | None,
-    thresholds: Thresholds,
+    policy: Policy,
     by: By,
 ) -> Effect:
     """Scores all attempts on a question by `correct_choice`, or by the question's own when None.
@@ -60,9 +60,7 @@ async def rescore(
     for user_id in user_ids:
         async with transaction(engine) as connection:
             await principals.lock(connection, [user_id])
-            done = await _rescore_one(
-                connection, user_id, question_id, correct_choice, thresholds, by
-            )
+            done = await _rescore_one(connection, user_id, question_id, correct_choice, policy, by)
         total = Effect(*(a + b for a, b in zip(total, done, strict=True)))
     return total
 
@@ -72,7 +70,7 @@ async def _rescore_one(
     user_id: int,
     question_id: int,
     correct_choice: int | None,
-    thresholds: Thresholds,
+    policy: Policy,
     by: By,
 ) -> Effect:
     was = await stored.key(connection, question_id)
@@ -83,7 +81,7 @@ async def _rescore_one(
     if not scored and key == was:
         return Effect()
     await stored.rescore(connection, key, scored)
-    changed = await put_right(connection, user_id, thresholds, [question_id])
+    changed = await put_right(connection, user_id, policy, [question_id])
     sessions = sorted({answer.quiz_session_id for answer in scored})
     results = await _results(connection, user_id, await stored.told(connection, sessions))
     jobs = _explanations(changed, scored)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.ingest import messages
 from worker.operate.repair import put_right
@@ -28,9 +28,7 @@ class Effect(NamedTuple):
     progress: int
 
 
-async def void(
-    engine: AsyncEngine, client_session_uuid: UUID, thresholds: Thresholds, by: By
-) -> Effect:
+async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, by: By) -> Effect:
     """Voids all quiz sessions of one batch, in one transaction.
 
     Raises `IngestError` when no such batch is on record.
@@ -44,7 +42,7 @@ async def void(
             )
         await principals.lock(connection, [user_id])
         voided = await stored.void(connection, client_session_uuid)
-        changed = await put_right(connection, user_id, thresholds, voided.question_ids)
+        changed = await put_right(connection, user_id, policy, voided.question_ids)
         gone = [each.question_id for each in changed if each.expected is None]
         # Jobs that have not left yet are wanted no more. An explanation is, where the question
         # was answered in another session: it is requested once for all of them.

@@ -57,7 +57,7 @@ def counts(attempts: Sequence[ScoredAttempt]) -> dict[str, Any]:
 
 
 def pattern(attempts: Sequence[ScoredAttempt], stability: float) -> Pattern:
-    """The first pattern that fits, with the default thresholds."""
+    """The first pattern that fits, with the default policy."""
     attempts = in_order(attempts)
     letters = "".join(
         {Outcome.CORRECT: "c", Outcome.WRONG: "w", Outcome.UNSURE: "u"}[each.outcome]

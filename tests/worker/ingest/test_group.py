@@ -12,7 +12,7 @@ from schemas.words import RejectReason
 from tests import factories as make
 from tests.factories import Published, answer, at, incoming, sent
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 
@@ -54,7 +54,7 @@ def _plain(disposition: Disposition) -> tuple[str, RejectReason | None]:
 async def _both_ways(
     engine: AsyncEngine, group: list[Incoming]
 ) -> tuple[list[Disposition], list[Disposition]]:
-    ingest = Ingest(engine, Thresholds())
+    ingest = Ingest(engine, Policy())
     one_by_one = [each for delivery in group for each in await ingest([delivery])]
     expected = await make.contents(engine)
     await make.forget(engine)
@@ -105,7 +105,7 @@ async def test_results_leave_in_the_order_of_delivery(engine: AsyncEngine) -> No
     ]
 
     await _both_ways(engine, group)
-    await Ingest(engine, Thresholds())(group)
+    await Ingest(engine, Policy())(group)
 
     assert [each.client_session_uuid for each in await make.told(engine)] == [
         delivery.client_session_uuid for delivery in group
@@ -123,7 +123,7 @@ async def test_what_comes_after_a_uuids_second_try_is_after_it(engine: AsyncEngi
     ]
 
     await _both_ways(engine, group)
-    await Ingest(engine, Thresholds())(group)
+    await Ingest(engine, Policy())(group)
 
     told = await make.told(engine)
     assert [each.sessions[0].newly_correct for each in told[1:]] == [1, 0]

@@ -21,7 +21,7 @@ from schemas.words import Outcome, Pattern, RejectReason, SkipReason, Status
 from tests import factories as make
 from tests.factories import RIGHT, WRONG, at, batch, incoming, right, sent, unsure, wrong
 from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import verify
@@ -29,7 +29,7 @@ from worker.operate.repair import verify
 
 @pytest.fixture
 def ingest(engine: AsyncEngine) -> Ingest:
-    return Ingest(engine, Thresholds())
+    return Ingest(engine, Policy())
 
 
 async def _one(ingest: Ingest, delivery: Incoming) -> Disposition:
@@ -108,7 +108,7 @@ async def test_a_batch_becomes_a_session_its_attempts_progress_a_receipt_and_a_r
     assert summary.topic_id == first.topic_id and summary.quiz_session_id == session["id"]
     assert (summary.correct, summary.wrong, summary.unsure) == (1, 1, 1)
     assert (summary.newly_correct, summary.recovered, summary.relapsed) == (0, 0, 0)
-    assert await verify(engine, 7, Thresholds()) == []
+    assert await verify(engine, 7, Policy()) == []
 
 
 async def test_each_topic_has_a_session_of_its_own(engine: AsyncEngine, ingest: Ingest) -> None:
@@ -156,7 +156,7 @@ async def test_the_attempt_keeps_the_correct_choice_as_it_was(
         (RIGHT, 2, "wrong"),
         (WRONG, 2, "correct"),
     ]
-    assert await verify(engine, 1, Thresholds()) == []
+    assert await verify(engine, 1, Policy()) == []
 
 
 async def test_two_published_ids_of_one_question_are_one_history(
@@ -396,7 +396,7 @@ async def test_answered_at_is_read_or_becomes_the_time_of_ingest(
     (attempt,) = await make.rows(engine, "SELECT * FROM study_question_attempts")
     assert attempt["answered_at"] == (effective or disposition.received_at)
     assert attempt["answered_at_sent"] == effective
-    assert await verify(engine, 1, Thresholds()) == []
+    assert await verify(engine, 1, Policy()) == []
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ async def test_the_edges_of_the_calendar_do_not_poison_a_question(
         assert isinstance(await _one(ingest, sent(right(question, answered_at))), Ingested)
     ((_, row),) = (await make.progress(engine)).items()
     assert row["attempts_count"] == 4
-    assert await verify(engine, 1, Thresholds()) == []
+    assert await verify(engine, 1, Policy()) == []
     (topic,) = await make.rows(engine, "SELECT * FROM study_topic_progress")
     assert 0 < topic["mean_retrievability"] <= 1
 
@@ -474,7 +474,7 @@ async def test_late_in_the_group_is_late_too(engine: AsyncEngine, ingest: Ingest
     await ingest([sent(right(question, at(12))), sent(wrong(question, at(2)))])
     ((_, row),) = (await make.progress(engine)).items()
     assert (row["attempts_count"], row["lapse_count"]) == (5, 2)
-    assert await verify(engine, 1, Thresholds()) == []
+    assert await verify(engine, 1, Policy()) == []
 
 
 async def test_a_schedule_by_another_scheduler_is_folded_again_not_carried_on(
@@ -486,7 +486,7 @@ async def test_a_schedule_by_another_scheduler_is_folded_again_not_carried_on(
         engine, "UPDATE study_question_progress SET scheduler = 'fsrs-5', stability = 99"
     )
     await ingest([sent(right(question, at(5)))])
-    assert await verify(engine, 1, Thresholds()) == []
+    assert await verify(engine, 1, Policy()) == []
 
 
 async def test_answers_clamped_to_one_receipt_are_folded_as_sent(
@@ -508,7 +508,7 @@ async def test_answers_clamped_to_one_receipt_are_folded_as_sent(
         row["last_answered_at"],
     )
     await ingest([sent(right(question, soon))])
-    assert await verify(engine, 1, Thresholds()) == []
+    assert await verify(engine, 1, Policy()) == []
 
 
 # --------------------------------------------------------------------------------- follow-ups

@@ -16,7 +16,7 @@ from tests.factories import Published, answer, at, sent
 from tests.worker.domain import naive
 from tests.worker.domain.strategies import ANSWERS, MINUTES
 from worker.domain.dispositions import Disposition, Duplicate, Ingested
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import users, verify
@@ -85,7 +85,7 @@ async def _agrees_with_the_contract(engine: AsyncEngine) -> None:
         assert row["difficulty"] == pytest.approx(difficulty, rel=1e-9)
         assert row["pattern"] == naive.pattern(attempts, row["stability"])
     for user_id in await users(engine):
-        assert await verify(engine, user_id, Thresholds()) == []
+        assert await verify(engine, user_id, Policy()) == []
 
 
 @given(st.data())
@@ -97,7 +97,7 @@ async def test_any_order_any_groups_any_workers_one_progress(
 ) -> None:
     deliveries = _deliveries(data.draw(SESSIONS), shelves)
     for delivery in sorted(deliveries, key=_first_time):
-        await Ingest(engine, Thresholds())([delivery])
+        await Ingest(engine, Policy())([delivery])
     in_order = await make.progress(engine)
     await _agrees_with_the_contract(engine)
     await make.forget(engine)
@@ -110,7 +110,7 @@ async def test_any_order_any_groups_any_workers_one_progress(
         crew[data.draw(st.integers(0, len(crew) - 1))].append(arriving[:size])
         arriving = arriving[size:]
     dispositions = await asyncio.gather(
-        *(_worker(Ingest(engine, Thresholds()), groups) for groups in crew)
+        *(_worker(Ingest(engine, Policy()), groups) for groups in crew)
     )
 
     assert await make.progress(engine) == in_order
@@ -138,9 +138,7 @@ async def test_clocks_ahead_and_no_clocks_are_folded_by_their_receipt(
         for turn in range(4)
         for number in range(6)
     ]
-    await asyncio.gather(
-        *(_worker(Ingest(engine, Thresholds()), groups[lane::4]) for lane in range(4))
-    )
+    await asyncio.gather(*(_worker(Ingest(engine, Policy()), groups[lane::4]) for lane in range(4)))
     assert await make.count(engine, "ingest_inbox") == sum(map(len, groups))
     await _agrees_with_the_contract(engine)
 
@@ -156,12 +154,12 @@ async def test_a_batch_that_began_before_another_may_commit_after_it(
             await principals.lock(holds_user, [1])
             # Both are held, so it waits for both, and for the other's first.
             early = asyncio.create_task(
-                Ingest(engine, Thresholds())(
+                Ingest(engine, Policy())(
                     [sent(make.right(question, None)), sent(make.right(other, None))]
                 )
             )
             await make.blocked(engine, 1)
-        (late,) = await Ingest(engine, Thresholds())([sent(make.wrong(question, None))])
+        (late,) = await Ingest(engine, Policy())([sent(make.wrong(question, None))])
     first, _ = await early
 
     assert isinstance(first, Ingested) and isinstance(late, Ingested)

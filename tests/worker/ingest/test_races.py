@@ -15,7 +15,7 @@ from schemas.words import RejectReason, Status
 from tests import factories as make
 from tests.factories import Published, at, right, sent, wrong
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import DatabaseAway, TransientFault
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
@@ -32,7 +32,7 @@ async def crew(database_url: str) -> AsyncIterator[list[Ingest]]:
     """Six workers, each with a pool of its own."""
     settings = Settings(database_url=database_url, amqp_url="amqp://unused")  # type: ignore[arg-type]
     engines = [make_engine(settings, connections=1, name=f"worker-{n}") for n in range(6)]
-    yield [Ingest(engine, Thresholds()) for engine in engines]
+    yield [Ingest(engine, Policy()) for engine in engines]
     for engine in engines:
         await engine.dispose()
 
@@ -48,7 +48,7 @@ async def _at_once(*calls: tuple[Ingest, list[Incoming]]) -> list[list[Dispositi
 
 async def _healthy(engine: AsyncEngine) -> None:
     for user_id in await users(engine):
-        assert await verify(engine, user_id, Thresholds()) == []
+        assert await verify(engine, user_id, Policy()) == []
 
 
 async def test_one_of_two_ingests_a_batch_and_the_other_finds_the_duplicate(
@@ -106,7 +106,7 @@ async def test_a_principal_in_use_holds_up_only_its_own_batches(
 ) -> None:
     busy, free = [(await make.publish(engine, user_id=user_id))[0] for user_id in (1, 2)]
     committed = asyncio.Event()
-    ingest = Ingest(engine, Thresholds(), on_commit=committed.set)
+    ingest = Ingest(engine, Policy(), on_commit=committed.set)
     group = [sent(right(each, at(0))) for each in (busy, free)]
     async with transaction(engine) as holder:
         await principals.lock(holder, [1])

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests import factories as make
 from tests.factories import Published, Review
 from tests.worker.domain import naive
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import verify
@@ -32,7 +32,7 @@ def _as_two_devices(sessions: list[list[Review]]) -> list[int]:
 
 
 async def _ingest(engine: AsyncEngine, deliveries: list[Incoming]) -> None:
-    ingest = Ingest(engine, Thresholds())
+    ingest = Ingest(engine, Policy())
     for start in range(0, len(deliveries), 4):
         await ingest(deliveries[start : start + 4])
 
@@ -54,7 +54,7 @@ async def test_two_devices_leave_the_progress_that_one_would(engine: AsyncEngine
 
     assert len(two_devices) == len(cards) == 1_205
     assert two_devices == one_device
-    assert await verify(engine, 1, Thresholds()) == []
+    assert await verify(engine, 1, Policy()) == []
     for key, attempts in (await make.log(engine)).items():
         stability, difficulty, due_at = naive.schedule(attempts)
         row = two_devices[key]

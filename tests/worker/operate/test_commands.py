@@ -20,7 +20,7 @@ from tests.factories import WRONG, at, batch, right, sent, wrong
 from tests.worker.operate.conftest import Site
 from worker.broker.dead_queue import open_dead_queue
 from worker.cli.main import app
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import IngestError, NotConfirmed, SettingsError, Unfinished
 from worker.ingest.transaction import Ingest
 from worker.operate.erase import erase
@@ -126,7 +126,7 @@ async def test_the_first_pause_stands_and_each_is_on_record(site: Site) -> None:
 async def test_what_destroys_asks_and_refuses_where_nobody_answers(site: Site) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
     uuid = uuid4()
-    await Ingest(site.engine, Thresholds())([sent(wrong(question), uuid=uuid)])
+    await Ingest(site.engine, Policy())([sent(wrong(question), uuid=uuid)])
     await site.park(batch(right("nowhere")))
     before = await make.contents(site.engine)
 
@@ -172,7 +172,7 @@ async def test_an_erasure_that_could_not_have_every_letter_says_so(
 async def test_void_rescore_erase_and_verify(site: Site) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
     uuid = uuid4()
-    ingest = Ingest(site.engine, Thresholds())
+    ingest = Ingest(site.engine, Policy())
     await ingest([sent(wrong(question, at(0)), uuid=uuid)])
     await ingest([sent(wrong(question, at(1)))])
 

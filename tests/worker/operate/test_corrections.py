@@ -14,7 +14,7 @@ from schemas.words import Outcome, Pattern, Status
 from tests import factories as make
 from tests.factories import RIGHT, WRONG, answer, at, right, sent, unsure, wrong
 from worker.domain.dispositions import Disposition, Duplicate, Ingested
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import users, verify
@@ -22,18 +22,18 @@ from worker.operate.rescore import rescore
 from worker.operate.void import void
 from worker.store.audit import By
 
-THRESHOLDS = Thresholds()
+POLICY = Policy()
 BY = By("ops", "the key was wrong")
 
 
 @pytest.fixture
 def ingest(engine: AsyncEngine) -> Ingest:
-    return Ingest(engine, THRESHOLDS)
+    return Ingest(engine, POLICY)
 
 
 async def _nothing_amiss(engine: AsyncEngine) -> None:
     for user_id in await users(engine):
-        assert await verify(engine, user_id, THRESHOLDS) == []
+        assert await verify(engine, user_id, POLICY) == []
 
 
 async def _audit(engine: AsyncEngine) -> list[tuple[str, str]]:
@@ -54,7 +54,7 @@ async def test_a_voided_session_leaves_the_fold_and_stays_on_record(
     uuid = uuid4()
     await ingest([sent(wrong(kept, at(1)), wrong(dropped, at(1)), uuid=uuid)])
 
-    effect = await void(engine, uuid, THRESHOLDS, BY)
+    effect = await void(engine, uuid, POLICY, BY)
 
     assert effect == (7, 1, 2, 2)
     after = await make.progress(engine)
@@ -75,10 +75,10 @@ async def test_a_void_again_changes_nothing_and_its_redelivery_is_a_duplicate(
     delivery = sent(wrong(question))
     await ingest([delivery])
     assert delivery.client_session_uuid is not None
-    await void(engine, delivery.client_session_uuid, THRESHOLDS, BY)
+    await void(engine, delivery.client_session_uuid, POLICY, BY)
     before = await make.contents(engine)
 
-    assert await void(engine, delivery.client_session_uuid, THRESHOLDS, BY) == (1, 0, 0, 0)
+    assert await void(engine, delivery.client_session_uuid, POLICY, BY) == (1, 0, 0, 0)
     assert await make.contents(engine) == before
     assert len(await _audit(engine)) == 1
     assert await ingest([delivery]) == [Duplicate()]
@@ -93,7 +93,7 @@ async def test_a_late_batch_is_folded_without_the_voided_ones(
     uuid = uuid4()
     await ingest([sent(wrong(question, at(5)), uuid=uuid)])
     await ingest([sent(right(question, at(9)))])
-    await void(engine, uuid, THRESHOLDS, BY)
+    await void(engine, uuid, POLICY, BY)
 
     await ingest([sent(right(question, at(2)))])
 
@@ -116,7 +116,7 @@ async def test_jobs_of_a_voided_session_that_have_not_left_are_withdrawn(
         ("review.requested", None),
     ]
 
-    await void(engine, uuid, THRESHOLDS, BY)
+    await void(engine, uuid, POLICY, BY)
 
     assert await _jobs(engine) == [("explanation.requested", also_elsewhere.question_id)]
     # The one that was withdrawn can be asked for again.
@@ -135,7 +135,7 @@ async def _jobs(engine: AsyncEngine) -> list[tuple[str, int | None]]:
 
 async def test_an_unknown_session_is_one_sentence(engine: AsyncEngine) -> None:
     with pytest.raises(IngestError, match=r"No session .* is on record"):
-        await void(engine, UUID(int=1), THRESHOLDS, BY)
+        await void(engine, UUID(int=1), POLICY, BY)
     assert await _audit(engine) == []
 
 
@@ -148,7 +148,7 @@ async def test_voids_and_batches_of_one_user_at_once_lose_nothing(
         await ingest([sent(*(wrong(each, at(n)) for each in questions), uuid=uuid)])
 
     await asyncio.gather(
-        *(void(engine, uuid, THRESHOLDS, BY) for uuid in uuids[:4]),
+        *(void(engine, uuid, POLICY, BY) for uuid in uuids[:4]),
         *(ingest([sent(*(right(each, at(n - 0.5)) for each in questions))]) for n in range(4)),
     )
 
@@ -195,7 +195,7 @@ async def test_whatever_is_voided_and_when_the_rest_is_all_there_is(
             if wait is not None and (earlier + wait == n or n == len(drawn) - 1):
                 uuid = deliveries[earlier].client_session_uuid
                 assert uuid is not None
-                await void(engine, uuid, THRESHOLDS, BY)
+                await void(engine, uuid, POLICY, BY)
     await _nothing_amiss(engine)
     found = await make.progress(engine)
     await make.forget(engine)
@@ -227,7 +227,7 @@ async def test_a_rescore_gives_what_the_right_key_would_have_given(
     for delivery in deliveries:
         await ingest([delivery])
 
-    effect = await rescore(engine, asked.question_id, WRONG, THRESHOLDS, BY)
+    effect = await rescore(engine, asked.question_id, WRONG, POLICY, BY)
 
     assert effect.attempts == 5 and effect.sessions == 4 and effect.told == 4
     found = await make.contents(engine)
@@ -254,7 +254,7 @@ async def test_a_rescore_tells_the_viewers_and_a_redelivery_is_told_the_same(
     (question,) = await make.publish(engine)
     delivery = sent(wrong(question))
     await ingest([delivery])
-    await rescore(engine, question.question_id, WRONG, THRESHOLDS, BY)
+    await rescore(engine, question.question_id, WRONG, POLICY, BY)
     await ingest([delivery])
 
     first, rescored, again = await make.told(engine)
@@ -270,11 +270,11 @@ async def test_a_rescore_again_changes_and_tells_nothing(
 ) -> None:
     (question,) = await make.publish(engine)
     await ingest([sent(wrong(question))])
-    await rescore(engine, question.question_id, WRONG, THRESHOLDS, BY)
+    await rescore(engine, question.question_id, WRONG, POLICY, BY)
     before = await make.contents(engine)
 
-    assert await rescore(engine, question.question_id, WRONG, THRESHOLDS, BY) == (0, 0, 0, 0)
-    assert await rescore(engine, question.question_id, None, THRESHOLDS, BY) == (0, 0, 0, 0)
+    assert await rescore(engine, question.question_id, WRONG, POLICY, BY) == (0, 0, 0, 0)
+    assert await rescore(engine, question.question_id, None, POLICY, BY) == (0, 0, 0, 0)
     assert await make.contents(engine) == before
     assert len(await _audit(engine)) == 1
 
@@ -286,7 +286,7 @@ async def test_without_a_choice_the_key_that_the_question_has_now_counts(
     await ingest([sent(right(question))])
     await make.execute(engine, "UPDATE study_questions SET correct_choice = 3")
 
-    effect = await rescore(engine, question.question_id, None, THRESHOLDS, BY)
+    effect = await rescore(engine, question.question_id, None, POLICY, BY)
 
     assert effect.attempts == 1
     (row,) = (await make.progress(engine)).values()
@@ -302,9 +302,9 @@ async def test_a_rescore_leaves_voided_sessions_void_and_untold(
     (question,) = await make.publish(engine)
     uuid = uuid4()
     await ingest([sent(wrong(question), uuid=uuid)])
-    await void(engine, uuid, THRESHOLDS, BY)
+    await void(engine, uuid, POLICY, BY)
 
-    effect = await rescore(engine, question.question_id, WRONG, THRESHOLDS, BY)
+    effect = await rescore(engine, question.question_id, WRONG, POLICY, BY)
 
     assert (effect.attempts, effect.told, effect.progress) == (1, 0, 0)
     (attempt,) = await make.rows(engine, "SELECT * FROM study_question_attempts")
@@ -320,7 +320,7 @@ async def test_a_question_that_changed_hands_is_rescored_for_both(
     await make.execute(engine, "UPDATE study_questions SET user_id = 2")
     assert isinstance((await ingest([sent(wrong(question, at(1)))]))[0], Ingested)
 
-    await rescore(engine, question.question_id, WRONG, THRESHOLDS, BY)
+    await rescore(engine, question.question_id, WRONG, POLICY, BY)
 
     progress = await make.progress(engine)
     assert {row["correct_count"] for row in progress.values()} == {1} and len(progress) == 2
@@ -338,7 +338,7 @@ async def test_a_rescore_amid_ingest_leaves_one_key(engine: AsyncEngine, ingest:
         ]
 
     await asyncio.gather(
-        batches(1), rescore(engine, question.question_id, WRONG, THRESHOLDS, BY), batches(2)
+        batches(1), rescore(engine, question.question_id, WRONG, POLICY, BY), batches(2)
     )
 
     found = await make.rows(engine, "SELECT correct_choice, outcome FROM study_question_attempts")
@@ -349,4 +349,4 @@ async def test_a_rescore_amid_ingest_leaves_one_key(engine: AsyncEngine, ingest:
 
 async def test_an_unknown_question_is_one_sentence(engine: AsyncEngine) -> None:
     with pytest.raises(IngestError, match="no question 99"):
-        await rescore(engine, 99, RIGHT, THRESHOLDS, BY)
+        await rescore(engine, 99, RIGHT, POLICY, BY)

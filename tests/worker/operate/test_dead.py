@@ -18,7 +18,7 @@ from tests.broker_fixtures import VIEWER
 from tests.factories import WRONG, at, batch, right, wrong
 from tests.worker.operate.conftest import TRACEPARENT, Site
 from worker.broker.dead_queue import open_dead_queue
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import TopologyError, Unconfirmed
 from worker.operate.dead.compare import differences
 from worker.operate.dead.discard import discard
@@ -299,7 +299,7 @@ async def _rehearsed(site: Site) -> Rehearsal:
     await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
     (letter,) = await look(site)
     incoming = letter.replayed(site.settings)
-    return await rehearse(site.engine, incoming, Thresholds(), default_deny=False)
+    return await rehearse(site.engine, incoming, Policy())
 
 
 async def test_a_dry_run_shows_what_a_replay_would_write_and_writes_nothing(site: Site) -> None:

@@ -12,7 +12,7 @@ from tests import factories as make
 from tests.factories import at, batch, right, sent, wrong
 from tests.worker.operate.conftest import Site
 from worker.domain.dispositions import Duplicate, Ingested
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.erase import Found, erase, survey
 from worker.operate.repair import users, verify
@@ -42,7 +42,7 @@ async def _everything(engine: AsyncEngine) -> str:
 
 
 async def test_nothing_of_the_user_is_left_and_nobody_else_is_touched(site: Site) -> None:
-    ingest = Ingest(site.engine, Thresholds())
+    ingest = Ingest(site.engine, Policy())
     mine = await make.publish(site.engine, 2, user_id=770_077)
     (yours,) = await make.publish(site.engine, user_id=2)
     await ingest([sent(wrong(yours, at(0)))])
@@ -64,13 +64,13 @@ async def test_nothing_of_the_user_is_left_and_nobody_else_is_touched(site: Site
     assert (line["actor"], line["operation"], line["subject"]) == ("ops", "erase", "user 770077")
     assert line["reason"] == BY.reason and line["effect"]["attempts"] == 3
     for user_id in await users(site.engine):
-        assert await verify(site.engine, user_id, Thresholds()) == []
+        assert await verify(site.engine, user_id, Policy()) == []
 
 
 async def test_a_redelivery_brings_nothing_back_and_is_told_that_it_was_ingested(
     site: Site,
 ) -> None:
-    ingest = Ingest(site.engine, Thresholds())
+    ingest = Ingest(site.engine, Policy())
     (question,) = await make.publish(site.engine, user_id=7)
     delivery = sent(wrong(question))
     await ingest([delivery])
@@ -95,7 +95,7 @@ async def test_a_redelivery_brings_nothing_back_and_is_told_that_it_was_ingested
 
 async def test_erased_again_nothing_happens(site: Site) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
-    await Ingest(site.engine, Thresholds())([sent(wrong(question))])
+    await Ingest(site.engine, Policy())([sent(wrong(question))])
     await _erase(site, 7)
     _, erased, letters = await _erase(site, 7)
     assert (erased, letters) == (Erased(0, 0, 0, 0, 0), 0)
@@ -122,7 +122,7 @@ async def test_dead_letters_about_the_users_questions_go_and_others_stay(site: S
     assert not any(mine.pub_id in body for body in bodies)
     # A batch that was parked can't come back either.
     await make.execute(site.engine, "UPDATE published SET deleted = false")
-    assert await Ingest(site.engine, Thresholds())([make.incoming(gone)]) == [Duplicate()]
+    assert await Ingest(site.engine, Policy())([make.incoming(gone)]) == [Duplicate()]
     assert await make.count(site.engine, "study_question_attempts") == 0
 
 
@@ -130,7 +130,7 @@ async def test_stopped_before_the_letters_were_gone_the_same_command_takes_them(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
-    ingest = Ingest(site.engine, Thresholds())
+    ingest = Ingest(site.engine, Policy())
     await ingest([sent(wrong(question))])
     await make.withdraw(site.engine, question)
     await site.park(batch(right(question)))
@@ -153,7 +153,7 @@ async def test_stopped_before_the_letters_were_gone_the_same_command_takes_them(
 
 async def test_erasing_amid_ingest_leaves_no_half(site: Site) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
-    ingest = Ingest(site.engine, Thresholds())
+    ingest = Ingest(site.engine, Policy())
     await asyncio.gather(
         *(ingest([sent(wrong(question, at(n)))]) for n in range(4)),
         _erase(site, 7),
@@ -168,12 +168,12 @@ async def test_erasing_amid_ingest_leaves_no_half(site: Site) -> None:
     )
     assert left[0]["live"] == left[0]["sessions"]
     assert await make.count(site.engine, "ingest_inbox") == 8
-    assert await verify(site.engine, 7, Thresholds()) == []
+    assert await verify(site.engine, 7, Policy()) == []
 
 
 async def test_the_older_schema_keeps_the_erased_from_coming_back(site: Site) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
-    await Ingest(site.engine, Thresholds())([sent(wrong(question))])
+    await Ingest(site.engine, Policy())([sent(wrong(question))])
     await _erase(site, 7)
 
     await schema.migrate(site.engine, "0001")
@@ -194,7 +194,7 @@ async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(site: Si
     async with site.engine.begin() as holder:
         # Ingest has its principal's lock then, and no receipt yet.
         await holder.execute(make.text("LOCK TABLE study_question_progress"))
-        ingesting = asyncio.create_task(Ingest(site.engine, Thresholds())([delivery]))
+        ingesting = asyncio.create_task(Ingest(site.engine, Policy())([delivery]))
         await make.blocked(site.engine, 1)
         erasing = asyncio.create_task(erase(site.engine, site.settings, 7, found, BY, quietly))
         await make.blocked(site.engine, 2)

@@ -16,7 +16,7 @@ from tests import factories as make
 from tests.factories import WRONG, at, no_answer, right, sent, unsure, wrong
 from worker.cli.main import app
 from worker.domain.dispositions import Ingested
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.ingest.transaction import Ingest
 from worker.operate.archive import json_lines
@@ -29,7 +29,7 @@ from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate.erase import erase
 
-THRESHOLDS = Thresholds()
+POLICY = Policy()
 BY = By("ops", "moving")
 
 
@@ -38,7 +38,7 @@ async def _lines(engine: AsyncEngine, user_id: int | None = None) -> list[str]:
 
 
 async def _import(engine: AsyncEngine, lines: list[str]) -> Imported:
-    return await import_lines(engine, lines, THRESHOLDS, BY)
+    return await import_lines(engine, lines, POLICY, BY)
 
 
 async def _all(engine: AsyncEngine, user_id: int | None = None) -> dict[str, list[object]]:
@@ -63,7 +63,7 @@ async def _all(engine: AsyncEngine, user_id: int | None = None) -> dict[str, lis
 
 async def _a_life(engine: AsyncEngine) -> None:
     """Two users' sessions with all that may befall them."""
-    ingest = Ingest(engine, THRESHOLDS)
+    ingest = Ingest(engine, POLICY)
     mine = await make.publish(engine, 3, user_id=7)
     more = await make.publish(engine, 2, user_id=7)
     yours = await make.publish(engine, 2, user_id=8)
@@ -80,8 +80,8 @@ async def _a_life(engine: AsyncEngine) -> None:
             sent(right(mine[0], at(0.5)), right(mine[0], at(0.5))),
         ]
     )
-    await void(engine, uuid, THRESHOLDS, BY)
-    await rescore(engine, yours[0].question_id, WRONG, THRESHOLDS, BY)
+    await void(engine, uuid, POLICY, BY)
+    await rescore(engine, yours[0].question_id, WRONG, POLICY, BY)
     async with transaction(engine) as connection:
         await erase(connection, 9, [])
 
@@ -96,7 +96,7 @@ async def test_an_export_imported_into_an_empty_database_gives_the_same(
     assert (done.batches, done.known, done.users) == (6, 0, {7, 8})
     assert await _all(other_engine) == await _all(engine)
     for user_id in await users(other_engine):
-        assert await verify(other_engine, user_id, THRESHOLDS) == []
+        assert await verify(other_engine, user_id, POLICY) == []
     assert await _lines(other_engine) == await _lines(engine)
 
 
@@ -104,7 +104,7 @@ async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(
     engine: AsyncEngine,
 ) -> None:
     (question,) = await make.publish(engine)
-    ingest, delivery = Ingest(engine, THRESHOLDS), sent(right(question))
+    ingest, delivery = Ingest(engine, POLICY), sent(right(question))
     await ingest([delivery])
     lines = await _lines(engine)
     await make.forget(engine)
@@ -125,7 +125,7 @@ async def test_life_goes_on_in_the_other_database(
 ) -> None:
     (question,) = await make.publish(engine, user_id=7)
     first = sent(wrong(question, at(0)))
-    await Ingest(engine, THRESHOLDS)([first])
+    await Ingest(engine, POLICY)([first])
     await _import(other_engine, await _lines(engine))
 
     # The study application publishes there, and new questions get new ids.
@@ -138,7 +138,7 @@ async def test_life_goes_on_in_the_other_database(
         id=question.question_id,
     )
     later = sent(right(question, at(1)))
-    ingested = [await Ingest(each, THRESHOLDS)([first, later]) for each in (engine, other_engine)]
+    ingested = [await Ingest(each, POLICY)([first, later]) for each in (engine, other_engine)]
     assert [type(each).__name__ for each in ingested[1]] == ["Duplicate", "Ingested"]
     assert await make.progress(other_engine) == await make.progress(engine)
 
@@ -191,7 +191,7 @@ async def test_an_export_of_many_batches_takes_no_more_memory_than_of_few(
     engine: AsyncEngine,
 ) -> None:
     (question,) = await make.publish(engine)
-    await Ingest(engine, THRESHOLDS)([sent(right(question, at(n))) for n in range(5)])
+    await Ingest(engine, POLICY)([sent(right(question, at(n))) for n in range(5)])
 
     async def peak() -> tuple[int, int]:
         tracemalloc.reset_peak()
@@ -249,7 +249,7 @@ async def test_each_attempt_is_a_statement_with_a_stable_id(engine: AsyncEngine)
         unsure(second, at(3), None),
         uuid=uuid,
     )
-    await Ingest(engine, THRESHOLDS)([delivery])
+    await Ingest(engine, POLICY)([delivery])
 
     async def exported() -> list[dict[str, object]]:
         records = [json.loads(line) for line in await _lines(engine, 7)]
@@ -281,7 +281,7 @@ async def test_each_attempt_is_a_statement_with_a_stable_id(engine: AsyncEngine)
     assert all(UUID(str(each["id"])).version == 5 for each in found)
     assert await exported() == found
 
-    await void(engine, uuid, THRESHOLDS, BY)
+    await void(engine, uuid, POLICY, BY)
     after = await exported()
     assert after[::2] == found
     assert [each["object"] for each in after[1::2]] == [

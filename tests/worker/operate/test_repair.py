@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests import factories as make
 from tests.factories import Published, at, right, sent, unsure, wrong
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import Difference, rebuild, users, verify
 
@@ -39,7 +39,7 @@ async def questions(engine: AsyncEngine) -> list[Published]:
     """Three questions of one user with a history, and one of another user's."""
     mine = await make.publish(engine, 3, user_id=1)
     (yours,) = await make.publish(engine, user_id=2)
-    ingest = Ingest(engine, Thresholds())
+    ingest = Ingest(engine, Policy())
     first, second, third = mine
     await ingest([sent(right(first, at(0)), right(first, at(1)), wrong(second, at(0)))])
     await ingest([sent(wrong(first, at(2)), unsure(first, at(3)), right(third, at(1)))])
@@ -48,11 +48,11 @@ async def questions(engine: AsyncEngine) -> list[Published]:
 
 
 async def _verify(engine: AsyncEngine, user_id: int = 1) -> list[Difference]:
-    return await verify(engine, user_id, Thresholds())
+    return await verify(engine, user_id, Policy())
 
 
 async def _rebuild(engine: AsyncEngine, user_id: int = 1) -> int:
-    return await rebuild(engine, user_id, Thresholds())
+    return await rebuild(engine, user_id, Policy())
 
 
 async def _versions(engine: AsyncEngine) -> list[dict[str, object]]:
@@ -183,7 +183,7 @@ async def test_an_explanation_once_requested_stays_requested(
 async def test_other_thresholds_are_another_pattern(
     engine: AsyncEngine, questions: list[Published]
 ) -> None:
-    strict = Thresholds(leech_lapses=1)
+    strict = Policy(leech_lapses=1)
     differences = await verify(engine, 1, strict)
     assert [each.question_id for each in differences] == [questions[0].question_id]
     assert await rebuild(engine, 1, strict) == 1
@@ -203,7 +203,7 @@ async def test_a_question_that_moved_is_where_it_is_now(
             topic=elsewhere.topic_id,
             id=question.question_id,
         )
-    await Ingest(engine, Thresholds())([sent(right(first, at(9)))])
+    await Ingest(engine, Policy())([sent(right(first, at(9)))])
 
     (difference,) = await _verify(engine)
 
@@ -218,7 +218,7 @@ async def test_a_question_that_moved_is_where_it_is_now(
 async def test_rebuild_and_verify_are_safe_while_batches_come_in(
     engine: AsyncEngine, questions: list[Published]
 ) -> None:
-    ingest = Ingest(engine, Thresholds())
+    ingest = Ingest(engine, Policy())
     done = asyncio.Event()
 
     async def batches(lane: int) -> None:

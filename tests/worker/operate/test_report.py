@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from schemas.words import Outcome, Pattern
 from tests import factories
 from worker.cli.main import app
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.report import page as pages
 from worker.operate.report.page import page
@@ -109,7 +109,7 @@ async def test_the_rows_come_from_the_log(engine: AsyncEngine) -> None:
     one, two = await factories.publish(engine, 2, user_id=42)
     await factories.publish(engine, 1, user_id=43)
     days = [datetime(2024, 3, day, 9, tzinfo=UTC) for day in (4, 5, 6, 12)]
-    ingest = Ingest(engine, Thresholds(21.0, 4, 10, 5))
+    ingest = Ingest(engine, Policy(21.0, 4, 10, 5))
     batches = [
         factories.batch(factories.right(one, days[0]), factories.wrong(two, days[0])),
         # Twice on one day is one review; unsure but right is a pass, unsure and wrong is none.
@@ -224,7 +224,7 @@ async def test_the_command_writes_a_page_that_only_its_owner_reads(
     engine: AsyncEngine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (asked,) = await factories.publish(engine, 1, user_id=42)
-    ingest = Ingest(engine, Thresholds(21.0, 4, 10, 5))
+    ingest = Ingest(engine, Policy(21.0, 4, 10, 5))
     await ingest([factories.sent(factories.right(asked))])
     monkeypatch.setenv("INGEST_DATABASE_URL", database_url)
     monkeypatch.setenv("INGEST_AMQP_URL", "amqp://unused")

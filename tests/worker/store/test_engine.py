@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests import factories as make
 from tests.factories import right, sent
 from worker.domain.dispositions import Duplicate, Ingested
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import DatabaseAway, TransientFault
 from worker.ingest.transaction import Ingest
 from worker.settings import Settings
@@ -348,12 +348,12 @@ async def test_a_read_only_database_is_away_and_not_ready(
     assert not await is_ready(ours)
     delivery = sent(right(question))
     with pytest.raises(DatabaseAway):
-        await Ingest(ours, Thresholds())([delivery])
+        await Ingest(ours, Policy())([delivery])
 
     await make.execute(engine, f"ALTER DATABASE {database} RESET default_transaction_read_only")
     writable = connect(connections=1)
     assert await is_ready(writable)
-    (disposition,) = await Ingest(writable, Thresholds())([delivery])
+    (disposition,) = await Ingest(writable, Policy())([delivery])
     assert isinstance(disposition, Ingested)
 
 
@@ -468,9 +468,9 @@ async def test_a_connection_lost_inside_commit_is_away_and_the_next_run_tells_wh
 
     async with _proxy(database_url, cut) as url:
         with pytest.raises(DatabaseAway):
-            await Ingest(connect(url), Thresholds())([delivery])
+            await Ingest(connect(url), Policy())([delivery])
 
-    (disposition,) = await Ingest(engine, Thresholds())([delivery])
+    (disposition,) = await Ingest(engine, Policy())([delivery])
     assert isinstance(disposition, Duplicate if committed else Ingested)
     row = (await make.progress(engine))[1, question.question_id]
     assert row["attempts_count"] == 1

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests import factories as make
 from tests.factories import Published, at, right, sent, wrong
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import rebuild, verify
 from worker.settings import Settings
@@ -102,7 +102,7 @@ async def test_work_reads_no_table_from_end_to_end(filled: AsyncEngine, database
     fetched = await _counts(filled, "idx_tup_fetch")
 
     engine = make_engine(settings, connections=1, name="worker")
-    ingest = Ingest(engine, Thresholds())
+    ingest = Ingest(engine, Policy())
     group = [
         sent(right(questions[n], at(n)), wrong(questions[n + USERS], at(-900)), viewer="viewer-1")
         for n in range(40)
@@ -116,8 +116,8 @@ async def test_work_reads_no_table_from_end_to_end(filled: AsyncEngine, database
             taken = await outbox.take(connection, results=40, jobs=40)
         assert len(taken) == 80
     for user_id in range(1, 9):
-        assert len(await verify(engine, user_id, Thresholds())) > 0
-        assert await rebuild(engine, user_id, Thresholds()) > 0
+        assert len(await verify(engine, user_id, Policy())) > 0
+        assert await rebuild(engine, user_id, Policy()) > 0
     await engine.dispose()
 
     after = await _counts(filled, "seq_scan")

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests import factories as make
 from tests.factories import Published, at, right, sent
 from worker.domain.dispositions import Ingested
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 
 _NOBODY = UUID(int=0)
@@ -40,7 +40,7 @@ async def asked(engine: AsyncEngine) -> list[Published]:
 
 async def _ingest(engine: AsyncEngine, *questions: Published) -> list[object]:
     batch = sent(*[right(question, at(1)) for question in questions], uuid=uuid4())
-    return [*await Ingest(engine, Thresholds())([batch])]
+    return [*await Ingest(engine, Policy())([batch])]
 
 
 async def _refused(engine: AsyncEngine, sql: str, **values: object) -> str:

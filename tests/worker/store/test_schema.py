@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests import factories as make
 from tests.factories import at, right, sent, wrong
 from worker.domain.dispositions import Ingested
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.domain.schedule import Memory, retrievability
 from worker.errors import DatabaseAway, SchemaError
 from worker.ingest.transaction import Ingest
@@ -225,7 +225,7 @@ async def test_batches_come_in_while_the_schema_moves_between_this_version_and_t
 ) -> None:
     users = (1, 2)
     questions = {user: await make.publish(engine, 5, user_id=user) for user in users}
-    ingest, moved = Ingest(engine, Thresholds()), asyncio.Event()
+    ingest, moved = Ingest(engine, Policy()), asyncio.Event()
     ingested = Counter[int]()
 
     async def work(user: int) -> None:
@@ -251,7 +251,7 @@ async def test_batches_come_in_while_the_schema_moves_between_this_version_and_t
 
     assert await make.count(engine, "study_question_attempts") == ingested.total()
     for user in users:
-        assert await verify(engine, user, Thresholds()) == []
+        assert await verify(engine, user, Policy()) == []
 
 
 async def test_a_worker_works_on_its_own_schema_alone(
@@ -277,7 +277,7 @@ async def test_topic_progress_is_what_the_schedule_says_of_its_questions(
     first, second, third = await make.publish(engine, 3, user_id=4)
     (alone,) = await make.publish(engine, user_id=4)
     ahead = "2999-01-01T00:00:00Z"
-    await Ingest(engine, Thresholds())(
+    await Ingest(engine, Policy())(
         [
             sent(right(first, at(0)), right(first, at(12)), right(first, at(60))),
             sent(wrong(second, at(3)), right(third, ahead), right(alone, at(5))),

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.operate.repair import rebuild
 from worker.store import audit, principals
@@ -53,7 +53,7 @@ class Imported:
 
 
 async def import_lines(
-    engine: AsyncEngine, lines: Iterable[str], thresholds: Thresholds, by: By
+    engine: AsyncEngine, lines: Iterable[str], policy: Policy, by: By
 ) -> Imported:
     """Adds what an export holds and is not there yet, then puts everybody's progress right.
 
@@ -64,7 +64,7 @@ async def import_lines(
     rebuilt = False
     for kind, last, some in _grouped(lines):
         if kind == "explanation_requested" and not rebuilt:
-            rebuilt = await _rebuild(engine, done, thresholds)
+            rebuilt = await _rebuild(engine, done, policy)
         try:
             async with transaction(engine) as connection:
                 match kind:
@@ -89,7 +89,7 @@ async def import_lines(
                 f" {problem}."
             ) from None
     if not rebuilt:
-        await _rebuild(engine, done, thresholds)
+        await _rebuild(engine, done, policy)
     async with transaction(engine) as connection:
         await stored.advance_sequences(connection)
         effect = {"batches": done.batches, "attempts": done.attempts, "users": len(done.users)}
@@ -97,9 +97,9 @@ async def import_lines(
     return done
 
 
-async def _rebuild(engine: AsyncEngine, done: Imported, thresholds: Thresholds) -> bool:
+async def _rebuild(engine: AsyncEngine, done: Imported, policy: Policy) -> bool:
     for user_id in sorted(done.users):
-        await rebuild(engine, user_id, thresholds)
+        await rebuild(engine, user_id, policy)
     return True
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.domain.dispositions import Disposition, Ingested, Rejected
-from worker.domain.patterns import Thresholds
+from worker.domain.policy import Policy
 from worker.domain.records import Stored
 from worker.errors import DatabaseAway
 from worker.ingest.resolve import Incoming
@@ -43,9 +43,7 @@ class Rehearsal:
     messages: tuple[MessageWritten, ...] = ()
 
 
-async def rehearse(
-    engine: AsyncEngine, incoming: Incoming, thresholds: Thresholds, *, default_deny: bool
-) -> Rehearsal:
+async def rehearse(engine: AsyncEngine, incoming: Incoming, policy: Policy) -> Rehearsal:
     """Runs the ingest transaction on one delivery and keeps nothing of it.
 
     Raises `DatabaseAway` alone: whatever else goes wrong is what the rehearsal is for, and comes
@@ -55,7 +53,7 @@ async def rehearse(
         async with transaction(engine) as connection:
             savepoint = await connection.begin_nested()
             last = await stored.last_message(connection)
-            decided = await transact(connection, {0: incoming}, thresholds, default_deny)
+            decided = await transact(connection, {0: incoming}, policy)
             disposition = decided[0]
             seen = await _written(connection, incoming.client_session_uuid, last, disposition)
             after = await _progress(connection, seen)

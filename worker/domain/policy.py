@@ -1,0 +1,18 @@
+"""The house's decisions that ingest and the operations obey, as one value.
+
+Made from the settings in one place (`Settings.policy`), and handed on whole: a new threshold is a
+field here, a setting, and the rule that reads it.
+"""
+
+from typing import NamedTuple
+
+
+class Policy(NamedTuple):
+    """What an installation may decide for itself; see the settings of the same names."""
+
+    mastered_stability_days: float = 21.0
+    leech_lapses: int = 4
+    stuck_attempts: int = 10
+    stuck_attempts_never_correct: int = 5
+    default_deny: bool = False
+    """Whether a viewer without any grant may write for nobody; otherwise it may for anybody."""
