@@ -12,7 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from . import amqp
 from .attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
-from .followups import ExplanationRequested, ReviewRequested
+from .followups import KINDS, Kind
 from .ingest_result import IngestResult
 from .words import RejectReason, SkipReason
 
@@ -21,8 +21,6 @@ Json = dict[str, Any]
 ASYNCAPI: Final = "asyncapi.json"
 ATTEMPT_BATCH: Final = "attempt_batch.v1.json"
 INGEST_RESULT: Final = "ingest_result.v1.json"
-EXPLANATION: Final = "explanation_requested.v1.json"
-REVIEW: Final = "review_requested.v1.json"
 
 _AMQP_BINDING: Final = "0.3.0"
 _TRACEPARENT: Final = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
@@ -34,8 +32,7 @@ def documents() -> dict[str, str]:
         # A batch as it may be sent, the others as they are sent.
         ATTEMPT_BATCH: _text(json_schema(AttemptBatch, "validation")),
         INGEST_RESULT: _text(json_schema(IngestResult, "serialization")),
-        EXPLANATION: _text(json_schema(ExplanationRequested, "serialization")),
-        REVIEW: _text(json_schema(ReviewRequested, "serialization")),
+        **{_schema_of(kind): _text(json_schema(kind.model, "serialization")) for kind in KINDS},
         ASYNCAPI: _text(asyncapi()),
     }
 
@@ -87,20 +84,16 @@ def asyncapi() -> Json:
                 " result.{viewer} before the first batch is published: a result that has no queue"
                 " is dropped, and told again when the batch is published again.",
             ),
-            "explanationRequested": _sent_to(
-                amqp.FOLLOWUPS_EXCHANGE,
-                amqp.EXPLANATION_REQUESTED,
-                "explanationRequested",
-                "Once for each (user, question). Kept in the durable queue"
-                f" {amqp.followups_queue(amqp.EXPLANATION_REQUESTED)}.",
-            ),
-            "reviewRequested": _sent_to(
-                amqp.FOLLOWUPS_EXCHANGE,
-                amqp.REVIEW_REQUESTED,
-                "reviewRequested",
-                "Once for each quiz session that calls for it. Kept in the durable queue"
-                f" {amqp.followups_queue(amqp.REVIEW_REQUESTED)}.",
-            ),
+            **{
+                _channel_of(kind): _sent_to(
+                    amqp.FOLLOWUPS_EXCHANGE,
+                    kind.routing_key,
+                    _channel_of(kind),
+                    f"{kind.how_often} Kept in the durable queue"
+                    f" {amqp.followups_queue(kind.routing_key)}.",
+                )
+                for kind in KINDS
+            },
         },
         "operations": {
             "ingest": {
@@ -132,17 +125,14 @@ def asyncapi() -> Json:
                 " or can't be read. The first result stands, but an ingest beats a rejection.",
                 "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
             },
-            "requestExplanation": {
-                "action": "send",
-                "channel": _ref("channels/explanationRequested"),
-                "summary": "Ask for an explanation of a question gone wrong.",
-                "bindings": {"amqp": _publish()},
-            },
-            "requestReview": {
-                "action": "send",
-                "channel": _ref("channels/reviewRequested"),
-                "summary": "Ask for a review of questions that are relapsed, stuck or leeches.",
-                "bindings": {"amqp": _publish()},
+            **{
+                f"request{_noun_of(kind)}": {
+                    "action": "send",
+                    "channel": _ref(f"channels/{_channel_of(kind)}"),
+                    "summary": kind.summary,
+                    "bindings": {"amqp": _publish()},
+                }
+                for kind in KINDS
             },
         },
         "components": {
@@ -176,20 +166,16 @@ def asyncapi() -> Json:
                     + ". Take a word that is not among them for one of a newer worker.",
                     message_id="The same when the same result is sent again.",
                 ),
-                "explanationRequested": _message(
-                    amqp.EXPLANATION_REQUESTED_TYPE,
-                    EXPLANATION,
-                    "An explanation is asked for",
-                    "A job for a service of its own.",
-                    message_id="The same when the same job is sent again.",
-                ),
-                "reviewRequested": _message(
-                    amqp.REVIEW_REQUESTED_TYPE,
-                    REVIEW,
-                    "A review is asked for",
-                    "A job for a service of its own.",
-                    message_id="The same when the same job is sent again.",
-                ),
+                **{
+                    _channel_of(kind): _message(
+                        kind.message_type,
+                        _schema_of(kind),
+                        f"{_noun_of(kind)} requested",
+                        "A job for a service of its own.",
+                        message_id="The same when the same job is sent again.",
+                    )
+                    for kind in KINDS
+                },
             },
             "parameters": {
                 "viewer": {
@@ -212,6 +198,19 @@ _PUBLISHING: Final = (
     " channel. A batch that has no result some time after its confirm (15 minutes, then twice as"
     " long each time) is published again as well: its first result is then told again."
 )
+
+
+def _noun_of(kind: Kind) -> str:
+    return kind.routing_key.partition(".")[0].capitalize()
+
+
+def _channel_of(kind: Kind) -> str:
+    noun, _, participle = kind.routing_key.partition(".")
+    return noun + participle.capitalize()
+
+
+def _schema_of(kind: Kind) -> str:
+    return f"{kind.routing_key.replace('.', '_')}.v1.json"
 
 
 class _Plain(GenerateJsonSchema):

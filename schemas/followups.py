@@ -1,9 +1,14 @@
-"""The follow-up jobs that an ingested session causes, version 1 of each."""
+"""The follow-up jobs that an ingested session causes, version 1 of each.
 
+`KINDS` is the registry: topology, published documents and the worker all read it.
+"""
+
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from . import amqp
 from .model import WireModel
 from .words import Outcome, Pattern
 
@@ -38,3 +43,31 @@ class ReviewRequested(WireModel):
     topic_id: int
     quiz_session_id: UUID
     questions: tuple[QuestionPattern, ...]
+
+
+class Kind(NamedTuple):
+    """A kind of follow-up job as it travels."""
+
+    routing_key: str
+    """As `noun.participle`; the names of its schema and of its channel are made from it."""
+    message_type: str
+    model: type[BaseModel]
+    how_often: str
+    summary: str
+
+
+EXPLANATION: Final = Kind(
+    amqp.EXPLANATION_REQUESTED,
+    amqp.EXPLANATION_REQUESTED_TYPE,
+    ExplanationRequested,
+    "Once for each (user, question).",
+    "Ask for an explanation of a question gone wrong.",
+)
+REVIEW: Final = Kind(
+    amqp.REVIEW_REQUESTED,
+    amqp.REVIEW_REQUESTED_TYPE,
+    ReviewRequested,
+    "Once for each quiz session that calls for it.",
+    "Ask for a review of questions that are relapsed, stuck or leeches.",
+)
+KINDS: Final = (EXPLANATION, REVIEW)

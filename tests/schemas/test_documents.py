@@ -12,16 +12,12 @@ from pydantic import BaseModel
 
 from schemas import amqp
 from schemas.__main__ import PUBLISHED, main
-from schemas.documents import (
-    ATTEMPT_BATCH,
-    EXPLANATION,
-    INGEST_RESULT,
-    REVIEW,
-    asyncapi,
-    documents,
-)
+from schemas.documents import ATTEMPT_BATCH, INGEST_RESULT, asyncapi, documents
 from schemas.followups import ExplanationRequested, ReviewRequested
 from schemas.ingest_result import IngestResult
+
+EXPLANATION = "explanation_requested.v1.json"
+REVIEW = "review_requested.v1.json"
 
 Json = dict[str, Any]
 

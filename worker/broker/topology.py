@@ -22,6 +22,7 @@ from functools import partial
 from typing import Final, Literal
 
 from schemas import amqp
+from schemas.followups import KINDS
 from worker.broker.management import Json, Management
 from worker.errors import TopologyError
 from worker.settings import Settings
@@ -135,7 +136,7 @@ def wanted(settings: Settings) -> Topology:
     )
     mqtt = settings.mqtt_exchange
     kept = _QUORUM | {"x-delivery-limit": _NO_DELIVERY_LIMIT}
-    followups = (amqp.EXPLANATION_REQUESTED, amqp.REVIEW_REQUESTED)
+    followups = tuple(kind.routing_key for kind in KINDS)
     return Topology(
         exchanges=(
             Exchange(amqp.INGEST_EXCHANGE, "topic"),

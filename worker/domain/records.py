@@ -4,13 +4,13 @@ Plain values without behaviour of their own. They live below the store, so that 
 ingest need neither a database driver nor SQL to be imported.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from schemas import amqp
-from schemas.words import Pattern, SkipReason
+from schemas.words import Pattern
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt
@@ -19,8 +19,10 @@ from worker.domain.scoring import ScoredAttempt
 class Resolved(NamedTuple):
     """What published ids stand for, before anything is locked."""
 
-    questions: Mapping[str, int | SkipReason]
+    questions: Mapping[str, int]
     """The question's id by published id, deleted or not; an id that is missing is unknown."""
+    withdrawn: Set[str]
+    """The published ids in `questions` that are withdrawn."""
     owners: Mapping[str, int]
     """The owner's user id by published id: of the questions whose owner was asked for, less those
     that are withdrawn or deleted."""

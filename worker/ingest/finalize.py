@@ -10,17 +10,18 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from schemas.words import CORRECT, Pattern
+from schemas.words import Pattern
 from worker.domain.fold import Progress
 from worker.domain.history import Change, History, is_late
 from worker.domain.ids import derived_id
-from worker.domain.patterns import pattern_of, wants_review
+from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
 from worker.domain.records import AttemptRow, Message, SessionRow, Standing, Stored, storable
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.domain.summary import Summary, summarize
 from worker.ingest import messages
+from worker.ingest.followups import FOLLOWUPS, FinalizedSession
 from worker.ingest.resolve import Plan
 
 
@@ -113,8 +114,11 @@ def finalize(
             summary = summarize([row.attempt.outcome for row in rows], changes.values())
             sessions.append((topic_id, session_id, summary))
             done.sessions.append(_session(batch, topic_id, session_id, list(changes), summary))
-            outgoing += _explanations(batch, topic_id, session_id, changes, explained)
-            outgoing += _review(batch, topic_id, session_id, changes, patterns)
+            session = FinalizedSession(
+                plan.user_id, topic_id, session_id, changes, patterns, plan.incoming.traceparent
+            )
+            for followup in FOLLOWUPS:
+                outgoing += followup.on_session(session, explained)
         told = messages.ingested(uuid, batch.received_at, plan.skipped, sessions, due)
         outgoing += messages.first_result(plan.incoming, uuid, told)
         done.told[uuid] = told
@@ -156,47 +160,6 @@ def _session(
         received_at=batch.received_at,
         attempts=rows,
     )
-
-
-def _explanations(
-    batch: ScoredBatch,
-    topic_id: int,
-    session_id: UUID,
-    changes: Mapping[int, Change],
-    explained: set[int],
-) -> Iterable[Message]:
-    """One for each question that was not known in the end, unless it is in `explained`: it is put
-    there, and never asked for again.
-    """
-    for question_id, change in changes.items():
-        if change.after is not CORRECT and question_id not in explained:
-            explained.add(question_id)
-            yield messages.explanation_requested(
-                batch.plan.user_id,
-                question_id,
-                topic_id,
-                session_id,
-                change.after,
-                batch.plan.incoming.traceparent,
-            )
-
-
-def _review(
-    batch: ScoredBatch,
-    topic_id: int,
-    session_id: UUID,
-    question_ids: Iterable[int],
-    patterns: Mapping[int, Pattern],
-) -> list[Message]:
-    to_review = [(each, patterns[each]) for each in question_ids if wants_review(patterns[each])]
-    if not to_review:
-        return []
-    plan = batch.plan
-    return [
-        messages.review_requested(
-            plan.user_id, topic_id, session_id, to_review, plan.incoming.traceparent
-        )
-    ]
 
 
 def _by_question(rows: Iterable[AttemptRow]) -> dict[int, list[ScoredAttempt]]:

@@ -5,7 +5,7 @@ Pure: what the ids stand for, the questions and what a viewer was granted is han
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from schemas.attempt_batch import Attempt, AttemptBatch
@@ -49,9 +49,6 @@ class Plan(NamedTuple):
         return self.batch.client_session_uuid
 
 
-_UNKNOWN: Final = SkipReason.UNKNOWN_PUBLICATION
-
-
 def owner_of(batch: AttemptBatch, owners: Mapping[str, int]) -> int | None:
     """The owner of the first question that has one in `owners`, by published id: the batch's
     principal, unless it is one to be rejected.
@@ -90,13 +87,9 @@ def plan(
     answered: list[Answered] = []
     skipped: list[Skipped] = []
     for position, attempt in enumerate(batch.attempts):
-        question_id = resolved.questions.get(attempt.question_pub_id, _UNKNOWN)
-        if isinstance(question_id, SkipReason):
-            skipped.append(_skipped(position, attempt, question_id))
-            continue
-        question = standing.get(question_id)
-        if question is None:
-            skipped.append(_skipped(position, attempt, SkipReason.QUESTION_DELETED))
+        question = _question(attempt.question_pub_id, resolved, standing)
+        if isinstance(question, SkipReason):
+            skipped.append(_skipped(position, attempt, question))
             continue
         owners.add(question.user_id)
         if attempt.selected_choice is None and not attempt.is_unsure:
@@ -115,6 +108,18 @@ def plan(
             "No attempt on a published question has an answer.",
         )
     return Plan(incoming, batch, principal, tuple(answered), tuple(skipped))
+
+
+def _question(
+    pub_id: str, resolved: Resolved, standing: Mapping[int, Standing]
+) -> Standing | SkipReason:
+    """The question that a published id stands for, or why there is none."""
+    question_id = resolved.questions.get(pub_id)
+    if question_id is None:
+        return SkipReason.UNKNOWN_PUBLICATION
+    if pub_id in resolved.withdrawn:
+        return SkipReason.WITHDRAWN
+    return standing.get(question_id) or SkipReason.QUESTION_DELETED
 
 
 def _single(owners: set[int], attempts: int) -> int:

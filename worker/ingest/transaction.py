@@ -156,7 +156,7 @@ async def _resolve(
     A batch is decided by what is read under that lock.
     """
     if not batches:
-        return Resolved({}, {}, {}), {}
+        return Resolved({}, set(), {}, {}), {}
     resolved = await publications.resolve(
         connection,
         {each.question_pub_id for _, batch in batches.values() for each in batch.attempts},
@@ -200,7 +200,7 @@ async def _standing(
         for _, batch in batches.values()
         for each in batch.attempts
     }
-    wanted = [each for each in found if isinstance(each, int)]
+    wanted = [each for each in found if each is not None]
     return await progress.standing(connection, wanted) if wanted else {}
 
 

@@ -21,6 +21,7 @@ from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.errors import IngestError
 from worker.ingest import messages
+from worker.ingest.followups import FOLLOWUPS, Corrected
 from worker.operate.repair import Difference, put_right
 from worker.store import attempts, audit, inbox, outbox, principals
 from worker.store.audit import By
@@ -84,7 +85,7 @@ async def _rescore_one(
     changed = await put_right(connection, user_id, policy, [question_id])
     sessions = sorted({answer.quiz_session_id for answer in scored})
     results = await _results(connection, user_id, await stored.told(connection, sessions))
-    jobs = _explanations(changed, scored)
+    jobs = _jobs(changed, scored)
     outgoing = [message for told, viewer in results for message in _again(told, viewer)]
     kept = {
         told.client_session_uuid: told.model_dump_json(exclude_none=True) for told, _ in results
@@ -148,23 +149,25 @@ def _split(
     return mine, [attempt for attempt in history if attempt.client_session_uuid != uuid]
 
 
-def _explanations(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Message]:
-    """The request for a question that turns out to have gone wrong, and was never asked about."""
+def _jobs(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Message]:
+    """What follows for a question that turns out to have gone wrong, and was never asked about."""
     wrong = [answer for answer in scored if answer.outcome is not Outcome.CORRECT]
-    return [
-        messages.explanation_requested(
+    corrected = [
+        Corrected(
             each.user_id,
             each.question_id,
             each.expected.topic_id,
             wrong[-1].quiz_session_id,
             wrong[-1].outcome,
-            None,
         )
         for each in changed
         if wrong
         and each.expected is not None
         and each.expected.explanation_requested
         and not (each.stored is not None and each.stored.explanation_requested)
+    ]
+    return [
+        job for each in corrected for followup in FOLLOWUPS for job in followup.on_rescore(each)
     ]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.domain.policy import Policy
 from worker.errors import IngestError
-from worker.ingest import messages
+from worker.ingest.followups import FOLLOWUPS, VoidedSessions
 from worker.operate.repair import put_right
 from worker.store import audit, outbox, principals
 from worker.store.audit import By
@@ -44,12 +44,10 @@ async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, b
         voided = await stored.void(connection, client_session_uuid)
         changed = await put_right(connection, user_id, policy, voided.question_ids)
         gone = [each.question_id for each in changed if each.expected is None]
-        # Jobs that have not left yet are wanted no more. An explanation is, where the question
-        # was answered in another session: it is requested once for all of them.
+        # Jobs that have not left yet, and that nobody wants any more.
+        sessions = VoidedSessions(user_id, voided.quiz_session_ids, gone)
         await outbox.withdraw(
-            connection,
-            [messages.review_id(each) for each in voided.quiz_session_ids]
-            + [messages.explanation_id(user_id, each) for each in gone],
+            connection, [id for followup in FOLLOWUPS for id in followup.on_void(sessions)]
         )
         effect = Effect(user_id, len(voided.quiz_session_ids), voided.attempts, len(changed))
         if effect.sessions:

@@ -6,7 +6,6 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from schemas.words import SkipReason
 from worker.domain.records import Resolved
 from worker.store.driver import fetch
 from worker.store.literals import as_text, texts
@@ -44,7 +43,8 @@ async def resolve(
     viewers: Collection[str],
 ) -> Resolved:
     """What `pub_ids` stand for, whose questions `owned` are, and whom the viewers may write for."""
-    questions: dict[str, int | SkipReason] = {}
+    questions: dict[str, int] = {}
+    taken_back: set[str] = set()
     owners: dict[str, int] = {}
     granted: dict[str, set[int]] = {}
     wanted = {"pub_ids": texts(pub_ids), "owned": texts(owned), "viewers": list(viewers)}
@@ -52,12 +52,14 @@ async def resolve(
         connection, _RESOLVE, wanted
     ):
         if question_id is not None:
-            questions[pub_id] = SkipReason.WITHDRAWN if withdrawn else question_id
+            questions[pub_id] = question_id
+            if withdrawn:
+                taken_back.add(pub_id)
         elif viewer is None:
             owners[pub_id] = user_id
         else:
             granted.setdefault(viewer, set()).add(user_id)
-    return Resolved(questions, owners, granted)
+    return Resolved(questions, taken_back, owners, granted)
 
 
 async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[str, int]:

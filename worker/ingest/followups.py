@@ -1,0 +1,121 @@
+"""The follow-up jobs: when each kind is requested, and what corrections do about it.
+
+`FOLLOWUPS` is the registry that finalize, `void` and `rescore` iterate, so that a new kind has to
+answer for each of them. Pure.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from schemas import followups
+from schemas.followups import Kind
+from schemas.words import CORRECT, Outcome, Pattern
+from worker.domain.history import Change
+from worker.domain.patterns import wants_review
+from worker.domain.records import Message
+from worker.ingest import messages
+
+
+@dataclass(frozen=True, slots=True)
+class FinalizedSession:
+    """A quiz session that was just finalized, as far as follow-up jobs depend on it."""
+
+    user_id: int
+    topic_id: int
+    quiz_session_id: UUID
+    changes: Mapping[int, Change]
+    """What the session did to each question, by question id."""
+    patterns: Mapping[int, Pattern]
+    """The pattern of each question now, by question id."""
+    traceparent: str | None
+
+
+class VoidedSessions(NamedTuple):
+    """Quiz sessions of one batch that were voided."""
+
+    user_id: int
+    quiz_session_ids: Collection[UUID]
+    unanswered: Collection[int]
+    """The questions that have no attempt left."""
+
+
+class Corrected(NamedTuple):
+    """A question that a rescore has shown to have gone wrong, for the first time."""
+
+    user_id: int
+    question_id: int
+    topic_id: int
+    quiz_session_id: UUID
+    outcome: Outcome
+
+
+class Followup(NamedTuple):
+    """A kind of job, with its answers to everything that may request or withdraw it."""
+
+    kind: Kind
+    on_session: Callable[[FinalizedSession, set[int]], Iterable[Message]]
+    """The jobs of a finalized session. The set has the questions whose explanation was requested;
+    the function adds to it."""
+    on_void: Callable[[VoidedSessions], Iterable[UUID]]
+    """The message ids of jobs that nobody wants once these sessions are void."""
+    on_rescore: Callable[[Corrected], Iterable[Message]]
+    """The jobs that a correction causes."""
+
+
+def _explanations(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
+    """One for each question that was not known in the end and was never asked about."""
+    for question_id, change in session.changes.items():
+        if change.after is not CORRECT and question_id not in explained:
+            explained.add(question_id)
+            yield messages.explanation_requested(
+                session.user_id,
+                question_id,
+                session.topic_id,
+                session.quiz_session_id,
+                change.after,
+                session.traceparent,
+            )
+
+
+def _explanations_withdrawn(voided: VoidedSessions) -> Iterable[UUID]:
+    # Where the question was answered in another session, the explanation is still wanted: it is
+    # requested once for all of them.
+    return [messages.explanation_id(voided.user_id, each) for each in voided.unanswered]
+
+
+def _explanation_after_all(corrected: Corrected) -> Iterable[Message]:
+    return [messages.explanation_requested(*corrected, None)]
+
+
+def _review(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
+    """One for all of the session's questions that are relapsed, stuck or leeches."""
+    patterns = session.patterns
+    to_review = [(each, patterns[each]) for each in session.changes if wants_review(patterns[each])]
+    if not to_review:
+        return []
+    return [
+        messages.review_requested(
+            session.user_id,
+            session.topic_id,
+            session.quiz_session_id,
+            to_review,
+            session.traceparent,
+        )
+    ]
+
+
+def _reviews_withdrawn(voided: VoidedSessions) -> Iterable[UUID]:
+    return [messages.review_id(each) for each in voided.quiz_session_ids]
+
+
+def _no_review(corrected: Corrected) -> Iterable[Message]:
+    """None: a review is about a session when it ends, and that is over."""
+    return []
+
+
+FOLLOWUPS: Final = (
+    Followup(followups.EXPLANATION, _explanations, _explanations_withdrawn, _explanation_after_all),
+    Followup(followups.REVIEW, _review, _reviews_withdrawn, _no_review),
+)
