@@ -1,4 +1,4 @@
-"""The worker: consumes attempt batches and makes each one's effect exactly once.
+"""The worker: consumes attempt batches, and gives each its effect exactly once.
 
-Imports go one way: cli -> consumer, relay, repair -> ingest -> store, domain -> schemas.
+docs/architecture.md shows the way of a batch through these files, and the layers.
 """

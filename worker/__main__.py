@@ -1,4 +1,4 @@
-"""`python -m worker`: the command line, where no script is installed (in the image)."""
+"""`python -m worker`: the command line, for places where no script is installed, such as the image."""
 
 from worker.cli import main
 

@@ -1,15 +1,16 @@
-"""Growing waits with jitter, for anything that is tried again.
+"""Growing delays with jitter, for everything that is tried again.
 
-Knows no clock and no settings: the caller sleeps.
+This module has no clock and no settings. The caller sleeps.
 """
 
 import random
 
 
 class Backoff:
-    """Waits that double from `shortest` to `longest` seconds, each between half and all of it.
+    """Delays that double from `shortest` to `longest` seconds, each with jitter between half and
+    all of it.
 
-    The jitter keeps many workers that lost one server from coming back in step.
+    The jitter keeps many workers that lost the same server from coming back at the same moment.
     """
 
     def __init__(self, shortest: float, longest: float) -> None:
@@ -18,10 +19,10 @@ class Backoff:
         self._next = shortest
 
     def next(self) -> float:
-        """How long to wait before the next try, in seconds."""
+        """The delay before the next attempt, in seconds."""
         wait, self._next = self._next, min(self._next * 2, self._longest)
         return random.uniform(wait / 2, wait)  # noqa: S311  # jitter, not a secret
 
     def reset(self) -> None:
-        """Begins anew with the shortest wait, after a try that worked."""
+        """Starts again with the shortest delay, after an attempt that succeeded."""
         self._next = self._shortest

@@ -1,8 +1,8 @@
-"""Whether a process lives and is ready, told from what can be seen of it; and its own watchdog.
+"""Whether a process is alive and ready, and the watchdog that ends a process that is stuck.
 
-A worker is ready when there is *proof of consumption*: the broker itself lists our consumer, and
-nothing is paused; a relay, when what it last tried was confirmed. Alive is: the event loop turns,
-and what is in hand moves on. The probes are called from another thread.
+A worker is ready if there is *proof of consumption*: the broker itself lists its consumer, and
+nothing is paused. A relay is ready if its last attempt was confirmed. A process is alive if its
+event loop runs and the deliveries that it holds make progress. Another thread calls the probes.
 """
 
 import asyncio
@@ -19,25 +19,27 @@ from worker.telemetry.http import Health
 _BEAT: Final = 1.0
 """Seconds between two beats of the event loop."""
 _BEAT_MISSED: Final = 15.0
-"""Seconds without a beat after which the loop counts as stuck; the largest group takes under 5."""
+"""Seconds without a beat after which the event loop counts as stuck. The largest group takes less
+than 5.
+"""
 
 
 class _Heart:
-    """Beats while the event loop turns."""
+    """Beats as long as the event loop runs."""
 
     def __init__(self) -> None:
         self.last_beat = time.monotonic()
 
     async def beat(self) -> None:
-        """Beats once, and waits until it is time for the next."""
+        """Beats once, and waits until the next beat is due."""
         self.last_beat = time.monotonic()
         await asyncio.sleep(_BEAT)
 
     def health(self) -> Health:
         silent = time.monotonic() - self.last_beat
         if silent > _BEAT_MISSED:
-            return Health(False, f"the event loop has not turned for {silent:.0f} seconds")
-        return Health(True, "the event loop turns")
+            return Health(False, f"the event loop has not run for {silent:.0f} seconds")
+        return Health(True, "the event loop runs")
 
 
 class Watch:
@@ -50,7 +52,7 @@ class Watch:
         self._idle_at = time.monotonic()
 
     async def run(self) -> None:
-        """Beats; raises `Stuck` when what is in hand makes no progress, to end the process."""
+        """Beats, and raises `Stuck`, which ends the process, if the deliveries make no progress."""
         while self._consumer.state != "stopped":
             if not self._consumer.in_hand or self._consumer.state != "consuming":
                 self._idle_at = time.monotonic()
@@ -60,12 +62,12 @@ class Watch:
             await self._heart.beat()
 
     def live(self) -> Health:
-        """Whether a supervisor should leave the process alone."""
+        """Whether a supervisor should let the process run."""
         turning = self._heart.health()
         return self._moves() if turning.ok else turning
 
     def ready(self) -> Health:
-        """Whether it is proved to be consuming."""
+        """Whether the broker has proved that it is consuming."""
         state = self._consumer.state
         proved = state == "consuming" and self._consumer.is_proved and self._heart.health().ok
         metrics.READY.set(proved)
@@ -78,29 +80,30 @@ class Watch:
         waited = time.monotonic() - max(consumer.last_progress, self._idle_at)
         if consumer.in_hand and consumer.state == "consuming" and waited > self._stuck_timeout:
             return Health(
-                False, f"{consumer.in_hand} deliveries in hand, none settled for {waited:.0f} s"
+                False,
+                f"holds {consumer.in_hand} deliveries and has settled none for {waited:.0f} s",
             )
         return Health(True, consumer.state)
 
 
 class RelayWatch:
-    """Watches one relay that runs by itself."""
+    """Watches one relay that runs in a process of its own."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
         self._heart = _Heart()
 
     async def run(self) -> None:
-        """Beats, for as long as it is let."""
+        """Beats until it is cancelled."""
         while True:
             await self._heart.beat()
 
     def live(self) -> Health:
-        """Whether a supervisor should leave the process alone."""
+        """Whether a supervisor should let the process run."""
         return self._heart.health()
 
     def ready(self) -> Health:
-        """Whether what it last tried worked."""
+        """Whether its last attempt succeeded."""
         turning = self._heart.health()
         ready = turning.ok and self._relay.trouble is None
         metrics.READY.set(ready)

@@ -1,8 +1,8 @@
-"""The step *relay*: carries committed outbox rows to the broker, and forgets what it confirmed.
+"""The step *relay*: publishes committed outbox rows, and deletes those that the broker confirmed.
 
-Any number of relays may run at once: a routing key (for results: a viewer) is one relay's for
-as long as its transaction lasts, and its rows leave in their order. A relay that dies lets go
-of its keys and forgets nothing: what it had published leaves again, with the same message id.
+Any number of relays may run at once. A relay holds a routing key (for results: a viewer) for one
+transaction, and publishes its rows in order. If a relay dies, its locks are released and its rows
+are still there: they are published again, with the same message ids.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from worker.store.outbox import Waiting
 from worker.telemetry import metrics
 
 _MEASURE_INTERVAL: Final = 3.0
-"""Seconds between two looks at what waits in the outbox, for the metrics."""
+"""Seconds between two measurements of what waits in the outbox, for the metrics."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Relay:
-    """Relays until it is told to stop."""
+    """Relays until it is stopped."""
 
     def __init__(self, engine: AsyncEngine, publisher: Publisher, settings: Settings) -> None:
         self._engine = engine
@@ -43,21 +43,21 @@ class Relay:
         self._measured_at = float("-inf")
         self._jobs_backoff = Backoff(settings.pause_delay_min, settings.pause_delay_max)
         self._jobs_held_until: float | None = None
-        """By the monotonic clock, while the last jobs were refused."""
+        """On the monotonic clock, if the last jobs were refused."""
         self.trouble: str | None = None
-        """Why nothing leaves just now; None while all is well."""
+        """Why nothing can be published now. None if all is well."""
 
     def wake(self) -> None:
-        """Says that rows were committed, so that they leave at once."""
+        """Says that rows were committed, so that they are published at once."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Ends `run` after the rows that are being published."""
+        """Ends `run` after the rows that it is publishing."""
         self._stopping = True
         self._wake.set()
 
     async def run(self) -> None:
-        """Relays as rows come; waits, ever longer, for a database or broker that is away."""
+        """Relays rows as they come. If a server is unreachable, it waits with growing delays."""
         backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
         broker_away = False
         while not self._stopping:
@@ -70,7 +70,7 @@ class Relay:
                 broker_away = isinstance(error, Unconfirmed)
                 await self._wait(backoff.next())
                 continue
-            # Nothing to relay proves the database, and says nothing of the broker.
+            # If there was nothing to relay, the database works, but the broker is still unproved.
             if (
                 self.trouble is not None
                 and self._jobs_held_until is None
@@ -83,10 +83,11 @@ class Relay:
                 await self._wait(self._settings.relay_poll_interval)
 
     async def relay(self) -> int:
-        """Publishes and forgets one batch of rows; returns how many the broker confirmed.
+        """Publishes and deletes one batch of rows. Returns how many of them the broker confirmed.
 
-        Jobs that it refuses are left alone for a while, ever longer, and results go on. Raises
-        `Unconfirmed` when it confirmed none of the rows, `DatabaseAway`, `TransientFault`.
+        If the broker refuses jobs, they are left alone for a growing time, and results continue.
+        Raises `Unconfirmed` if the broker confirmed none of the rows, `DatabaseAway` and
+        `TransientFault`.
         """
         confirmed: list[int] = []
         held_until = self._jobs_held_until
@@ -97,7 +98,7 @@ class Relay:
                 rows = await outbox.take(connection, results=results, jobs=jobs)
                 confirmed, failure = await self._publish(rows)
                 if failure is not None:
-                    raise failure  # and all that was taken is there again
+                    raise failure  # and the rows that were taken are there again
         except Unconfirmed:
             if not confirmed:
                 raise
@@ -119,7 +120,7 @@ class Relay:
         self.trouble = str(error)
 
     async def _measure(self) -> None:
-        """Looks, now and then, at what waits: also while nothing can leave."""
+        """Measures from time to time what waits, even if nothing can be published."""
         now = time.monotonic()
         if now - self._measured_at < _MEASURE_INTERVAL:
             return
@@ -139,7 +140,7 @@ class Relay:
         failure: Unconfirmed | None = None
         refusal: Refused | None = None
         for row, fate in zip(rows, fates, strict=True):
-            # What follows an unconfirmed message leaves again after it: twice, but in order.
+            # Messages after an unconfirmed one are published again after it: twice, but in order.
             if fate is not None:
                 failure = failure or fate
                 stuck.add(row.message.routing_key)
@@ -168,7 +169,7 @@ def _outgoing(message: Message) -> Outgoing:
 
 
 def _excused(message: Message, fate: Unconfirmed | None) -> Unconfirmed | None:
-    """A viewer without a queue waits for no result; its next publish is told again."""
+    """Whether the broker's refusal can be ignored: a viewer without a queue waits for no result."""
     if isinstance(fate, Unroutable) and not message.is_job:
         _log.info("relay.result_unroutable", routing_key=message.routing_key)
         return None

@@ -122,7 +122,7 @@ async def test_a_loop_that_does_not_turn_is_not_alive(
         assert (await worker.get("/live"))[0] == 200
         worker.process.send_signal(signal.SIGUSR1)
         health = await worker.until("/live", 503)
-        assert "the event loop has not turned" in health["detail"]
+        assert "the event loop has not run" in health["detail"]
         assert (await worker.get("/ready"))[0] == 503
         worker.process.kill()
         await worker.ended()
@@ -140,7 +140,7 @@ async def test_a_stuck_worker_ends_itself_and_loses_nothing(
         await connection.execute(text("LOCK TABLE ingest_inbox"))
         assert await worker.ended() == 7
     stuck = await worker.logged("worker.stuck")
-    assert "1 deliveries in hand, none settled for" in stuck["reason"]
+    assert "holds 1 deliveries and has settled none for" in stuck["reason"]
 
     async with running(settings) as worker:
         await worker.logged("delivery.settled", disposition="ingested")

@@ -1,4 +1,5 @@
-"""The pure core: what an answer is worth, and what a history of answers comes to.
+"""The pure core: scoring an answer, and folding a history of answers into progress.
 
-Plain functions over plain values: no clock, no I/O, no database row, no message model.
+Plain functions over plain values. They read no clock and do no I/O, and know no database row and no
+message model.
 """

@@ -1,7 +1,7 @@
-"""What becomes of a delivery once the transaction has spoken; the consumer settles by it.
+"""What the transaction decided about a delivery. The consumer settles the delivery accordingly.
 
-`deferred` is not here: it is what the consumer makes of a group that failed. Nor is `Busy` a
-disposition: it says that there is none yet.
+`deferred` is not among these: the consumer decides it when a group fails. `Busy` is not a
+disposition either: it means that there is no decision yet.
 """
 
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from schemas.words import RejectReason
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """Committed by this transaction."""
+    """The batch is committed by this transaction."""
 
     received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Its uuid was in the inbox with the same content; nothing changed."""
+    """The uuid was in the inbox with the same content, so nothing changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Will never be ingested as it is: to be parked with this reason and sentence."""
+    """The message can never be ingested as it is. It is kept with this reason and sentence."""
 
     reason: RejectReason
     detail: str
@@ -32,7 +32,9 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another transaction had its principal: nothing was done, and it is to be handed in again."""
+    """Another transaction holds the principal. Nothing was done, and the batch must be handed in
+    again.
+    """
 
 
 Disposition = Ingested | Duplicate | Rejected

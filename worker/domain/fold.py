@@ -1,6 +1,7 @@
-"""The fold: one (user, question)'s attempts, in the one total order, become its progress.
+"""The fold: from the attempts on one (user, question), in their total order, to its progress.
 
-The law rests here: progress is a function of the set of attempts, never of their arrival.
+The law (docs/contract.md) rests on this file: progress is a function of the set of attempts, and
+never of the order in which they arrive.
 """
 
 from collections.abc import Iterable
@@ -15,22 +16,22 @@ _RECENT = 4
 
 
 class Progress(NamedTuple):
-    """What a non-empty history of attempts comes to. Times are UTC."""
+    """The progress that a non-empty history of attempts gives. Times are UTC."""
 
     attempts_count: int
     correct_count: int
     wrong_count: int
     unsure_count: int
     correct_run: int
-    """Correct attempts in a row at the end."""
+    """The number of correct attempts in a row at the end."""
     best_run: int
-    """The longest run of correct attempts there ever was."""
+    """The longest run of correct attempts in the whole history."""
     spaced_run: int
     """Correct attempts in a row at the end, each on a later UTC day than the one before."""
     recent_unsure: int
-    """Of the last four attempts, which were unsure: bit 0 is the last."""
+    """Which of the last four attempts were unsure. Bit 0 is the last attempt."""
     lapse_count: int
-    """Correct attempts directly followed by one that was not."""
+    """The number of correct attempts directly followed by one that is not correct."""
     first_correct_at: datetime | None
     last_outcome: Outcome
     last_answered_at: datetime
@@ -38,7 +39,7 @@ class Progress(NamedTuple):
 
 
 def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progress | None:
-    """Folds `attempts`, sorted and all later than what `progress` holds, into it."""
+    """Folds `attempts` into `progress`. They must be sorted, and later than everything in it."""
     for attempt in attempts:
         progress = advance(progress, attempt)
     return progress
@@ -47,8 +48,8 @@ def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progre
 def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
     """One step of the fold."""
     at, outcome = attempt.answered_at, attempt.outcome
-    # Counts, and not truth values; and by position, in the order of `Progress`: this is called
-    # once for each attempt there is.
+    # This runs once for each attempt, so it is written for speed: numbers instead of truth values,
+    # and fields by position, in the order of `Progress`.
     correct = 1 if outcome is CORRECT else 0
     wrong = 1 if outcome is WRONG else 0
     unsure = 1 if outcome is UNSURE else 0

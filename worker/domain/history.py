@@ -1,7 +1,7 @@
-"""One (user, question)'s history while a group's sessions are added to it, one by one.
+"""The history of one (user, question), to which a group's sessions are added one by one.
 
-A session that is later than all that is folded goes on from the stored progress; a late one
-takes its place in history, and all is folded again from what was loaded.
+A session that is later than everything folded so far continues from the stored progress. A late
+session is inserted at its place, and the whole history is folded again.
 """
 
 from bisect import bisect_left
@@ -14,33 +14,35 @@ from worker.domain.scoring import ScoredAttempt
 
 
 class Change(NamedTuple):
-    """What one session did to one question."""
+    """The effect of one session on one question."""
 
     before: Progress | None
-    """The fold of all that lies ahead of the session's first attempt."""
+    """The fold of everything before the session's first attempt."""
     after: Outcome
     """The session's last outcome on the question."""
     progress: Progress
-    """The fold of all that is known now, later attempts included."""
+    """The fold of everything that is known now, including later attempts."""
 
 
 class History:
-    """`base` is the fold of everything before `attempts`; None when those are everything."""
+    """`base` is the fold of everything before `attempts`. It is None if those are the whole
+    history.
+    """
 
     __slots__ = ("_attempts", "_base", "progress")
 
     def __init__(self, base: Progress | None, attempts: Sequence[ScoredAttempt] = ()) -> None:
         self._base = self.progress = base
         self._attempts: list[ScoredAttempt] = []
-        if attempts:  # as a rule there are none, and this is done for every question
+        if attempts:  # usually there are none, and this runs for every question
             self._attempts = sorted(attempts)
             self.progress = fold(base, self._attempts)
 
     def add(self, session: Sequence[ScoredAttempt]) -> Change:
-        """Adds a session's attempts on this question (at least one, in any order).
+        """Adds a session's attempts on this question: at least one, in any order.
 
-        With a `base`, all of them must be later than it; the caller loads the whole history
-        when they are not.
+        If there is a `base`, all of them must be later than it. Otherwise the caller loads the
+        whole history first.
         """
         new = sorted(session) if len(session) > 1 else session
         assert self._base is None or new[0].answered_at > self._base.last_answered_at
@@ -58,5 +60,7 @@ class History:
 
 
 def is_late(progress: Progress, attempt: ScoredAttempt) -> bool:
-    """Whether an attempt is not after all of `progress`, so that the history must be loaded."""
+    """Whether an attempt is not later than all of `progress`, so that the history must be
+    loaded.
+    """
     return attempt.answered_at <= progress.last_answered_at

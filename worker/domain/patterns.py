@@ -5,7 +5,7 @@ from worker.domain.fold import Progress
 from worker.domain.policy import Policy
 
 _SOLID_RUN = 3
-"""Correct in a row from which an answer counts as solid."""
+"""The number of correct attempts in a row from which an answer counts as solid."""
 _HESITANT_OF_FOUR = 2
 _TO_REVIEW = (Pattern.RELAPSED, Pattern.STUCK, Pattern.LEECH)
 
@@ -37,5 +37,5 @@ def pattern_of(progress: Progress, policy: Policy) -> Pattern:
 
 
 def wants_review(pattern: Pattern) -> bool:
-    """Whether a session that touched such a question asks for a review of it."""
+    """Whether a session that touched a question with this pattern asks for a review."""
     return pattern in _TO_REVIEW

@@ -1,7 +1,7 @@
-"""The core's nouns: what the store reads for the core, and what it writes of what the core says.
+"""The values that pass between the store and the core, in both directions.
 
-Plain values without behaviour of their own. They live below the store, so that the pure steps of
-ingest need neither a database driver nor SQL to be imported.
+They are plain values without behavior. They live below the store, so that importing the pure steps
+of ingest loads neither SQL nor a database driver.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -17,35 +17,36 @@ from worker.domain.scoring import ScoredAttempt
 
 
 class Resolved(NamedTuple):
-    """What published ids stand for, before anything is locked."""
+    """The questions and owners behind published ids, read before anything is locked."""
 
     questions: Mapping[str, int]
-    """The question's id by published id, deleted or not; an id that is missing is unknown."""
+    """The question's id by published id, whether it is deleted or not. A missing id is unknown."""
     withdrawn: Set[str]
     """The published ids in `questions` that are withdrawn."""
     owners: Mapping[str, int]
-    """The owner's user id by published id: of the questions whose owner was asked for, less those
-    that are withdrawn or deleted."""
+    """The owner's user id by published id, for the questions whose owner was asked for. Withdrawn
+    and deleted questions are left out.
+    """
     granted: Mapping[str, set[int]]
-    """The principals granted to each viewer that has any grant at all."""
+    """The principals granted to each viewer. A viewer without any grant is left out."""
 
 
 class Standing(NamedTuple):
-    """A question as it stands under its principal's lock; a deleted question has none."""
+    """A question as it is under its principal's lock. A deleted question has none."""
 
     question_id: int
     user_id: int
     topic_id: int
     correct_choice: int
     progress: Progress | None
-    """None when it was never answered."""
+    """None if the question was never answered."""
     explanation_requested: bool
     scheduler: str | None
     """The scheduler that computed the schedule in `progress`."""
 
 
 class Stored(NamedTuple):
-    """A progress row: the fold, and what stands beside it."""
+    """A progress row: the fold, and the columns beside it."""
 
     user_id: int
     question_id: int
@@ -57,7 +58,7 @@ class Stored(NamedTuple):
 
 
 class AttemptRow(NamedTuple):
-    """One attempt to write: as it is folded, and what stands beside that."""
+    """One attempt to write: what is folded, and the columns beside it."""
 
     attempt: ScoredAttempt
     question_id: int
@@ -83,7 +84,7 @@ class SessionRow(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A message to publish. `message_id` is the same however often it is published."""
+    """A message to publish. It keeps its `message_id` however often it is published."""
 
     message_id: UUID
     exchange: str
@@ -94,17 +95,17 @@ class Message(NamedTuple):
 
     @property
     def is_job(self) -> bool:
-        """Whether it is a follow-up job, and not a result."""
+        """Whether it is a follow-up job. Otherwise it is a result."""
         return self.exchange != amqp.RESULTS_EXCHANGE
 
 
-# The driver writes exactly these two as infinities, and reads infinities back without a zone.
+# The driver writes exactly these two as infinities, and reads infinities back without a time zone.
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC) + timedelta.resolution
 _LATEST: Final = datetime.max.replace(tzinfo=UTC) - timedelta.resolution
 
 
 def storable(at: datetime | None) -> datetime | None:
-    """`at` as it will be read back: the first and the last instant there are move inwards."""
+    """`at` as it will be read back. The first and the last possible instant move inwards."""
     if at is None or _EARLIEST <= at <= _LATEST:
         return at
     return _EARLIEST if at < _EARLIEST else _LATEST

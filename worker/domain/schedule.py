@@ -1,11 +1,11 @@
-"""When a question is due again: FSRS-6, to the last bit as the `fsrs` package computes it.
+"""The schedule: FSRS-6, equal to the package `fsrs` to the last bit.
 
 The formulas are those of https://github.com/open-spaced-repetition/awesome-fsrs/wiki/The-Algorithm
-(FSRS-6, default parameters). No learning steps, no fuzzing: the same history gives the same
-schedule. The package is the reference: its parameters are read from it, its name and version
-stand beside every schedule, and a test holds each result to equal the package's bit for bit.
-The arithmetic stands here because around it the package copies a card, matches on its state and
-makes a review log, which takes ten times as long.
+(FSRS-6, default parameters), without learning steps and without random variation, so that the same
+history always gives the same schedule. The package is the reference. Its parameters are read from
+it, its name and version are stored beside every schedule, and a test compares each result with the
+package's, bit for bit. The arithmetic is written out here because the package also copies a card,
+matches on its state and makes a review log, which takes ten times as long as the formulas.
 """
 
 import hashlib
@@ -28,12 +28,15 @@ SCHEDULER_NAME: Final = "fsrs-6/{}/{}".format(
     version("fsrs"),
     hashlib.sha256(json.dumps(_SCHEDULER.to_dict(), sort_keys=True).encode()).hexdigest()[:12],
 )
-"""Algorithm, package version and digest of the parameters: stored beside every schedule, so
-that one made by another scheduler is folded again and never carried on from."""
+"""The algorithm, the package's version and a digest of the parameters. It is stored beside every
+schedule. A schedule by another scheduler is never continued: its history is folded again.
+"""
 
 
 class Memory(NamedTuple):
-    """FSRS's state of one question: stability in days, difficulty 1..10, next due time (UTC)."""
+    """The state of one question in FSRS: stability in days, difficulty from 1 to 10, and due time
+    (UTC).
+    """
 
     stability: float
     difficulty: float
@@ -41,7 +44,7 @@ class Memory(NamedTuple):
 
 
 def rating_of(attempt: ScoredAttempt) -> Rating:
-    """Correct is Good; unsure with the right selection is Hard, a pass; all else is Again."""
+    """Correct is Good. Unsure with the right selection is Hard, a pass. Everything else is Again."""
     if attempt.outcome is CORRECT:
         return _GOOD
     if attempt.outcome is UNSURE and attempt.is_correct:
@@ -52,8 +55,10 @@ def rating_of(attempt: ScoredAttempt) -> Rating:
 def review(
     memory: Memory | None, last_answered_at: datetime | None, attempt: ScoredAttempt
 ) -> Memory:
-    """The state after one more attempt; `attempt.answered_at` is in `datetime.timezone.utc` and
-    not before `last_answered_at`, which is None with the first.
+    """The state after one more attempt.
+
+    `attempt.answered_at` must be in `datetime.timezone.utc` and not before `last_answered_at`,
+    which is None for the first attempt.
     """
     rating = rating_of(attempt)
     if memory is None or last_answered_at is None:
@@ -75,7 +80,7 @@ def review(
         )
     difficulty += (10.0 - difficulty) * _DRIFT[rating - 1] / 9.0
     difficulty = _EASY_PULL + (1 - _P[7]) * difficulty
-    # Not by min and max: half the arithmetic takes as long as they do.
+    # Without min() and max(), which take as long as half of the arithmetic.
     if stability < STABILITY_MIN:
         stability = STABILITY_MIN
     if difficulty < MIN_DIFFICULTY:
@@ -100,8 +105,8 @@ def retrievability(memory: Memory, last_answered_at: datetime, now: datetime) ->
     return float((1 + _FACTOR * days / memory.stability) ** _DECAY)
 
 
-# What does not depend on the history, each computed as the package does: the order of floating
-# point operations is part of the result.
+# Values that do not depend on the history. Each is computed exactly as the package does, because
+# the order of floating-point operations is part of the result.
 _P: Final = _SCHEDULER.parameters
 _DECAY: Final = -_P[20]
 _FACTOR: Final = 0.9 ** (1 / _DECAY) - 1
@@ -122,7 +127,7 @@ def _first(rating: Rating) -> tuple[float, float, timedelta]:
     return stability, difficulty, _interval(stability)
 
 
-# By rating less one: a dictionary would call Enum's slow hash.
+# Indexed by rating - 1, because a dictionary would call the slow hash of Enum.
 _FIRST: Final = tuple(_first(rating) for rating in _RATINGS)
 """Stability, difficulty and the time until the question is due, after a first attempt."""
 _SAME_DAY: Final = tuple(math.e ** (_P[17] * (rating - 3 + _P[18])) for rating in _RATINGS)

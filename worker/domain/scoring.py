@@ -1,4 +1,4 @@
-"""What one answer is worth. The only place where an outcome is derived."""
+"""Scoring one answer. This is the only place where an outcome is derived."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from schemas.words import CORRECT, UNSURE, WRONG, Outcome
 class ScoredAttempt(NamedTuple):
     """One scored answer to one question.
 
-    Compares in the fold order, which is why the fields stand in this order: effective time,
-    time as sent (or else the effective one), session, position.
+    Attempts compare in the order of the fold, so the fields stand in that order: effective time,
+    time as sent (or else the effective time), session, position.
     """
 
     answered_at: datetime
@@ -23,7 +23,7 @@ class ScoredAttempt(NamedTuple):
 
 
 def outcome_of(selected_choice: int | None, correct_choice: int, is_unsure: bool) -> Outcome | None:
-    """Unsure beats a selection; None when there was no answer at all."""
+    """The outcome, where unsure beats a selection. None if there is no answer."""
     if is_unsure:
         return UNSURE
     if selected_choice is None:
@@ -32,10 +32,10 @@ def outcome_of(selected_choice: int | None, correct_choice: int, is_unsure: bool
 
 
 def was_right(selected_choice: int | None, correct_choice: int) -> bool | None:
-    """Whether the selection was right, unsure or not; None without a selection."""
+    """Whether the selection was right, whatever the outcome. None without a selection."""
     return None if selected_choice is None else selected_choice == correct_choice
 
 
 def effective_time(sent_at: datetime | None, received_at: datetime) -> datetime:
-    """When the answer counts as given: as sent, but never after it was received."""
+    """The time at which the answer counts: as sent, but never after it was received."""
     return received_at if sent_at is None or sent_at > received_at else sent_at

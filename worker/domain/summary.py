@@ -1,4 +1,4 @@
-"""What a session came to, as its viewer is told: six counts."""
+"""The summary of a session that its viewer gets: six counts."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from worker.domain.history import Change
 
 
 class Summary(NamedTuple):
-    """Attempts by outcome, and questions by what the session changed."""
+    """The numbers of attempts by outcome, and of questions by how the session changed them."""
 
     correct: int
     wrong: int
@@ -19,7 +19,7 @@ class Summary(NamedTuple):
 
 
 def summarize(outcomes: Iterable[Outcome], changes: Iterable[Change]) -> Summary:
-    """`outcomes` of the session's attempts, and its `changes`, one for each question."""
+    """Counts the `outcomes` of the session's attempts, and its `changes`, one for each question."""
     told = list(outcomes)
     newly_correct = recovered = relapsed = 0
     for before, after, _ in changes:

@@ -1,7 +1,7 @@
-"""The steps *score* and *finalize*: from planned batches to all that is to be written.
+"""The steps *score* and *finalize*: from planned batches to everything that is written.
 
-Pure: questions and histories are handed in, rows and messages come out. Batches are taken in
-the order of their delivery, with the same effect as one transaction for each.
+Pure: questions and histories come in, rows and messages go out. Batches are processed in the order
+of delivery, with the same effect as one transaction for each.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,33 +26,34 @@ from worker.ingest.resolve import Plan
 
 
 class ScoredBatch(NamedTuple):
-    """A batch whose every attempt has its outcome."""
+    """A batch in which every attempt has its outcome."""
 
     plan: Plan
     received_at: datetime
     topics: Mapping[int, Sequence[AttemptRow]]
-    """The attempts by topic; topics and attempts in the order in which they were answered."""
+    """The attempts by topic. Topics and attempts are in the order in which they were answered."""
     pub_ids: Mapping[int, str]
-    """What the batch calls each question."""
+    """The published id that the batch uses for each question."""
     late: Collection[int]
-    """The questions whose whole history is needed: an attempt is not after what is folded, or what
-    is folded was scheduled by another scheduler."""
+    """The questions whose whole history is needed, because an attempt is not later than what is
+    folded, or because another scheduler computed the stored schedule.
+    """
 
 
 @dataclass(slots=True)
 class Finalized:
-    """All that a group's transaction writes."""
+    """Everything that a group's transaction writes."""
 
     sessions: list[SessionRow] = field(default_factory=list)
     progress: list[Stored] = field(default_factory=list)
     told: dict[UUID, str] = field(default_factory=dict)
     """The result of each batch, as JSON."""
     messages: dict[UUID, list[Message]] = field(default_factory=dict)
-    """What each batch causes, in the order in which it leaves."""
+    """The messages that each batch causes, in the order in which they are published."""
 
 
 def score(plan: Plan, received_at: datetime) -> ScoredBatch:
-    """Derives each attempt's outcome and effective time, and which questions are late."""
+    """Derives the outcome and the effective time of each attempt, and finds the late questions."""
     uuid = plan.client_session_uuid
     sent_times = plan.batch.sent_times
     topics: dict[int, list[AttemptRow]] = {}
@@ -65,7 +66,7 @@ def score(plan: Plan, received_at: datetime) -> ScoredBatch:
         selected = attempt.selected_choice
         outcome = outcome_of(selected, right, attempt.is_unsure)
         assert outcome is not None, "attempts without an answer are skipped when planned"
-        # By position, as in all that is done for each attempt.
+        # By position, because this runs for each attempt.
         scored = ScoredAttempt(
             answered_at,
             sent_at or answered_at,
@@ -89,7 +90,7 @@ def finalize(
     histories: Mapping[int, Sequence[ScoredAttempt]],
     policy: Policy,
 ) -> Finalized:
-    """Folds every batch in turn; `histories` holds all attempts of each late question."""
+    """Folds every batch in turn. `histories` has all attempts of each late question."""
     done = Finalized()
     questions: dict[int, History] = {}
     patterns: dict[int, Pattern] = {}

@@ -1,8 +1,9 @@
-"""The messages that a transaction leaves in the outbox: results to viewers, follow-up jobs.
+"""The messages that a transaction leaves in the outbox: results for viewers, and follow-up jobs.
 
-Pure: builds `Message` rows. What every batch causes is written down as JSON, as the wire's models
-would write it: making them takes three times as long. A message about something that happens once
-has an id derived from it, so that whoever receives it twice can tell.
+Pure: it builds `Message` rows. The messages of every batch are written as JSON text directly, in
+the form that the wire's models would give, because creating the models takes three times as long. A
+message about something that happens once has an id derived from it, so that a receiver can detect a
+repetition.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,18 +25,18 @@ _NAMESPACE: Final = UUID("5f0c0f7e-8c43-4f0c-9c1d-3a3b7f6f2a51")
 
 
 def result(incoming: Incoming, told: IngestResult) -> list[Message]:
-    """The result for the viewer that sent the batch; none when nobody knows who that was."""
+    """The result for the viewer that sent the batch. Empty if the viewer is unknown."""
     return result_for(incoming.viewer, incoming.traceparent, told)
 
 
 def result_for(viewer: str | None, traceparent: str | None, told: IngestResult) -> list[Message]:
-    """The result for `viewer`, of any but a first ingest; none when nobody knows who that is."""
+    """The result for `viewer`, except for a first ingest. Empty if the viewer is unknown."""
     body = told.model_dump_json(exclude_none=True)
     return _result(uuid4(), viewer, traceparent, told.client_session_uuid, body)
 
 
 def first_result(incoming: Incoming, uuid: UUID, told: str) -> list[Message]:
-    """The result of the batch `uuid` that was just ingested; `told` is what `ingested` made."""
+    """The result of the batch `uuid` that was just ingested. `told` is what `ingested` returned."""
     message_id = derived_id(_NAMESPACE, f"ingested/{uuid}")
     return _result(message_id, incoming.viewer, incoming.traceparent, uuid, told)
 
@@ -91,7 +92,7 @@ def explanation_requested(
     outcome: Outcome,
     traceparent: str | None,
 ) -> Message:
-    """Asks for an explanation; the same id whenever it is asked for this user and question."""
+    """A request for an explanation. It has the same id every time for this user and question."""
     # `ExplanationRequested` as JSON.
     body = (
         f'{{"user_id":{user_id},"question_id":{question_id},"topic_id":{topic_id},'
@@ -108,12 +109,12 @@ def explanation_requested(
 
 
 def explanation_id(user_id: int, question_id: int) -> UUID:
-    """The one id that a request for this explanation ever has."""
+    """The id of the request for this explanation, always the same."""
     return derived_id(_NAMESPACE, f"{amqp.EXPLANATION_REQUESTED}/{user_id}/{question_id}")
 
 
 def review_id(quiz_session_id: UUID) -> UUID:
-    """The one id that a request for a review of this session ever has."""
+    """The id of the request for a review of this session, always the same."""
     return derived_id(_NAMESPACE, f"{amqp.REVIEW_REQUESTED}/{quiz_session_id}")
 
 
@@ -124,7 +125,7 @@ def review_requested(
     questions: Iterable[tuple[int, Pattern]],
     traceparent: str | None,
 ) -> Message:
-    """Asks for a review of a session's questions that went wrong before or keep going wrong.
+    """A request for a review of the questions of a session that are relapsed, stuck or leeches.
 
     `questions` are (question_id, pattern).
     """

@@ -1,6 +1,6 @@
 """The step *resolve*: from published ids to questions, and from questions to the principal.
 
-Pure: what the ids stand for, the questions and what a viewer was granted is handed in.
+Pure: the questions behind the ids, and the viewer's grants, come in as values.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,22 @@ from worker.domain.records import Resolved, Standing
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One delivery as the transaction sees it."""
+    """One delivery, as the transaction sees it."""
 
     viewer: str | None
-    """Who sent it; None when that can't be known, and then nobody is told."""
+    """The viewer that sent it. None if that is unknown, and then nobody gets a result."""
     content: AttemptBatch | Rejection
     client_session_uuid: UUID | None
-    """The batch's; of a rejection the one it seems to be about, so that its viewer is told."""
+    """The uuid of the batch. For a rejected message, the uuid that it seems to be about, so that
+    its viewer gets a result.
+    """
     traceparent: str | None = None
     can_come_again: bool = False
-    """Whether it may be handed in again instead of waiting, where its principal is in use."""
+    """Whether it may be handed in again, instead of waiting, if its principal is busy."""
 
 
 Answered = tuple[int, Attempt, Standing]
-"""An attempt that counts: its position, itself, and what it answers."""
+"""An attempt that counts: its position, the attempt, and the question that it answers."""
 
 
 class Plan(NamedTuple):
@@ -50,8 +52,8 @@ class Plan(NamedTuple):
 
 
 def owner_of(batch: AttemptBatch, owners: Mapping[str, int]) -> int | None:
-    """The owner of the first question that has one in `owners`, by published id: the batch's
-    principal, unless it is one to be rejected.
+    """The owner, in `owners`, of the first of the batch's questions that has one. This is the
+    batch's principal, unless the batch is rejected.
     """
     for attempt in batch.attempts:
         owner = owners.get(attempt.question_pub_id)
@@ -63,8 +65,10 @@ def owner_of(batch: AttemptBatch, owners: Mapping[str, int]) -> int | None:
 def may_write(
     viewer: str | None, user_id: int, granted: Mapping[str, set[int]], policy: Policy
 ) -> bool:
-    """Whether the viewer may write for the user: one that `granted` lacks may for any user, or with
-    `policy.default_deny` for none.
+    """Whether the viewer may write for the user.
+
+    A viewer that is not in `granted` may write for nobody with `default_deny`, and for everybody
+    without it.
     """
     allowed = None if viewer is None else granted.get(viewer)
     return not policy.default_deny if allowed is None else user_id in allowed
@@ -77,10 +81,10 @@ def plan(
     standing: Mapping[int, Standing],
     policy: Policy,
 ) -> Plan:
-    """Sorts the batch's attempts into those that count and those that are skipped.
+    """Divides the batch's attempts into those that count and those that are skipped.
 
-    A published id that `resolved` lacks is unknown, and a question that `standing` lacks is
-    deleted. Raises `Rejection`: `nothing_resolved`, `mixed_principals`, `principal_not_granted`
+    A published id that is not in `resolved` is unknown, and a question that is not in `standing` is
+    deleted. Raises `Rejection` with `nothing_resolved`, `mixed_principals`, `principal_not_granted`
     or `nothing_to_score`.
     """
     owners: set[int] = set()
@@ -100,12 +104,12 @@ def plan(
     if not may_write(incoming.viewer, principal, resolved.granted, policy):
         raise Rejection(
             RejectReason.PRINCIPAL_NOT_GRANTED,
-            f"The viewer may not write for user {principal}: grant it, or discard the batch.",
+            f"The viewer may not write for user {principal}: grant it that right, or discard the batch.",
         )
     if not answered:
         raise Rejection(
             RejectReason.NOTHING_TO_SCORE,
-            "No attempt on a published question has an answer.",
+            "No attempt on a published question contains an answer.",
         )
     return Plan(incoming, batch, principal, tuple(answered), tuple(skipped))
 
@@ -126,12 +130,12 @@ def _single(owners: set[int], attempts: int) -> int:
     if not owners:
         raise Rejection(
             RejectReason.NOTHING_RESOLVED,
-            f"None of the {attempts} attempts names a question that is published now.",
+            f"None of the {attempts} attempts is on a question that is published now.",
         )
     if len(owners) > 1:
         raise Rejection(
             RejectReason.MIXED_PRINCIPALS,
-            f"The questions belong to {len(owners)} users; a batch is one user's session.",
+            f"The questions belong to {len(owners)} users, but a batch is one user's session.",
         )
     (principal,) = owners
     return principal

@@ -1,7 +1,7 @@
-"""The ingest transaction: a group of batches, all of their effects, one commit.
+"""The ingest transaction: a group of batches, all of their effects, and one commit.
 
-Reads as its own table of contents. Knows SQL only through `worker.store`, and nothing of the
-broker: deliveries come in as `Incoming`, and what became of each goes out as a `Disposition`.
+`transact` reads like a table of contents. SQL is only used through `worker.store`. Deliveries come
+in as `Incoming`, and the decision about each goes out as a `Disposition`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -28,13 +28,15 @@ from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
 
 Batches = Mapping[UUID, tuple[Incoming, AttemptBatch]]
-"""What is to be decided, by its idempotency key."""
+"""The batches to decide about, by idempotency key."""
 
 
 class Ingest:
     """Ingests groups of deliveries.
 
-    `on_commit` is called after each commit: there may be something to relay.
+    With `default_deny` a viewer without any grant may write for nobody. Without it, such a viewer
+    may write for everybody. `on_commit` is called after each commit, when there may be something to
+    relay.
     """
 
     def __init__(
@@ -49,13 +51,16 @@ class Ingest:
         self._on_commit = on_commit
 
     async def __call__(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
-        """What became of each delivery, in order, once all of it is committed.
+        """Ingests a group, and returns the decision about each delivery, in order, after the
+        commit.
 
-        `Busy` is one that can come again, and whose principal another transaction has. Raises
-        `DatabaseAway` when the database can't be reached (also in the middle of the commit:
-        calling again tells which batches made it, as duplicates), `TransientFault` when the group
-        failed in a way that may pass, and whatever else a fault of ours raises; then nothing of
-        the transaction that failed is stored.
+        `Busy` stands for a delivery that can come again, and whose principal another transaction
+        holds.
+
+        Raises `DatabaseAway` if the database is unreachable. If that happens during the commit,
+        call again: the batches that were committed are then duplicates. Raises `TransientFault` if
+        the group failed and may succeed later, and whatever a bug raises. Nothing of a failed
+        transaction is stored.
         """
         dispositions: list[Disposition | Busy] = []
         for once in _rounds(group):
@@ -63,10 +68,10 @@ class Ingest:
         return dispositions
 
     async def _decide(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
-        """Goes on with those whose principals are free, and leaves the others to come again.
+        """Processes the batches whose principals are free, and leaves the others to come again.
 
-        Waits for those others where one of them can't come again, or where nobody's is free. A
-        lone batch holds nobody up, and waits at once.
+        It waits for the others if one of them can't come again, or if no principal is free. A
+        single batch holds nobody up, so it waits at once.
         """
         decided = await self._commit(dict(enumerate(group)), wait=len(group) == 1)
         busy = {place: each for place, each in enumerate(group) if place not in decided}
@@ -77,7 +82,7 @@ class Ingest:
     async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
         try:
             decided = await self._transact(group, wait=wait)
-        except UuidTaken:  # by another user's session, and committed: now it can be seen
+        except UuidTaken:  # another user's session has committed it, so now it is visible
             decided = await self._transact(group, wait=wait)
         self._on_commit()
         return decided
@@ -90,7 +95,7 @@ class Ingest:
 
 
 def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
-    """Cuts the group where a uuid comes again, so that each is decided after the one before it."""
+    """Cuts the group where a uuid is repeated, so that each is decided after the one before it."""
     once: list[Incoming] = []
     seen: set[UUID] = set()
     for incoming in group:
@@ -112,10 +117,10 @@ async def transact(
     *,
     wait: bool = True,
 ) -> dict[int, Disposition]:
-    """All that ingest does inside one transaction; no uuid may come twice in `group`.
+    """Everything that ingest does inside one transaction. No uuid may occur twice in `group`.
 
-    Returns what became of each delivery, by its key in `group`. Without `wait` one is missing
-    where another transaction holds its principal: nothing was done about it.
+    Returns the decision about each delivery, by its key in `group`. Without `wait`, deliveries
+    whose principal another transaction holds are missing: nothing was done about them.
     """
     batches = {
         incoming.content.client_session_uuid: (incoming, incoming.content)
@@ -150,17 +155,17 @@ async def transact(
 async def _resolve(
     connection: AsyncConnection, batches: Batches, policy: Policy
 ) -> tuple[Resolved, Mapping[UUID, int]]:
-    """What the published ids stand for, and the principal of each batch, to be locked; of one that
-    is sure to be rejected there is none.
+    """The questions behind the published ids, and the principal of each batch, to be locked. A
+    batch that is certain to be rejected has no principal here.
 
-    A batch is decided by what is read under that lock.
+    The final decision uses only what is read under that lock.
     """
     if not batches:
         return Resolved({}, set(), {}, {}), {}
     resolved = await publications.resolve(
         connection,
         {each.question_pub_id for _, batch in batches.values() for each in batch.attempts},
-        # One of each batch is enough, as a rule.
+        # One question of each batch is usually enough.
         {batch.attempts[0].question_pub_id for _, batch in batches.values()},
         {incoming.viewer for incoming, _ in batches.values() if incoming.viewer},
     )
@@ -181,7 +186,7 @@ async def _resolve(
 
 
 async def _lock(connection: AsyncConnection, users: set[int], *, wait: bool) -> set[int]:
-    """The users whose history is ours until the commit: all of them, with `wait`."""
+    """Locks the users' histories until the commit, and returns the users that are locked."""
     if not users:
         return users
     if not wait:
@@ -193,7 +198,7 @@ async def _lock(connection: AsyncConnection, users: set[int], *, wait: bool) -> 
 async def _standing(
     connection: AsyncConnection, batches: Batches, resolved: Resolved
 ) -> Mapping[int, Standing]:
-    """The batches' questions as they stand now."""
+    """The questions of the batches as they are now."""
     published = resolved.questions
     found = {
         published.get(each.question_pub_id)
@@ -211,8 +216,10 @@ def _plan(
     held: Collection[int],
     policy: Policy,
 ) -> tuple[list[Plan], dict[UUID, Rejection]]:
-    """Raises `TransientFault` when a batch's questions have changed their owner, since that was
-    looked up, to one who is not `held`.
+    """Plans each batch, or rejects it.
+
+    Raises `TransientFault` if the questions of a batch have changed their owner since the lookup,
+    and the new owner is not in `held`.
     """
     plans: list[Plan] = []
     rejections: dict[UUID, Rejection] = {}
@@ -255,7 +262,7 @@ def _verdict(
     received_at: datetime,
     done: Finalized,
 ) -> tuple[Disposition, list[Message]]:
-    """What became of one delivery, and the messages that it causes."""
+    """The decision about one delivery, and the messages that it causes."""
     if isinstance(content, Rejection):
         return _rejected(incoming, incoming.client_session_uuid, content)
     uuid = content.client_session_uuid
@@ -263,7 +270,8 @@ def _verdict(
         return Ingested(received_at), done.messages[uuid]
     if uuid not in known:
         return _rejected(incoming, uuid, rejections[uuid])
-    # An erased batch left no digest: it is acked like a duplicate, for parking it would keep it.
+    # An erased batch has no digest. It is acked like a duplicate, because a dead letter would keep
+    # it.
     if known[uuid].content_digest not in (None, content.digest()):
         return _rejected(incoming, uuid, _REUSED)
     again = known[uuid].told.model_copy(update={"status": Status.ALREADY_INGESTED})
@@ -272,8 +280,8 @@ def _verdict(
 
 _REUSED: Final = Rejection(
     RejectReason.UUID_REUSED,
-    "Another batch with this client_session_uuid was ingested before, and its content is not"
-    " this one's: a session must have a uuid of its own.",
+    "A batch with this client_session_uuid and other content was ingested before: give each session"
+    " a uuid of its own.",
 )
 
 
