@@ -1,4 +1,6 @@
-"""`python -m worker`: the command line, for places where no script is installed, such as the image."""
+"""`python -m worker`: the command line, for places where no script is installed, such as the
+image.
+"""
 
 from worker.cli import main
 

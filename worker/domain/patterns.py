@@ -1,4 +1,4 @@
-"""The pattern of a question's history. The policy are settings."""
+"""The pattern of a question's history. The policy's thresholds are settings."""
 
 from schemas.words import CORRECT, Pattern
 from worker.domain.fold import Progress

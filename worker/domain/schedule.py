@@ -44,7 +44,9 @@ class Memory(NamedTuple):
 
 
 def rating_of(attempt: ScoredAttempt) -> Rating:
-    """Correct is Good. Unsure with the right selection is Hard, a pass. Everything else is Again."""
+    """Correct is Good. Unsure with the right selection is Hard, a pass. Everything else is
+    Again.
+    """
     if attempt.outcome is CORRECT:
         return _GOOD
     if attempt.outcome is UNSURE and attempt.is_correct:

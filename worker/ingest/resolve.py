@@ -104,7 +104,7 @@ def plan(
     if not may_write(incoming.viewer, principal, resolved.granted, policy):
         raise Rejection(
             RejectReason.PRINCIPAL_NOT_GRANTED,
-            f"The viewer may not write for user {principal}: grant it that right, or discard the batch.",
+            f"The viewer may not write for user {principal}: grant that, or discard the batch.",
         )
     if not answered:
         raise Rejection(
