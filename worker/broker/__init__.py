@@ -1,4 +1,1 @@
-"""The broker: its topology, its connections, publishing, dead letters.
-
-Knows RabbitMQ and aio-pika; may not know the database, nor what a batch means.
-"""
+"""RabbitMQ: its topology, connections, publishing, consuming, and the management API."""

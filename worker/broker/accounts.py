@@ -1,7 +1,6 @@
-"""The management API as far as logins go: users, what each may do, and ending what they do.
+"""The part of the management API that manages logins: users, permissions and connections.
 
-Needs a login with the tag `administrator`. Knows the API's paths; may not know what a viewer is
-(`worker/operate/viewers.py`).
+It needs a login with the tag `administrator`. What a viewer is, `worker/operate/viewers.py` knows.
 """
 
 import base64
@@ -14,20 +13,18 @@ from worker.broker.management import Json, Management
 
 
 class Accounts(Management):
-    """Users and permissions, seen from the vhost of `settings.amqp_url`.
-
-    Raises as `Management` does.
-    """
+    """Users and permissions in the vhost of `settings.amqp_url`. Raises as `Management` does."""
 
     async def users(self) -> dict[str, Json]:
-        """Every user of the broker by name, each with `tags`."""
+        """Every user of the broker, by name, with `tags`."""
         found: list[Json] = await self._get("users")
         return {user["name"]: user for user in found}
 
     async def put_user(self, name: str, password: str, tags: Collection[str]) -> None:
         """Creates a user, or changes its password and tags.
 
-        Only a salted hash of the password leaves this process, in the form that the broker keeps.
+        Only a salted hash of the password leaves this process, in the form in which the broker
+        keeps it.
         """
         salt = secrets.token_bytes(4)
         digest = hashlib.sha256(salt + password.encode()).digest()
@@ -42,25 +39,25 @@ class Accounts(Management):
         )
 
     async def limit_user(self, name: str, limits: Mapping[str, int]) -> None:
-        """Bounds a user's `max-connections` and `max-channels`, over all vhosts."""
+        """Limits a user's `max-connections` and `max-channels` over all vhosts."""
         for limit, value in limits.items():
             await self._send("PUT", f"user-limits/{_path(name)}/{limit}", {"value": value})
 
     async def delete_user(self, name: str) -> None:
-        """Deletes a user, and every permission it has."""
+        """Deletes a user with all of its permissions."""
         await self._send("DELETE", f"users/{_path(name)}")
 
     async def close_connections(self, name: str) -> None:
-        """Ends every connection that this user has now."""
+        """Closes every connection of this user."""
         await self._send("DELETE", f"connections/username/{_path(name)}")
 
     async def permissions(self) -> dict[str, Json]:
-        """By user: `configure`, `write` and `read` in the vhost."""
+        """The permissions in the vhost by user: `configure`, `write` and `read`."""
         found: list[Json] = await self._get(f"vhosts/{self._vhost}/permissions")
         return {each["user"]: each for each in found}
 
     async def permit(self, name: str, *, configure: str, write: str, read: str) -> None:
-        """Sets what a user may do in the vhost: patterns of names of exchanges and queues."""
+        """Sets a user's permissions in the vhost, as patterns of names of exchanges and queues."""
         await self._send(
             "PUT",
             f"permissions/{self._vhost}/{_path(name)}",
@@ -68,7 +65,7 @@ class Accounts(Management):
         )
 
     async def permit_topics(self, name: str, exchange: str, *, write: str, read: str) -> None:
-        """Sets under which routing keys a user may publish to and bind from a topic exchange."""
+        """Sets the routing keys with which a user may publish to, and bind to, a topic exchange."""
         await self._send(
             "PUT",
             f"topic-permissions/{self._vhost}/{_path(name)}",
@@ -76,12 +73,12 @@ class Accounts(Management):
         )
 
     async def topic_permissions(self) -> set[tuple[str, str]]:
-        """Each (user, exchange) of the vhost that has such permissions."""
+        """Each (user, exchange) in the vhost that has topic permissions."""
         found: list[Json] = await self._get(f"vhosts/{self._vhost}/topic-permissions")
         return {(each["user"], each["exchange"]) for each in found}
 
     async def delete_queues(self, *names: str) -> None:
-        """Deletes queues with what is in them; one that is not there is no error."""
+        """Deletes queues with their messages. A queue that does not exist is no error."""
         there = {queue["name"] for queue in await self.queues()}
         for name in there.intersection(names):
             await self._send("DELETE", f"queues/{self._vhost}/{_path(name)}")

@@ -1,9 +1,8 @@
-"""Many publishes in one write to the socket: what the client does for one, done for all of them.
+"""Publishes many messages in one write to the socket.
 
-The client's own publish is two thirds of what a message costs. This keeps the same books for many
-at once, so that the client's reader finds their returns and confirms as ever
-(docs/decisions/publishing-in-bursts.md). Knows aiormq's channel; may not know what an answer
-means, nor what becomes of a channel that is lost meanwhile.
+The client's own publish makes up two thirds of the cost of a message. This file does the same
+bookkeeping for many messages at once, so that the client's reader finds their returns and confirms
+as usual (docs/decisions/publishing-in-bursts.md).
 """
 
 import asyncio
@@ -17,11 +16,11 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 Answer = asyncio.Future[object]
-"""The broker's to one message: done when it has confirmed it, or with the client's exception."""
+"""The broker's answer to one message: a confirm, or the client's exception."""
 
 
 class Outgoing(NamedTuple):
-    """A message and where it goes; its properties have a `message_id` of its own."""
+    """A message and its destination. Its properties contain a `message_id` of its own."""
 
     exchange: str
     routing_key: str
@@ -30,17 +29,17 @@ class Outgoing(NamedTuple):
 
     @property
     def message_id(self) -> str:
-        """What the client knows a returned message by; "" where it has none."""
+        """The id by which the client knows a returned message. It is empty if there is none."""
         return self.properties.message_id or ""
 
 
 async def burst(channel: Channel, messages: Sequence[Outgoing]) -> list[Answer]:
-    """Writes all of the messages in their order, on a channel with confirms; returns the answers.
+    """Writes all messages in order, on a channel with confirms, and returns their answers.
 
-    The broker returns what no queue takes, before it confirms it.
+    The broker returns a message that no queue takes before it confirms it.
 
-    Raises what the client raises for a channel that is closed, or for what can't be written.
-    Cancelled or timed out, it leaves a channel of which nothing is known.
+    Raises what the client raises if the channel is closed or a message can't be written. If it is
+    cancelled or times out, the state of the channel is unknown.
     """
     payload = b"".join([_frames(channel, message) for message in messages])
     async with channel.lock:
@@ -56,7 +55,7 @@ async def burst(channel: Channel, messages: Sequence[Outgoing]) -> list[Answer]:
 
 
 def forget(channel: Channel, messages: Iterable[Outgoing]) -> None:
-    """Drops the ids of messages that were answered."""
+    """Forgets the ids of messages that were answered."""
     for message in messages:
         channel.message_id_delivery_tag.pop(message.message_id, None)
 

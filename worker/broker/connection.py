@@ -1,13 +1,11 @@
 """Connections to the broker, and what the client's failures mean.
 
-Plain connections of aio-pika, not its robust ones: those redeclare topology with the arguments
-they remember (one drift, and the connection closes and retries for ever), recreate queues that
-an operator deleted, restore consumers whose buffered deliveries are stale, and stop calling
-return callbacks after a reconnect. A worker needs much less: when a connection or channel is
-lost, everything that stood on it is dropped and opened anew by whoever uses it (`Publisher`,
-`worker.consume.consumer`), each in a loop of a few lines.
-
-Knows aio-pika; may not know what is published or consumed.
+These are aio-pika's plain connections, not its robust ones. Robust connections declare the topology
+again with the arguments that they remember (one difference closes the connection, for ever), create
+queues again that an operator deleted, restore consumers whose buffered deliveries are stale, and
+stop calling return callbacks after a reconnect. A worker needs much less: when a connection or a
+channel is lost, whoever uses it (`Publisher`, `worker.consume.consumer`) drops it and opens a new
+one, in a loop of a few lines.
 """
 
 import asyncio
@@ -28,18 +26,18 @@ from worker.errors import BrokerAway
 from worker.settings import Settings
 
 CLIENT_ERRORS: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
-"""What a call of the client raises when its channel, connection or patience is lost."""
+"""What a call of the client raises if its channel or connection is lost, or it times out."""
 
 decoders.install()
 
 
 async def connect(settings: Settings, purpose: str) -> AbstractConnection:
-    """Opens a connection of its own for `purpose`, as the broker's operator will see it named.
+    """Opens a connection for `purpose`, which the broker's operator sees as its name.
 
-    Publishing and consuming need one each: a broker short of memory stops reading from
-    connections that publish, and acks on the same one would be stuck behind.
+    Publishing and consuming need one each. A broker that is short of memory stops reading from
+    connections that publish, and acks on the same connection would be stuck.
 
-    Raises `BrokerAway`, without the password, when there is none within `connect_timeout`.
+    Raises `BrokerAway`, without the password, if there is no connection within `connect_timeout`.
     """
     url = settings.amqp_url.get_secret_value()
     parts = urlsplit(url)
@@ -67,7 +65,7 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
 
 
 async def close(connection: AbstractConnection, timeout: float) -> None:  # noqa: ASYNC109
-    """Closes the connection, or gives it up after `timeout` seconds; never raises."""
+    """Closes the connection, or gives up after `timeout` seconds. It never raises."""
     with suppress(*CLIENT_ERRORS), client_errors():
         async with asyncio.timeout(timeout):
             await connection.close()
@@ -75,12 +73,12 @@ async def close(connection: AbstractConnection, timeout: float) -> None:  # noqa
 
 @contextmanager
 def client_errors() -> Iterator[None]:
-    """Turns what nobody asked for or can name into `ConnectionError`.
+    """Turns exceptions that nobody can handle by name into `ConnectionError`.
 
-    The client hands the reason of a close to everything that waits on the channel. That reason
-    may be a CancelledError: without this a task of ours would end, silently, because somebody
-    else's connection did. And where there is none it raises `Exception` itself, which would end
-    the whole worker.
+    The client passes the reason of a close to everything that waits on the channel. That reason may
+    be a CancelledError: without this, one of our tasks would end silently because a connection
+    ended. If there is no reason, the client raises a plain `Exception`, which would end the whole
+    worker.
     """
     try:
         yield
@@ -96,7 +94,7 @@ def client_errors() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """A short line for logs and sentences: what the client says, or else the error's name."""
+    """A short text for logs and errors: the client's own text, or the name of the error."""
     text = " ".join(str(error).split())
     if not text and type(error) is Exception:
         return "the client lost its connection, and does not say why"

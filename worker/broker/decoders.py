@@ -1,11 +1,11 @@
-"""Keeps a viewer's odd properties from closing the worker's connection.
+"""Prevents unusual message properties from closing the worker's connection.
 
-The client decodes a delivery's properties before anybody can look at them, and a value that it
-can't represent (a timestamp in the year 55,000, a type that is not UTF-8, a table nested a
-thousand deep) ends its reader, and with it the connection: every message in hand would come
-back counted, and come again, until the broker parks them all, the innocent too. So the few
-decoders that can fail are replaced by ones that can't; `worker.consume.intake` then rejects what is
-unreadable. Knows pamqp's decoder tables; may not know what a property is for.
+The client decodes the properties of a delivery before anybody can look at them. If it can't
+represent a value (a timestamp in the year 55,000, a type that is not UTF-8, a table nested a
+thousand levels deep), its reader ends, and with it the connection. The broker would count a return
+of every message in hand and deliver them again, until all of them become dead letters, including
+the good ones. So the few decoders that can fail are replaced by ones that can't, and
+`worker.consume.intake` rejects messages that are not readable.
 """
 
 import struct
@@ -15,13 +15,13 @@ from pamqp import decode
 from pamqp.common import FieldTable, FieldValue
 
 UNREADABLE_HEADERS: Final = "study-unreadable"
-"""The one header of a message whose header table could not be read."""
+"""The only header of a message whose header table could not be read."""
 
 _Decoded = tuple[int, FieldValue]
 
 
 def install() -> None:
-    """Replaces the decoders, once for the process; doing it again makes no difference."""
+    """Replaces the decoders for this process. Calling it again makes no difference."""
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = _timestamp
     decode.METHODS["table"] = _headers

@@ -1,8 +1,8 @@
 """A thin client of RabbitMQ's management API: what the broker has, and how to add to it.
 
-Knows HTTP and the API's paths; may not know which objects the project wants (`topology.py`).
-The API is asked at start and now and then, never for a message: a worker consumes on while it
-is away.
+The API is used at start and from time to time, but never for a single message, so a worker
+continues to consume while the API is unreachable. `topology.py` decides which objects the project
+wants.
 """
 
 import ssl
@@ -23,11 +23,11 @@ _DETAIL_MAX: Final = 200
 
 
 class Management:
-    """The management API, seen from the vhost of `settings.amqp_url`.
+    """The management API, for the vhost of `settings.amqp_url`.
 
-    To be used as `async with Management(settings) as management`. Every method raises
-    `BrokerAway` when the API can't be reached or is failing, and `TopologyError` when it refuses
-    (login, permission, vhost, value); neither ever shows a password.
+    Use it as `async with Management(settings) as management`. Every method raises `BrokerAway` if
+    the API is unreachable or fails, and `TopologyError` if it refuses (login, permission, vhost,
+    value). Neither error contains a password.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -46,12 +46,12 @@ class Management:
         self._base = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
         self._vhost = quote(self.vhost, safe="")
         authority = parse_qs(amqp.query).get("cafile", [None])[0]
-        # Open to what has no method here: `api/` is its base, the login is set.
+        # Public, for calls that have no method here. Its base is `api/`, and the login is set.
         self.http = httpx.AsyncClient(
             base_url=f"{self._base}/api/",
             auth=(self.user, unquote(login.password or "guest")),
             timeout=settings.connect_timeout,
-            # The broker is a neighbour: neither proxies nor .netrc of the machine concern it.
+            # The broker is close by, so the proxies and the .netrc of the machine do not apply.
             trust_env=False,
             verify=ssl.create_default_context(cafile=authority) if url.scheme == "https" else True,
         )
@@ -68,42 +68,50 @@ class Management:
         await self.http.aclose()
 
     async def version(self) -> str:
-        """The broker's version, as `3.10.8`."""
+        """The broker's version, such as `3.10.8`."""
         overview = await self._get("overview")
         return str(overview.get("rabbitmq_version", "0"))
 
     async def feature_flags(self) -> list[Json]:
-        """Each with `name` and `state`."""
+        """The feature flags, each with `name` and `state`."""
         flags: list[Json] = await self._get("feature-flags")
         return flags
 
     async def vhosts(self) -> list[Json]:
-        """Each with `name`; those that the login may see."""
+        """The vhosts that the login may see, each with `name`."""
         vhosts: list[Json] = await self._get("vhosts")
         return vhosts
 
     async def exchanges(self) -> list[Json]:
-        """The vhost's, each with `name`, `type`, `durable`, `arguments`."""
+        """The exchanges of the vhost, each with `name`, `type`, `durable` and `arguments`."""
         exchanges: list[Json] = await self._get(f"exchanges/{self._vhost}")
         return exchanges
 
     async def queues(self) -> list[Json]:
-        """The vhost's, each with `name`, `type`, `durable`, `arguments`; counts lag by seconds."""
+        """The queues of the vhost, each with `name`, `type`, `durable` and `arguments`. Counts lag
+        by seconds.
+        """
         queues: list[Json] = await self._get(f"queues/{self._vhost}")
         return queues
 
     async def bindings(self) -> list[Json]:
-        """The vhost's, each with `source`, `destination`, `destination_type`, `routing_key`."""
+        """The bindings of the vhost, each with `source`, `destination`, `destination_type` and
+        `routing_key`.
+        """
         bindings: list[Json] = await self._get(f"bindings/{self._vhost}")
         return bindings
 
     async def policies(self) -> list[Json]:
-        """The vhost's, each with `name`, `pattern`, `apply-to`, `priority`, `definition`."""
+        """The policies of the vhost, each with `name`, `pattern`, `apply-to`, `priority` and
+        `definition`.
+        """
         policies: list[Json] = await self._get(f"policies/{self._vhost}")
         return policies
 
     async def connections(self) -> list[Json]:
-        """All that the login may see, each with `name`, `vhost`, `user`, `client_properties`."""
+        """The connections that the login may see, each with `name`, `vhost`, `user`,
+        `client_properties`.
+        """
         connections: list[Json] = await self._get("connections")
         return connections
 
@@ -163,14 +171,14 @@ class Management:
         )
 
     async def create_vhost(self, name: str) -> None:
-        """Creates a vhost where this login may do everything; for tests and demonstrations."""
+        """Creates a vhost in which this login may do everything. For tests and demonstrations."""
         vhost = quote(name, safe="")
         await self._send("PUT", f"vhosts/{vhost}", {})
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
         await self._send("PUT", f"permissions/{vhost}/{quote(self.user, safe='')}", everything)
 
     async def delete_vhost(self, name: str) -> None:
-        """Deletes a vhost with everything in it; one that is not there is no error."""
+        """Deletes a vhost and everything in it. A vhost that does not exist is no error."""
         if any(vhost["name"] == name for vhost in await self.vhosts()):
             await self._send("DELETE", f"vhosts/{quote(name, safe='')}")
 

@@ -1,9 +1,8 @@
 """Publishing with confirms: a publish returns when the broker has the message, or raises.
 
-Many publishes may be in flight at once; each waits for its own confirm. Opens its connection
-with the first publish and anew after a loss, so a broker that is away makes publishes fail at
-once, and never the worker. Knows how to publish; may not know what, or what is done with a
-message that was not confirmed.
+Many publishes may be in flight at once, and each waits for its own confirm. The publisher opens its
+connection with the first publish, and again after a loss. If the broker is unreachable, publishes
+fail at once, and the worker continues to run.
 """
 
 import asyncio
@@ -30,23 +29,25 @@ from worker.settings import Settings
 _log = structlog.get_logger(__name__)
 
 _IN_FLIGHT_MAX: Final = 500
-"""Unconfirmed publishes at once: enough to keep the broker busy, and a bound on memory."""
+"""The number of unconfirmed publishes at once: enough to keep the broker busy, and it limits
+memory.
+"""
 _AT_ONCE: Final = 100
-"""Messages in one write: some 2 ms of the event loop."""
+"""The number of messages in one write, which keep the event loop busy for about 2 ms."""
 
 
 class Refused(Unconfirmed):
-    """Raised by a publisher when the broker is there and does not take the message."""
+    """Raised by a publisher if the broker answers and refuses the message."""
 
 
 class Unroutable(Refused):
-    """Raised by a publisher when no queue is bound where the message was to go."""
+    """Raised by a publisher if no queue is bound for the message's destination."""
 
 
 class Publisher:
     """One connection for publishing, with one channel.
 
-    To be used as `async with Publisher(settings) as publisher`, by any number of tasks.
+    Use it as `async with Publisher(settings) as publisher`, from any number of tasks.
     """
 
     def __init__(self, settings: Settings, purpose: str = "publisher") -> None:
@@ -76,9 +77,9 @@ class Publisher:
     async def send(self, exchange: str, routing_key: str, message: Message) -> None:
         """Publishes one message, and waits until the broker has it.
 
-        Raises `Unroutable`, `Refused`, or `Unconfirmed`: it may or may not have arrived. Publishing
-        again with the same `message_id` is right once this has returned or raised; while it is in
-        flight it is a ValueError.
+        Raises `Unroutable`, `Refused`, or `Unconfirmed`, which means that it may or may not have
+        arrived. You can publish again with the same `message_id` after this has returned or raised.
+        While it is still running, that raises ValueError.
         """
         outgoing = Outgoing(exchange, routing_key, message.properties, message.body)
         async with self._slots:
@@ -87,11 +88,11 @@ class Publisher:
             raise fate
 
     async def publish_all(self, messages: Sequence[Outgoing]) -> list[Unconfirmed | None]:
-        """Publishes the messages in their order, and waits until the broker has all of them.
+        """Publishes the messages in order, and waits until the broker has all of them.
 
-        Returns what `send` would have raised for each, None for those that are confirmed; a
-        message id that is none, twice among them or in flight is a ValueError. Costs a third of
-        sending them one by one.
+        Returns for each message what `send` would have raised, or None if it is confirmed. A
+        message id that is empty, repeated or in flight raises ValueError. It costs a third of
+        sending the messages one by one.
         """
         if not messages:
             return []
@@ -101,12 +102,13 @@ class Publisher:
             return [trouble] * len(messages)
         ids: set[str] = set()
         for message in messages:
-            # The client finds returned messages by their id: two in flight with one id, and the
-            # unroutable one may be the one that counts as confirmed.
+            # The client finds returned messages by their id. With two in flight under one id, the
+            # unroutable one might count as confirmed.
             message_id = message.message_id
             if not message_id or message_id in ids or message_id in wire.in_flight:
                 raise ValueError(
-                    f"message_id {message_id!r} is none or in flight: await its publish."
+                    f"message_id {message_id!r} is empty, repeated or still in flight: give each"
+                    " message an id of its own, and wait until its publish has returned."
                 )
             ids.add(message_id)
         wire.in_flight |= ids
@@ -117,8 +119,8 @@ class Publisher:
                 async with asyncio.timeout(self._settings.publish_timeout):
                     await wire.write(messages, answers)
         except CLIENT_ERRORS as error:
-            # Of a timeout nothing is known, and the ids may still be in flight: so the channel
-            # is given up, and its late confirms and returns with it.
+            # After a timeout nothing is known, and the ids may still be in flight. Give up the
+            # channel, and with it its late confirms and returns.
             lost = self._lost(wire, error)
         except asyncio.CancelledError:
             self._abandon(wire)
@@ -159,11 +161,12 @@ class Publisher:
             if self._wire is not None:
                 if self._wire.is_open:
                     return self._wire
-                # It was lost while nothing was published: no try has failed, so none has to wait.
+                # It was lost while nothing was published. No attempt has failed, so none has to
+                # wait.
                 self._abandon(self._wire)
                 self._note(ConnectionError("the channel was closed"))
             if asyncio.get_running_loop().time() < self._not_before:
-                raise Unconfirmed(f"Nothing is published for a moment: {self._trouble}.")
+                raise Unconfirmed(f"The publisher waits before its next attempt: {self._trouble}.")
             try:
                 self._wire = await _Wire.open(self._settings, self._purpose)
             except BrokerAway as error:
@@ -201,7 +204,7 @@ class Publisher:
 
 
 class _Wire:
-    """A connection and its channel, for as long as both last."""
+    """A connection with its channel, until one of them ends."""
 
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel) -> None:
         self.connection = connection
@@ -226,7 +229,7 @@ class _Wire:
         return not (self._channel.is_closed or self.connection.is_closed)
 
     async def write(self, messages: Sequence[Outgoing], answers: list[Answer]) -> None:
-        """Writes the messages, adds to `answers` as it does, and waits for them."""
+        """Writes the messages, adds an answer to `answers` for each, and waits for all of them."""
         channel = await self._channel.get_underlay_channel()
         assert isinstance(channel, Channel)
         for start in range(0, len(messages), _AT_ONCE):
@@ -246,7 +249,7 @@ def outgoing(
     type: str,  # the property's name
     headers: Mapping[str, str],
 ) -> Outgoing:
-    """A persistent JSON message, of this moment."""
+    """A persistent JSON message with the current time."""
     properties = Basic.Properties(
         content_type=amqp.CONTENT_TYPE,
         delivery_mode=DeliveryMode.PERSISTENT,
@@ -259,5 +262,5 @@ def outgoing(
 
 
 def new_message_id() -> str:
-    """A message id that was never used."""
+    """A new message id."""
     return uuid4().hex

@@ -1,10 +1,9 @@
 """Consuming from one queue over one connection, for as long as that connection lasts.
 
-A subscription is never restored: once `lost` it stays so, its deliveries are stale (the broker
-hands them to somebody again), and the consumer opens another. It stands on the client's plain
-channel, because the one above that builds a message object for each delivery which can refuse a
-viewer's property, and waits for the socket on every ack. Knows aio-pika; may not know what a
-delivery means.
+A lost subscription is never restored. Its deliveries are stale, because the broker delivers them
+again, and the consumer opens a new subscription. It uses the client's plain channel. The layer
+above creates a message object for each delivery, which can fail on a viewer's properties and waits
+for the socket on every ack.
 """
 
 import asyncio
@@ -25,12 +24,13 @@ from worker.errors import BrokerAway, TopologyError
 from worker.settings import Settings
 
 _LISTED_WITHIN: Final = 15.0
-"""Seconds after which a consumer that the management API never listed counts as missing: the
-API learns of new ones every 5 seconds."""
+"""Seconds after which a consumer that the management API has never listed counts as missing. The
+API learns of new consumers every 5 seconds.
+"""
 
 
 class Settling(Protocol):
-    """Where deliveries come from, and are settled while it lasts."""
+    """The source of deliveries, which settles them as long as it exists."""
 
     @property
     def is_lost(self) -> bool: ...
@@ -41,7 +41,7 @@ class Settling(Protocol):
 
 
 class Delivery:
-    """One message handed to this worker, to be acked or given back exactly once."""
+    """One message that the broker sent to this worker, to be acked or returned exactly once."""
 
     __slots__ = (
         "_subscription",
@@ -65,10 +65,10 @@ class Delivery:
         self.redelivered: bool = bool(message.redelivered)
         self.properties: Basic.Properties = message.header.properties
         self.times_busy = 0
-        """How often it was taken in vain, its principal being in use."""
+        """How often a lane took it and found its principal busy."""
 
     def as_if(self, exchange: str, routing_key: str, headers: dict[str, Any]) -> "Delivery":
-        """A copy that came by another way, to be read and never settled."""
+        """A copy of it that came another way. It can be read and never settled."""
         other = copy(self)
         other.exchange, other.routing_key = exchange, routing_key
         other.properties = copy(self.properties)
@@ -77,36 +77,38 @@ class Delivery:
 
     @property
     def headers(self) -> dict[str, Any]:
-        """The publisher's headers: any key, any value."""
+        """The publisher's headers, which may have any keys and values."""
         return self.properties.headers or {}
 
     @property
     def delivery_count(self) -> int:
-        """How often the broker took the message back before; 0 on the first delivery."""
+        """How often the broker took the message back before. It is 0 for the first delivery."""
         # A first delivery has no count of the broker's: then a header of this name is forged.
         count = self.headers.get("x-delivery-count") if self.redelivered else None
         return count if isinstance(count, int) else 0
 
     @property
     def is_live(self) -> bool:
-        """Whether it can still be settled; if not, the broker hands it out again."""
+        """Whether it can still be settled. Otherwise the broker delivers it again."""
         return not self._subscription.is_lost
 
     async def ack(self) -> bool:
-        """Tells the broker that the message is dealt with; False when it is stale."""
+        """Acks the message. Returns False if it is stale."""
         return await self._subscription.ack([self._tag])
 
     async def ack_with(self, others: Sequence["Delivery"]) -> bool:
-        """Acks this one and `others` of the same subscription, in as few frames as that takes."""
+        """Acks this delivery and `others` of the same subscription, with as few frames as
+        possible.
+        """
         return await self._subscription.ack([self._tag, *(other._tag for other in others)])
 
     async def give_back(self) -> bool:
-        """Puts the message back, unstarted, for whoever comes next; False when it is stale."""
+        """Returns the message to the queue. Returns False if it is stale."""
         return await self._subscription.give_back(self._tag)
 
 
 class Subscription:
-    """One connection with one channel that consumes `queue` while it is told to."""
+    """One connection with one channel that consumes `queue` until it is told to stop."""
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class Subscription:
         self.tag: str | None = None
         self.lost: str | None = None
         self.was_cancelled = False
-        """Whether it was lost because the queue was taken from it."""
+        """Whether it was lost because the broker cancelled its consumer."""
         self._settings = settings
         self._connection = connection
         self._channel = channel
@@ -131,16 +133,20 @@ class Subscription:
         self._consuming_since = 0.0
         self._was_listed = False
         self._is_cancelling = False
-        # One at a time, or an ack for all up to some tag might overtake that of an earlier one.
+        # One at a time, because an ack for all deliveries up to a tag might overtake an earlier
+        # ack.
         self._settling = asyncio.Lock()
         self._settled_through = 0
         self._settled_beyond: set[int] = set()
         self._owed: set[int] = set()
-        """Acks that wait until everything before them is settled; `_most_owed` at most."""
+        """Acks that wait until everything before them is settled. There are at most `_most_owed`.
+        """
         self._most_owed = 0
         self.is_proved = False
-        """Whether the broker has said, when it last spoke of it, that it knows our consumer: when
-        it confirmed it, and whenever it is asked."""
+        """Whether the broker confirmed, when it was last asked, that it lists our consumer. A new
+        consumer on the same channel is trusted until the next check, because the broker has just
+        confirmed it.
+        """
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         channel.closing.add_done_callback(self._closed)
 
@@ -154,8 +160,8 @@ class Subscription:
     ) -> "Subscription":
         """Connects, without consuming yet.
 
-        `on_delivery` is called for each delivery and must not wait or raise; `on_lost` once,
-        when the subscription has come to its end. Raises `BrokerAway`.
+        `on_delivery` is called for each delivery and must not wait or raise. `on_lost` is called
+        once, when the subscription ends. Raises `BrokerAway`.
         """
         connection = await connect(settings, "consumer")
         try:
@@ -182,12 +188,12 @@ class Subscription:
     async def consume(self, prefetch: int) -> None:
         """Begins to receive deliveries, at most `prefetch` of them unsettled at once.
 
-        Raises `BrokerAway`, and then the subscription is lost.
+        If it raises `BrokerAway`, the subscription is lost.
         """
         tag = f"study-ingest.{socket.gethostname()[:100]}.{uuid4().hex[:12]}"
         try:
             with client_errors():
-                # It holds for consumers that begin after it.
+                # The prefetch applies to consumers that subscribe after it.
                 await self._channel.basic_qos(
                     prefetch_count=prefetch, timeout=self._settings.connect_timeout
                 )
@@ -199,7 +205,7 @@ class Subscription:
                 )
         except CLIENT_ERRORS as error:
             self.lose(describe(error))
-            raise BrokerAway(f"Nobody can consume {self.queue}: {describe(error)}.") from None
+            raise BrokerAway(f"Queue {self.queue} can't be consumed: {describe(error)}.") from None
         self.tag = tag
         self.is_proved = True
         self._most_owed = prefetch // 2
@@ -207,11 +213,11 @@ class Subscription:
         self._consuming_since = asyncio.get_running_loop().time()
 
     async def cancel(self) -> None:
-        """Ends the deliveries: when this returns, all that will come have come.
+        """Stops the deliveries. After it returns, no more arrive.
 
-        What is in hand can still be settled, and is not counted. (What is on its way at that
-        moment the broker may take back, and count once.) Never raises; a broker that doesn't
-        answer loses the subscription.
+        Deliveries in hand can still be settled, and the broker does not count a return of them. It
+        may take back a delivery that is on its way at that moment, and count that. This never
+        raises. If the broker does not answer, the subscription is lost.
         """
         if self.tag is None or self.is_lost:
             return
@@ -227,12 +233,14 @@ class Subscription:
             await self._send_owed()
 
     async def ack(self, tags: Sequence[int]) -> bool:
-        """Acks the deliveries; False when the channel is gone, and they are stale with it.
+        """Acks the deliveries. Returns False if the channel is gone, and the deliveries are stale
+        with it.
 
-        A channel counts its deliveries from 1: where everything up to some tag is settled, one
-        frame says so for all of them. Those beyond wait for that, while deliveries come: not more
-        than half of what may be unsettled, or the broker would soon send nothing. Should the
-        channel go meanwhile, they come again like any whose ack was lost.
+        A channel numbers its deliveries from 1. If everything up to a number is settled, one frame
+        acks all of it. Deliveries after a gap wait for the gap to close while new deliveries
+        arrive, but at most half of the prefetch waits, because otherwise the broker would soon send
+        nothing. If the channel is lost meanwhile, they are delivered again, like all deliveries
+        whose ack was lost.
         """
         async with self._settling:
             self._note_settled(tags)
@@ -240,16 +248,16 @@ class Subscription:
             return await self._send_owed()
 
     async def give_back(self, tag: int) -> bool:
-        """Puts a delivery back into the queue; False when it is stale."""
+        """Returns a delivery to the queue. Returns False if it is stale."""
         async with self._settling:
             self._note_settled([tag])
             return await self._send(Basic.Nack(tag, requeue=True)) and await self._send_owed()
 
     async def _send_owed(self) -> bool:
-        """Sends the acks that need not wait."""
+        """Sends the acks that do not have to wait."""
         frames = []
         if together := {tag for tag in self._owed if tag <= self._settled_through}:
-            # Not `_settled_through`: the broker refuses a tag that it has had an ack of before.
+            # Not `_settled_through`, because the broker refuses a tag that was acked before.
             frames.append(Basic.Ack(max(together), multiple=True))
             self._owed -= together
         if len(self._owed) > self._most_owed:
@@ -258,7 +266,7 @@ class Subscription:
         return not self.is_lost and all([await self._send(frame) for frame in frames])
 
     def _note_settled(self, tags: Sequence[int]) -> None:
-        """Moves the tag up to which all are settled."""
+        """Advances the tag up to which everything is settled."""
         self._settled_beyond.update(tags)
         while self._settled_through + 1 in self._settled_beyond:
             self._settled_through += 1
@@ -269,7 +277,7 @@ class Subscription:
             return False
         try:
             with client_errors():
-                # The client's queue to its writer is short: a dead socket blocks whoever acks.
+                # The client's queue to its writer is short, so a dead socket blocks whoever acks.
                 async with asyncio.timeout(self._settings.publish_timeout):
                     if isinstance(frame, Basic.Ack):
                         await self._channel.basic_ack(
@@ -285,11 +293,11 @@ class Subscription:
         return True
 
     async def check(self, management: Management | None) -> None:
-        """Asks the broker whether it knows our consumer, and is lost when it doesn't.
+        """Asks the broker whether it lists our consumer. If it does not, the subscription is lost.
 
-        A client may believe that it consumes when the broker has long let it go. The queue's
-        count of consumers does not say whose they are, and a cancelled one counts for as long as
-        it has messages in hand; the management API, where there is one, knows them by name.
+        A client may believe that it consumes long after the broker has dropped its consumer. The
+        queue's number of consumers does not say whose they are, and includes cancelled ones as long
+        as they hold messages. The management API knows them by name, if it is available.
         """
         tag = self.tag
         if tag is None or self.is_lost:
@@ -308,7 +316,7 @@ class Subscription:
             try:
                 tags = await management.consumer_tags(self.queue)
             except (BrokerAway, TopologyError):
-                # It counts consumers; whether one is ours can't be asked just now.
+                # The queue has consumers. Whether one of them is ours can't be determined now.
                 self.is_proved = True
                 return
             if tag in tags:
@@ -319,7 +327,7 @@ class Subscription:
                 self._missing(tag)
 
     def lose(self, reason: str) -> None:
-        """Ends the subscription: everything in hand is stale from now on."""
+        """Ends the subscription. Everything in hand is stale from now on."""
         if self.lost is None:
             self.lost = reason
             self.tag = None
@@ -327,12 +335,12 @@ class Subscription:
             self._on_lost()
 
     async def close(self) -> None:
-        """Closes the connection; the broker takes back what was not settled. Never raises."""
+        """Closes the connection. The broker takes back what was not settled. It never raises."""
         await close(self._connection, self._settings.connect_timeout)
         self.lose("the connection was closed")
 
     async def _count_consumers(self) -> int:
-        # On a channel of its own: a queue that is gone closes the channel that asks for it.
+        # On a separate channel, because asking for a missing queue closes the channel.
         if self._inspection is None or self._inspection.is_closed:
             async with asyncio.timeout(self._settings.connect_timeout):
                 self._inspection = await self._channel.connection.channel(publisher_confirms=False)

@@ -1,8 +1,7 @@
-"""What the broker must have: exchanges, queues, bindings and policies, as data.
+"""The topology that the broker must have: exchanges, queues, bindings and policies, as data.
 
-`study-ingest topology` applies it; workers only check it, so that a drift is one clear sentence
-at start and never an endless reconnect. Knows names, arguments and why each is needed; may not
-know how messages are consumed or what they mean. The same on RabbitMQ 3.10 and 4.x.
+`study-ingest topology` applies it. Workers only check it, so that a difference is one clear error
+at start, and never an endless reconnect. It is the same on RabbitMQ 3.10 and 4.x.
 
     study.ingest --attempts.v1.#--> study.attempts --limit--> study.attempts.dlx --> ...dead
                                       ^        |
@@ -31,17 +30,20 @@ ATTEMPTS_POLICY: Final = amqp.ATTEMPTS_QUEUE
 
 _MEND: Final = "run `study-ingest topology`"
 _OLDEST: Final = (3, 10)
-"""The first version whose quorum queues dead-letter at least once."""
+"""The first version whose quorum queues support at-least-once dead-lettering."""
 _STREAMS_ALWAYS: Final = (3, 12)
-"""Before, a broker that was upgraded can have the feature off on which that stands."""
+"""From this version on the feature that it needs is always on. An upgraded older broker may lack
+it.
+"""
 
 _QUORUM: Final[Json] = {"x-queue-type": "quorum"}
 _SAFE_OVERFLOW: Final = "reject-publish"
-"""Without it the broker silently dead-letters at most once."""
+"""Without this, the broker silently dead-letters at most once."""
 
 _NO_DELIVERY_LIMIT: Final = 1_000_000
-"""For queues that keep messages: from 4.0 on the default is 20, and with no dead-letter exchange
-the 21st look at a message would drop it. (3.10 does not accept -1 for 'none'.)"""
+"""For queues that keep messages. From 4.0 on the default limit is 20, and without a dead-letter
+exchange the 21st look at a message would drop it. (3.10 does not accept -1 for "no limit".)
+"""
 
 _HARMLESS_ARGUMENTS: Final = {
     "x-queue-leader-locator",
@@ -50,10 +52,10 @@ _HARMLESS_ARGUMENTS: Final = {
     "x-max-in-memory-length",
     "x-max-in-memory-bytes",
 }
-"""Where a cluster keeps a queue is its operator's choice."""
+"""The operator of a cluster decides where it keeps a queue."""
 
 _DEADLY_KEYS: Final = ("message-ttl", "expires")
-"""Policy keys that take waiting batches away, whoever set them."""
+"""Policy keys that delete waiting batches, whoever set them."""
 
 _APPLIES_TO_QUORUM: Final = ("all", "queues", "quorum_queues")
 
@@ -66,7 +68,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue. `arguments` can't be changed once it exists."""
+    """A durable queue. Its `arguments` can't be changed once it exists."""
 
     name: str
     arguments: Mapping[str, str | int]
@@ -90,7 +92,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What can be changed while messages flow, for the one queue that it names."""
+    """Settings of one named queue that can be changed while messages flow."""
 
     name: str
     queue: str
@@ -112,7 +114,9 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What `apply` did to one object; `left` is an object it found and did not touch."""
+    """What `apply` did to one object. `left` means that it found the object and did not change
+    it.
+    """
 
     verb: Literal["created", "changed", "unchanged", "left"]
     what: str
@@ -123,13 +127,13 @@ class Change:
 
 
 def retry_queue(delay: float) -> str:
-    """The queue in which a deferred message waits `delay` seconds."""
+    """The name of the queue in which a deferred message waits `delay` seconds."""
     return f"{amqp.RETRY_QUEUE_PREFIX}{_milliseconds(delay)}"
 
 
 def wanted(settings: Settings) -> Topology:
-    """Everything that must exist for `settings`."""
-    # One queue for each delay: in a queue only the head expires.
+    """Everything that must exist for these `settings`."""
+    # One queue for each delay, because only the head of a queue expires.
     ladder = (
         *(_waiting(retry_queue(delay), delay) for delay in sorted(set(settings.retry_delays))),
         _waiting(amqp.NEWER_QUEUE, settings.newer_version_delay),
@@ -146,7 +150,8 @@ def wanted(settings: Settings) -> Topology:
             Exchange(amqp.FOLLOWUPS_EXCHANGE, "topic"),
         ),
         queues=(
-            # The limit is an argument: 3.10 has no default, and before 4.3 a policy comes too late.
+            # The limit is an argument: 3.10 has no default, and before 4.3 a policy takes effect
+            # too late.
             Queue(amqp.ATTEMPTS_QUEUE, _QUORUM | {"x-delivery-limit": settings.delivery_limit}),
             Queue(amqp.DEAD_QUEUE, kept),
             *ladder,
@@ -161,10 +166,10 @@ def wanted(settings: Settings) -> Topology:
                 Binding(amqp.FOLLOWUPS_EXCHANGE, amqp.followups_queue(key), key)
                 for key in followups
             ),
-            # The plugin publishes there what viewers in a browser send.
+            # The MQTT plugin publishes there what viewers in a browser send.
             *(Binding(each, amqp.ATTEMPTS_QUEUE, amqp.NEWER_BINDING) for each in [mqtt] if each),
         ),
-        # And binds their subscriptions there.
+        # The MQTT plugin binds their subscriptions there.
         links=tuple(
             Link(amqp.RESULTS_EXCHANGE, each, amqp.RESULTS_BINDING) for each in [mqtt] if each
         ),
@@ -184,7 +189,7 @@ def wanted(settings: Settings) -> Topology:
 
 
 def _waiting(name: str, delay: float) -> Queue:
-    """A queue in which each message waits `delay` seconds, and then goes back to the workers."""
+    """A queue in which each message waits `delay` seconds and then returns to the workers."""
     return Queue(
         name,
         _QUORUM
@@ -198,13 +203,12 @@ def _waiting(name: str, delay: float) -> Queue:
 
 
 async def apply(management: Management, settings: Settings) -> list[Change]:
-    """Creates what is missing, updates policies, deletes nothing; says what it did, in order.
+    """Creates what is missing, updates policies, deletes nothing. Returns what it did, in order.
 
-    To be followed by `check`, because another policy may still override what was applied.
+    Call `check` afterwards, because another policy may still override what was applied.
 
-    Raises `TopologyError` when the broker is too old or an exchange or queue exists otherwise
-    than it must (before anything is changed); `BrokerAway` when the management API can't be
-    reached.
+    Raises `TopologyError` if the broker is too old, or if an exchange or queue exists with other
+    properties (before anything is changed), and `BrokerAway` if the management API is unreachable.
     """
     must = wanted(settings)
     await _check_broker(management)
@@ -219,7 +223,7 @@ async def apply(management: Management, settings: Settings) -> list[Change]:
         )
         for e in must.exchanges
     )
-    # Before the queues, so that none is without its policy for a moment.
+    # Before the queues, so that no queue exists without its policy, even for a moment.
     changes += [await _apply_policy(management, found, policy) for policy in must.policies]
     changes += await _create(
         (
@@ -255,10 +259,10 @@ async def apply(management: Management, settings: Settings) -> list[Change]:
 
 
 async def check(management: Management, settings: Settings) -> None:
-    """Returns when the broker is safe to consume from; changes nothing.
+    """Returns if it is safe to consume from the broker. It changes nothing.
 
-    Raises `TopologyError` with one sentence that names the first thing amiss and its mend, and
-    `BrokerAway` when the management API can't be reached.
+    Raises `TopologyError` with one sentence about the first problem and its fix, and `BrokerAway`
+    if the management API is unreachable.
     """
     must = wanted(settings)
     await _check_broker(management)
@@ -280,7 +284,7 @@ async def check(management: Management, settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the vhost has now."""
+    """What exists in the vhost now."""
 
     exchanges: dict[str, Json]
     queues: dict[str, Json]
@@ -325,7 +329,7 @@ async def _check_broker(management: Management) -> None:
     try:
         flags = await management.feature_flags()
     except TopologyError:
-        return  # only an administrator is told, and a worker is none: `apply` has looked
+        return  # only an administrator may see it, and a worker is none; `apply` has checked it
     for flag in flags:
         if flag["name"] == "stream_queue" and flag["state"] == "disabled":
             raise TopologyError(
@@ -394,7 +398,9 @@ async def _apply_policy(management: Management, found: _Found, policy: Policy) -
 
 
 def _check_policy(policy: Policy, found: _Found) -> None:
-    """Of all policies that match a queue the one with the highest priority wins, alone."""
+    """Checks the policy of a queue. Of all that match, only the one with the highest priority
+    applies.
+    """
     matching = [
         p
         for p in found.policies
@@ -403,7 +409,7 @@ def _check_policy(policy: Policy, found: _Found) -> None:
     if not any(p["name"] == policy.name for p in matching):
         raise TopologyError(f"Policy {policy.name} is missing: {_MEND}.")
     highest = max(p["priority"] for p in matching)
-    # Where two have the same priority the broker's choice is not defined: all must do.
+    # If two have the same priority, the broker's choice is undefined, so all must be right.
     for winner in (p for p in matching if p["priority"] == highest):
         definition = winner["definition"]
         mend = (
@@ -429,13 +435,15 @@ def _matches(pattern: str, name: str) -> bool:
     try:
         return re.search(pattern, name) is not None
     except re.error:
-        return True  # The broker's dialect may know more: better to look at it than to miss it.
+        return True  # The broker's regular expressions may differ: do not miss it.
 
 
 async def _create(
     objects: Iterable[tuple[str, bool, Callable[[], Awaitable[None]]]],
 ) -> list[Change]:
-    """Creates, all at once, the objects (what, whether it exists, how to create it) missing."""
+    """Creates the missing ones of these (object, whether it exists, how to create it), all at
+    once.
+    """
     objects = tuple(objects)
     await asyncio.gather(*(create() for _, exists, create in objects if not exists))
     return [Change("unchanged" if exists else "created", what) for what, exists, _ in objects]

@@ -1,5 +1,5 @@
-"""How a delivery is taken: from the subscription, through a lane, to its ack.
+"""Taking deliveries from the broker, and settling them.
 
-`consumer.py` stays subscribed, `in_hand.py` keeps what has arrived, `lanes.py` carries it through
-the transaction, `intake.py` reads it, `settle.py` settles it.
+`consumer.py` stays subscribed, `in_hand.py` keeps the deliveries that have arrived, `lanes.py`
+takes groups of them through the transaction, `intake.py` reads them, and `settle.py` settles them.
 """

@@ -1,6 +1,5 @@
-"""Awaitable changes: what tasks of one worker wait on instead of sleeping, and tests too.
-
-Knows asyncio alone.
+"""A signal that tasks of a worker, and tests, wait for instead of sleeping. It depends on asyncio
+only.
 """
 
 import asyncio
@@ -8,13 +7,13 @@ from collections.abc import Callable
 
 
 class Signal:
-    """Wakes whoever waits for a condition over some state, each time that state is told of."""
+    """Wakes everybody who waits for a condition, each time the state changes."""
 
     def __init__(self) -> None:
         self._told = asyncio.Event()
 
     def tell(self) -> None:
-        """Says that the state has changed."""
+        """Reports that the state has changed."""
         self._told.set()
         self._told = asyncio.Event()
 
@@ -23,7 +22,9 @@ class Signal:
         condition: Callable[[], bool],
         timeout: float | None = None,  # noqa: ASYNC109  # an outcome here, not an error
     ) -> bool:
-        """Waits until `condition()` holds; False when it doesn't after `timeout` seconds."""
+        """Waits until `condition()` is true. Returns False if it is not true after `timeout`
+        seconds.
+        """
         try:
             async with asyncio.timeout(timeout):
                 while not condition():

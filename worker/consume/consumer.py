@@ -1,12 +1,10 @@
-"""The consumer: stays subscribed to the queue of batches, and drains in good order.
+"""The consumer: stays subscribed to the queue of batches, and drains in an orderly way.
 
     broker -> Subscription -> Hand -> Lanes -> ingest, settle, ack
 
-The client's callback only puts a delivery into the hand; the lanes do the rest. This file keeps
-the subscription in the state that is wanted (consuming, paused, one at a time, drained), opens a
-new one when it is lost, and watches the gate, the database and a broker that may forget us.
-
-Knows when to consume; may not know what is done with a delivery.
+The client's callback only puts a delivery in hand, and the lanes do the rest. This file keeps the
+subscription in the wanted state (consuming, paused, one at a time, drained), opens a new one after
+a loss, and watches the pause, the database, and whether the broker still lists the consumer.
 """
 
 import asyncio
@@ -33,7 +31,8 @@ from worker.telemetry import metrics
 _log = structlog.get_logger(__name__)
 
 _GATE_INTERVAL: Final = 0.5
-"""Seconds between looks at the gate, and with it at the database: consuming stops in a second."""
+"""Seconds between checks of the pause and of the database, so that consuming stops within a second.
+"""
 
 Check = Callable[[], Awaitable[bool]]
 State = Literal["connecting", "consuming", "paused", "draining", "stopped"]
@@ -42,8 +41,9 @@ State = Literal["connecting", "consuming", "paused", "draining", "stopped"]
 class Consumer:
     """Consumes until it is drained.
 
-    `database_ready` is asked while the database is away; `gate_open` twice a second (default:
-    `settings.enabled`); `management`, where there is one, whether the broker lists our consumer.
+    `database_ready` is called while the database is unreachable. `gate_open` is called twice a
+    second; by default it returns `settings.enabled`. `management` is asked whether the broker lists
+    the consumer, if it is given.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class Consumer:
         self._subscription: Subscription | None = None
         self._stopped = False
 
-    # What can be seen from outside.
+    # What others may see.
 
     @property
     def state(self) -> State:
-        """What the consumer is doing; `consuming` alone is ready."""
+        """What the consumer is doing. Only `consuming` means ready."""
         if self._stopped:
             return "stopped"
         if self._conditions.draining:
@@ -101,7 +101,7 @@ class Consumer:
 
     @property
     def is_proved(self) -> bool:
-        """Whether the broker itself has said that it knows our consumer."""
+        """Whether the broker itself has confirmed that it lists the consumer."""
         subscription = self._subscription
         return subscription is not None and subscription.is_consuming and subscription.is_proved
 
@@ -112,26 +112,28 @@ class Consumer:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many deliveries came to which end (see `Settler`)."""
+        """The number of deliveries by how they ended (see `Settler`)."""
         return self._settler.counts
 
     @property
     def last_progress(self) -> float:
-        """When a delivery was last settled (`time.monotonic`): in hand and long ago is stuck."""
+        """When a delivery was last settled (`time.monotonic`). The watchdog compares it with the
+        time now.
+        """
         return self._settler.last_progress
 
     @property
     def changed(self) -> Signal:
-        """Tells of every change of the above: tests and health wait on it."""
+        """Signals every change of the values above. Tests and the health checks wait for it."""
         return self._conditions.changed
 
     # Its life.
 
     async def run(self) -> None:
-        """Consumes until `drain` is called; to be run once.
+        """Consumes until `drain` is called. It runs once.
 
-        Never ends because the broker or the database is away. A fault of our own ends it, and
-        with it, by intent, the process: the broker counts that against what was in hand.
+        An unreachable broker or database never ends it. A bug ends it, and with it the process.
+        That is intended: the broker then counts a return of the messages in hand.
         """
         conditions = self._conditions
         try:
@@ -148,11 +150,11 @@ class Consumer:
                 try:
                     await conditions.turned.until(lambda: conditions.draining)
                     _, late = await asyncio.wait(workers, timeout=self._settings.drain_timeout)
-                    # What was found busy since all that was unstarted went back.
+                    # Deliveries that turned out to be busy after the unstarted ones were returned.
                     await self._hand.give_back_unstarted()
                 finally:
-                    # Where we are cancelled instead, the client may swallow a task's own
-                    # cancellation: it then ends as if we drained.
+                    # If this task is cancelled instead, the client may swallow a task's
+                    # cancellation. Then that task ends as if the worker drained.
                     conditions.drain()
                 if late:
                     _log.warning("consumer.drain_timed_out", in_hand=self.in_hand)
@@ -165,10 +167,11 @@ class Consumer:
             conditions.tell()
 
     async def drain(self) -> None:
-        """Ends `run` in good order, within `drain_timeout` (and what closing takes).
+        """Ends `run` in an orderly way within `drain_timeout`, plus the time to close the
+        connection.
 
-        No more deliveries are asked for, the unstarted ones are given back, the groups in work
-        committed and acked; then the connection closes. May be called more than once.
+        It takes no more deliveries, returns those that no lane has started, lets the lanes commit
+        and ack their groups, and closes the connection. It may be called more than once.
         """
         if not self._conditions.draining:
             _log.info("consumer.draining", in_hand=self.in_hand)
@@ -207,7 +210,7 @@ class Consumer:
             await subscription.close()
             self._hand.drop_stale()
             if subscription.was_cancelled:
-                # RabbitMQ 4 fails on a consumer that comes while the queue is being deleted.
+                # RabbitMQ 4 fails if a consumer subscribes while the queue is being deleted.
                 await conditions.turned.until(lambda: conditions.draining, timeout=backoff.next())
 
     async def _subscribe(self) -> Subscription:
@@ -215,7 +218,7 @@ class Consumer:
             self._settings, amqp.ATTEMPTS_QUEUE, self._hand.arrived, self._conditions.tell
         )
         self._subscription = subscription
-        # What is first in the queue may be what ended the last subscription: let it come alone.
+        # The first message in the queue may have ended the last subscription: let it come alone.
         self._hand.prefetch = 1
         try:
             await self._consume(subscription)
@@ -225,7 +228,7 @@ class Consumer:
         return subscription
 
     async def _attend(self, subscription: Subscription) -> None:
-        """Turns the subscription as is wanted, until it is lost, or until we drain."""
+        """Keeps the subscription in the wanted state until it is lost or the worker drains."""
         conditions, hand = self._conditions, self._hand
 
         def disturbed() -> bool:
@@ -241,7 +244,7 @@ class Consumer:
             if conditions.paused:
                 await self._sit_out(subscription)
             if hand.holds_suspects and hand.granted != 1:
-                # The others first; then the suspects go back, to come again one at a time.
+                # Finish the others first. Then return the suspects, which come again one at a time.
                 await conditions.turned.until(lambda: disturbed() or hand.holds_only_suspects)
                 if not disturbed():
                     await hand.give_back_unstarted()
@@ -257,7 +260,7 @@ class Consumer:
         self._conditions.tell()
 
     async def _sit_out(self, subscription: Subscription) -> None:
-        """Holds what is in hand while paused, but not for longer than the broker would bear."""
+        """Keeps the deliveries in hand while paused, but no longer than the broker allows."""
         conditions = self._conditions
 
         def over() -> bool:
@@ -280,7 +283,7 @@ class Consumer:
         try:
             is_open = await self._gate_open()
         except DatabaseAway as away:
-            # A worker with nothing in hand would not notice otherwise, and take what it can't keep.
+            # Without this, a worker without deliveries would not notice, and would take new ones.
             self._conditions.pause("database", str(away))
             return
         if is_open:
@@ -311,7 +314,7 @@ class Consumer:
     # Small things.
 
     async def _drains_within(self, seconds: float) -> bool:
-        """Waits that long; True at once when the worker drains."""
+        """Waits for `seconds`. Returns True as soon as the worker drains."""
         return await self._conditions.turned.until(
             lambda: self._conditions.draining, timeout=seconds
         )

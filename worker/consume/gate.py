@@ -1,7 +1,6 @@
-"""The gate as workers see it: open unless an operator has paused ingest, for all at once.
+"""The gate: open unless an operator has paused ingest for all workers.
 
-Asked twice a second by each consumer, over a connection of its own pool's. May not know what a
-consumer does while the gate is shut.
+Each consumer asks it twice a second, over a connection from its own pool.
 """
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,9 +11,9 @@ from worker.store.engine import transaction
 
 
 class Gate:
-    """Whether this worker may ingest; `enabled` is the setting that shuts it for good.
+    """Whether this worker may ingest. The setting `enabled` closes it permanently.
 
-    An engine with one connection to spare keeps the question from waiting behind transactions.
+    The engine needs one spare connection, so that the question does not wait behind transactions.
     """
 
     def __init__(self, engine: AsyncEngine, *, enabled: bool = True) -> None:
@@ -23,7 +22,8 @@ class Gate:
         self._open = enabled
 
     async def __call__(self) -> bool:
-        """Whether it is open; when it can't be told just now, whatever it was when last seen.
+        """Whether the gate is open. If the database can't tell at the moment, the last answer
+        counts.
 
         Raises `DatabaseAway`.
         """

@@ -1,11 +1,10 @@
-"""What a worker has in hand: deliveries that have arrived, until a lane takes them.
+"""The deliveries that a worker has in hand: they have arrived, and no lane has taken them yet.
 
-Also decides how many may be in hand at once. A message that has been delivered several times
-may be the one that kills workers, and a worker that dies has everything in hand counted against
-it: so such a *suspect* runs alone, with nothing else in hand, and the broker sends one message
-at a time (which is how every subscription begins) until it sends one that is above suspicion.
-
-Knows deliveries; may not know what is done with them.
+This file also decides how many deliveries may be in hand at once. A message that was delivered
+several times may be the one that crashes workers, and when a worker crashes, the broker counts a
+return of every message that it held. Such a *suspect* is therefore processed alone, with nothing
+else in hand. The broker sends one message at a time, which is how every subscription begins, until
+it sends one that is not a suspect.
 """
 
 from collections import Counter, deque
@@ -17,10 +16,10 @@ from worker.telemetry import metrics
 
 
 class Hand:
-    """Deliveries in the order of their arrival, as many as the broker was told to send.
+    """Deliveries in order of arrival, at most as many as the broker was told to send.
 
-    `on_turn` is called when `prefetch` changes, `on_change` with each arrival. `counts` gets
-    what is `given_back` or found `stale`.
+    `on_turn` is called when `prefetch` changes, and `on_change` for each arrival. `counts` gets the
+    number of deliveries that were `given_back` or found `stale`.
     """
 
     def __init__(
@@ -39,19 +38,19 @@ class Hand:
         self._suspects: deque[Delivery] = deque()
         self.in_work = 0
         self.prefetch = 1
-        """How many messages the broker should send at once."""
+        """The number of messages that the broker should send at once."""
         self.granted = 1
-        """How many it was last told to send."""
+        """The number that the broker was last told to send."""
 
     def __len__(self) -> int:
-        """Deliveries that are not settled yet."""
+        """The number of deliveries that are not settled yet."""
         return len(self._ordinary) + len(self._suspects) + self.in_work
 
     @property
     def has_work(self) -> bool:
-        """Whether there is something that may be taken now."""
-        # While more is about to be granted the one in hand stays unsettled: then nothing can be
-        # on its way to the consumer that is cancelled for it, to be counted as returned.
+        """Whether a lane may take something now."""
+        # While the prefetch is about to grow, the delivery in hand stays unsettled. Then the broker
+        # can't send another one to the consumer that is being cancelled, and count its return.
         return self.prefetch <= self.granted and bool(
             self._ordinary or (self._suspects and self.granted == 1)
         )
@@ -65,13 +64,13 @@ class Hand:
         return bool(self._suspects)
 
     def arrived(self, delivery: Delivery) -> None:
-        """Takes up what the broker sent."""
+        """Adds a delivery that the broker sent."""
         if delivery.delivery_count >= self._settings.alone_after:
             self._suspects.append(delivery)
             wanted = 1
         else:
             self._ordinary.append(delivery)
-            # While suspects are being sorted out, others may still come in.
+            # Other deliveries may still arrive while suspects are processed alone.
             wanted = self._settings.prefetch if self.granted == 1 else self.prefetch
         if wanted != self.prefetch:
             self.prefetch = wanted
@@ -79,7 +78,7 @@ class Hand:
         self._on_change()
 
     def take(self) -> list[Delivery]:
-        """What has already arrived, up to `group_max`, in order; a suspect alone."""
+        """Takes what has arrived, in order, up to `group_max`. A suspect is taken alone."""
         self.drop_stale()
         if self._suspects and self.granted == 1:
             return [self._suspects.popleft()]
@@ -87,20 +86,20 @@ class Hand:
         return [self._ordinary.popleft() for _ in range(most)]
 
     def put_back(self, busy: Sequence[Delivery]) -> None:
-        """Takes up again, before all others, what a lane has found busy."""
+        """Puts deliveries that a lane found busy back, in front of all others."""
         for delivery in reversed(busy):
             delivery.times_busy += 1
             self._ordinary.appendleft(delivery)
 
     async def give_back_unstarted(self) -> None:
-        """Returns everything that no lane has taken to the broker."""
+        """Returns to the broker everything that no lane has taken."""
         unstarted = [*self._ordinary, *self._suspects]
         self._ordinary.clear()
         self._suspects.clear()
         await self.give_back(unstarted)
 
     async def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Returns these to the broker."""
+        """Returns these deliveries to the broker."""
         for delivery in deliveries:
             how = "given_back" if await delivery.give_back() else "stale"
             self._counts[how] += 1
@@ -108,7 +107,7 @@ class Hand:
         self._on_change()
 
     def drop_stale(self) -> None:
-        """Forgets what the broker has taken back: it comes again."""
+        """Drops deliveries that the broker has taken back, because it delivers them again."""
         for arrived in (self._ordinary, self._suspects):
             live = [delivery for delivery in arrived if delivery.is_live]
             if stale := len(arrived) - len(live):

@@ -1,8 +1,7 @@
-"""The step *intake*: what a delivery says, who sent it, and whether that can be believed.
+"""The step *intake*: what a delivery contains, who sent it, and whether that can be believed.
 
-Turns a `Delivery` into the `Incoming` that the transaction takes. Whatever a publisher wrote, it
-comes out as a batch or a rejection, never as an exception. Knows headers and decoding; may not
-know how deliveries come or what becomes of them.
+It turns a `Delivery` into the `Incoming` that the transaction takes. Whatever a publisher wrote
+becomes a batch or a rejection, and never an exception.
 """
 
 import re
@@ -25,18 +24,18 @@ from worker.settings import Settings
 _log = structlog.get_logger(__name__)
 
 _MAJOR: Final = 1
-"""The version of the attempt batch that this worker knows, with all its minor versions."""
+"""The major version of attempt batches that this worker knows, with all its minor versions."""
 _PATIENCE: Final = 3
-"""How often a batch may find its principal in use before it waits for it."""
+"""The number of times a batch may find its principal busy before it waits for it."""
 _PLAIN_ENCODINGS: Final = ("", "utf-8", "identity")
 _COPYING_HEADERS: Final = ("CC", "BCC")
-"""Routing keys in headers: the broker's topic permissions don't see them before 4.0."""
+"""Headers with routing keys, which the broker's topic permissions ignore before 4.0."""
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A delivery in hand, read; `version` is the batch's, as (major, minor), if it has one."""
+    """A delivery that was read. `version` is the batch's (major, minor), if it has one."""
 
     delivery: Delivery
     envelope: Envelope
@@ -45,7 +44,7 @@ class Taken:
 
     @property
     def is_for_newer_worker(self) -> bool:
-        """Whether nothing is wrong with it but that this worker is too old for it."""
+        """Whether the only problem is that this worker is too old for the message."""
         content = self.incoming.content
         return (
             isinstance(content, Rejection)
@@ -56,22 +55,22 @@ class Taken:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether it was tried for the last time."""
+        """Whether this was its last attempt."""
         content = self.incoming.content
         return isinstance(content, Rejection) and content.reason is RejectReason.RETRIES_EXHAUSTED
 
     def exhausted(self, tries: int) -> "Taken":
-        """The same delivery as one that will not be tried again."""
+        """The same delivery, marked so that it is not tried again."""
         rejection = Rejection(
             RejectReason.RETRIES_EXHAUSTED,
-            f"The batch failed {tries} times in ways that might have passed: it is kept, and an"
+            f"The batch failed {tries} times for reasons that may be temporary: it is kept, and an"
             " operator can replay it.",
         )
         return replace(self, incoming=replace(self.incoming, content=rejection))
 
 
 def read(delivery: Delivery, settings: Settings) -> Taken:
-    """Reads one delivery; never raises."""
+    """Reads one delivery. It never raises."""
     returned = delivery.exchange == amqp.RETURN_EXCHANGE
     envelope = _returned_envelope(delivery) if returned else _envelope(delivery, settings)
     headers = delivery.headers
@@ -109,9 +108,9 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
 
 
 def _envelope(delivery: Delivery, settings: Settings) -> Envelope:
-    """By what the broker vouches for: the validated login, else the routing key.
+    """Identifies the sender by the login that the broker has verified, or by the routing key.
 
-    MQTT has no validated login; there the broker holds the topic to be the login's own.
+    MQTT has no verified login. There the broker makes sure that the topic belongs to the login.
     """
     viewer = amqp.viewer_of_key(delivery.routing_key)
     login = delivery.properties.user_id
@@ -123,7 +122,7 @@ def _envelope(delivery: Delivery, settings: Settings) -> Envelope:
 
 
 def _returned_envelope(delivery: Delivery) -> Envelope:
-    """By our own headers: no viewer may write to the exchange that this delivery came by."""
+    """Identifies the sender by our own headers, because no viewer may publish to this exchange."""
     viewer = delivery.headers.get(amqp.VIEWER_HEADER)
     routing_key = delivery.headers.get(amqp.ROUTING_KEY_HEADER)
     retries = delivery.headers.get(amqp.RETRIES_HEADER)

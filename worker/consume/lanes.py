@@ -1,10 +1,9 @@
-"""The lanes: groups out of the hand, through the ingest transaction, settled by disposition.
+"""The lanes: each takes groups of deliveries through the ingest transaction and settles them.
 
     hand.take -> read -> ingest (commits) -> settle -> ack
 
-Lanes are tasks of ours that no closing channel can cancel in the middle of a transaction. A
-group is an optimization: what fails as one is run again one by one. Knows deliveries and
-dispositions; may not know SQL, nor how deliveries come.
+Lanes are tasks of the worker, so a channel that closes can't cancel them in the middle of a
+transaction. A group is an optimization: if it fails, its deliveries run again one by one.
 """
 
 import asyncio
@@ -32,14 +31,14 @@ from worker.telemetry import metrics, traces
 _log = structlog.get_logger(__name__)
 
 _LARGE_BODY_BYTES: Final = 32_768
-"""A group of bodies from here on is not decoded in one go: heartbeats must not wait for it."""
+"""From this size on, a group of bodies is not decoded in one go, because heartbeats would wait."""
 
 IngestGroup = Callable[[Sequence[Incoming]], Awaitable[list[Disposition | Busy]]]
-"""`worker.ingest.transaction.Ingest`, or anything of its shape."""
+"""`worker.ingest.transaction.Ingest`, or another function of this type."""
 
 
 class Lanes:
-    """What each of a worker's lanes does; they share the hand, the settler and the conditions.
+    """The work of each lane. All lanes of a worker share the hand, the settler and the conditions.
 
     `on_ingested` is called after each group that the transaction has decided.
     """
@@ -62,7 +61,7 @@ class Lanes:
         self._unpublished = 0
 
     async def run(self) -> None:
-        """One lane: group after group, until the worker drains."""
+        """Runs one lane: one group after another, until the worker drains."""
         conditions, hand = self._conditions, self._hand
         while True:
             await conditions.changed.until(
@@ -97,8 +96,9 @@ class Lanes:
         return await self._work([taken for taken in group if not taken.is_for_newer_worker])
 
     async def _work(self, group: list[Taken]) -> list[Delivery]:
-        """Sees the group through to the end, whatever comes between; returns what was busy, nothing
-        of a group of one.
+        """Processes the group until every delivery is settled, returned, stale or busy.
+
+        Returns the busy ones. A group of one is never busy, because it waits for its principal.
         """
         while group := [taken for taken in group if self._is_live(taken)]:
             try:
@@ -138,15 +138,15 @@ class Lanes:
             client_session_uuid=str(taken.incoming.client_session_uuid),
             retries=retries,
             error=describe(fault),
-            # What was foreseen needs no traceback.
+            # A known error needs no traceback.
             exc_info=None if isinstance(fault, IngestError) else fault,
         )
         if retries < len(delays):
             await self._settle([(taken, Deferred(delays[retries]))], 1)
         elif not taken.is_exhausted:
             await self._work([taken.exhausted(retries + 1)])
-        else:  # not even that can be told
-            detail = "The batch failed too often, and its viewer could not be told."
+        else:  # not even the final rejection could be stored
+            detail = "The batch failed too often, and its viewer could not be informed."
             await self._settle([(taken, Rejected(RejectReason.RETRIES_EXHAUSTED, detail))], 1)
 
     async def _settle(
@@ -166,7 +166,7 @@ class Lanes:
     async def _settle_by_copy(
         self, taken: Taken, disposition: Rejected | Deferred | Postponed, group_size: int
     ) -> None:
-        """Tries until the copy is confirmed; the original stays in hand as long."""
+        """Tries until the copy is confirmed. The original stays in hand until then."""
         conditions = self._conditions
         backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
         is_counted = False
@@ -198,7 +198,7 @@ class Lanes:
 
 @contextmanager
 def _traced(group: list[Taken]) -> Iterator[list[Taken]]:
-    """The group in spans of its own: each delivery's span is the parent of what it causes."""
+    """Gives each delivery a span of its own, which is the parent of what the delivery causes."""
     parents = [(taken.incoming.client_session_uuid, taken.incoming.traceparent) for taken in group]
     with traces.delivered(parents) as spans:
         if spans is None:
@@ -213,7 +213,7 @@ def _traced(group: list[Taken]) -> Iterator[list[Taken]]:
 def _told_apart(
     group: Sequence[Taken], dispositions: Sequence[Disposition | Busy]
 ) -> tuple[list[tuple[Taken, Disposition]], list[Delivery]]:
-    """What was decided, and what was busy."""
+    """Divides the group into what was decided and what was busy."""
     decided, busy = [], []
     for taken, disposition in zip(group, dispositions, strict=True):
         if isinstance(disposition, Busy):

@@ -1,7 +1,6 @@
-"""Under what conditions a consumer works just now: what it is paused for, and whether it drains.
+"""The conditions under which a consumer works: the causes of a pause, and whether it drains.
 
-One log line for each change, and signals for whoever waits for one. Knows nothing of brokers or
-databases.
+Each change is one log line, and wakes everybody who waits for it.
 """
 
 import asyncio
@@ -18,10 +17,10 @@ Cause = Literal["database", "gate", "publishing"]
 
 
 class Conditions:
-    """The consumer's causes to pause, and its wish to drain.
+    """The consumer's causes to pause, and whether it drains.
 
-    `turned` tells of these and of all that may concern a subscription; `changed` of anything at
-    all, each arrival and each settled group included.
+    `turned` signals these, and everything else that concerns a subscription. `changed` signals
+    every change, including each arrival and each settled group.
     """
 
     def __init__(self, hold_timeout: float) -> None:
@@ -32,13 +31,13 @@ class Conditions:
         self._since: dict[Cause, float] = {}
 
     def tell(self) -> None:
-        """Says that something has changed that may concern everybody."""
+        """Reports that something has changed that may concern everybody."""
         self.turned.tell()
         self.changed.tell()
 
     @property
     def paused(self) -> bool:
-        """Whether there is a cause to pause."""
+        """Whether there is any cause to pause."""
         return bool(self._since)
 
     def paused_for(self, cause: Cause) -> bool:
@@ -47,12 +46,14 @@ class Conditions:
 
     @property
     def hold_left(self) -> float:
-        """Seconds for which messages may stay in hand; 0 when they must be given back."""
+        """The number of seconds that deliveries may still stay in hand. At 0 they must be
+        returned.
+        """
         held = _now() - min(self._since.values(), default=_now())
         return max(0.0, self._hold_timeout - held)
 
     def pause(self, cause: Cause, reason: str) -> None:
-        """Pauses for `cause`, if it isn't already."""
+        """Pauses for `cause`, unless it already does."""
         if cause not in self._since:
             self._since[cause] = _now()
             metrics.PAUSED.labels(cause).inc()
@@ -61,7 +62,7 @@ class Conditions:
             self.tell()
 
     def resume(self, cause: Cause) -> None:
-        """Resumes, as far as `cause` goes."""
+        """Ends the pause for this cause."""
         since = self._since.pop(cause, None)
         if since is not None:
             metrics.IS_PAUSED.labels(cause).set(0)
@@ -69,12 +70,14 @@ class Conditions:
             self.tell()
 
     def drain(self) -> None:
-        """Begins to drain; there is no way back."""
+        """Begins to drain. It can't be undone."""
         self.draining = True
         self.tell()
 
     async def passes(self, cause: Cause) -> bool:
-        """Waits while `cause` lasts; False when what is in hand has to be given back first."""
+        """Waits while `cause` lasts. Returns False if the deliveries in hand must be returned
+        first.
+        """
         await self.turned.until(
             lambda: self.draining or not self.paused_for(cause), timeout=self.hold_left
         )

@@ -111,7 +111,7 @@ async def test_one_id_is_never_twice_in_flight(broker: Broker, publisher: Publis
         return_exceptions=True,
     )
     await publish(publisher, amqp.INGEST_EXCHANGE, KEY, b"x", message_id="same")
-    with pytest.raises(ValueError, match="'same' is none or in flight"):
+    with pytest.raises(ValueError, match="'same' is empty, repeated or still in flight"):
         await publisher.publish_all([_message("other"), _message("same"), _message("same")])
 
     assert [type(fate) for fate in twice] == [type(None), ValueError]
