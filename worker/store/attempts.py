@@ -1,6 +1,6 @@
 """Quiz sessions and attempts: the log that everything else can be recomputed from."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -34,16 +34,36 @@ _SESSIONS: Final = rows_of(
         "received_at": "CAST(:received AS timestamptz[])",
     }
 )
+_SENT_AS: Final[Mapping[str, tuple[str, Callable[[Any], str]]]] = {
+    "bigint": ("bigint", numbers),
+    "integer": ("integer", numbers),
+    "text": ("text", words),
+    "timestamptz": ("bigint", times),
+}
+"""By the column's type: what its array is sent as in text, and how that is written."""
+_FOLDED: Final = {
+    "answered_at": "timestamptz",
+    "position": "integer",
+    "outcome": "text",
+}
+"""The columns that are the fold's: those of `AttemptRow.attempt`."""
+_BESIDE: Final = {
+    "study_question_id": "bigint",
+    "selected_choice": "integer",
+    "correct_choice": "integer",
+    "answered_at_sent": "timestamptz",
+}
+"""What is written beside them, in the order of the other fields of `AttemptRow`: a new field there
+is a line here.
+"""
+_OF_ATTEMPT: Final = _FOLDED | _BESIDE
 _ATTEMPTS: Final = rows_of(
     {
         "place": as_text("places", "integer"),
-        "question_id": as_text("question_ids", "bigint"),
-        "position": as_text("positions", "integer"),
-        "selected": as_text("selections", "integer"),
-        "right_one": as_text("right_ones", "integer"),
-        "outcome": as_text("outcomes", "text"),
-        "answered_at": as_text("answered", "bigint"),
-        "sent_at": as_text("sent", "bigint"),
+        **{
+            name: as_text(f"attempt_{name}", _SENT_AS[kind][0])
+            for name, kind in _OF_ATTEMPT.items()
+        },
     }
 )
 
@@ -58,15 +78,17 @@ _INSERT_SESSIONS: Final = text(
     f" FROM {_SESSIONS} AS session"
 )
 _INSERT_ATTEMPTS: Final = text(
-    "INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
-    " quiz_session_id, position, selected_choice, correct_choice, is_correct, outcome,"
-    " answered_at, answered_at_sent)"
+    "INSERT INTO study_question_attempts (user_id, study_topic_id, quiz_session_id, is_correct,"
+    f" {', '.join(_OF_ATTEMPT)})"
     # What an attempt has from its session is sent once: `place` is the session's in the arrays
     # (which are no text, or each attempt would read them again).
-    " SELECT (CAST(:session_users AS bigint[]))[place], question_id,"
+    " SELECT (CAST(:session_users AS bigint[]))[place],"
     " (CAST(:session_topics AS bigint[]))[place], (CAST(:session_ids AS uuid[]))[place],"
-    " position, selected, right_one, selected = right_one, outcome,"
-    f" {time_of('answered_at')}, {time_of('sent_at')} FROM {_ATTEMPTS} AS attempt"
+    " selected_choice = correct_choice, "
+    + ", ".join(
+        time_of(name) if kind == "timestamptz" else name for name, kind in _OF_ATTEMPT.items()
+    )
+    + f" FROM {_ATTEMPTS} AS attempt"
 )
 
 _SCORED: Final = (
@@ -110,9 +132,8 @@ def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
     ids, users, topics, asked, uuids, corrects, wrongs, unsures, finished, received, rows = zip(
         *sessions, strict=True
     )
-    scored, question_ids, selections, right_ones, sent = zip(*chain(*rows), strict=True)
+    scored, *beside = zip(*chain(*rows), strict=True)
     answered, _, _, positions, outcomes, _ = zip(*scored, strict=True)
-    answered_as_text = times(answered)
     of_sessions = {
         "session_ids": ids,
         "session_users": users,
@@ -125,17 +146,17 @@ def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
         "finished": times(finished),
         "received": received,
     }
+    columns = dict(zip(_OF_ATTEMPT, (answered, positions, outcomes, *beside), strict=True))
     of_attempts = {
-        "places": numbers([place for place, of_it in enumerate(rows, start=1) for _ in of_it]),
-        "question_ids": numbers(question_ids),
-        "positions": numbers(positions),
-        "selections": numbers(selections),
-        "right_ones": numbers(right_ones),
-        "outcomes": words(outcomes),
-        "answered": answered_as_text,
-        # Nearly always the very same: a time is only clamped when a clock is ahead.
-        "sent": answered_as_text if sent == answered else times(sent),
+        f"attempt_{name}": _SENT_AS[kind][1](columns[name])
+        for name, kind in _OF_ATTEMPT.items()
+        # Nearly always the very same: a time is only replaced when a clock is wrong.
+        if name != "answered_at_sent" or columns[name] != answered
     }
+    of_attempts.setdefault("attempt_answered_at_sent", of_attempts["attempt_answered_at"])
+    of_attempts["places"] = numbers(
+        [place for place, of_it in enumerate(rows, start=1) for _ in of_it]
+    )
     return [Write(_INSERT_SESSIONS, of_sessions), Write(_INSERT_ATTEMPTS, of_attempts)]
 
 

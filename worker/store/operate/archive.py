@@ -9,7 +9,10 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.store.tables import METADATA
 
 _STREAMED_AT_ONCE: Final = 200
 """Batches fetched in one round trip: at most 1000 attempts each."""
@@ -43,34 +46,21 @@ _QUESTIONS: Final = text(
     f" 'deleted_at', deleted_at) AS text) FROM study_questions WHERE id IN ({_ASKED}) ORDER BY id"
 )
 
-_ATTEMPT_COLUMNS: Final = {
-    "position": "integer",
-    "study_question_id": "bigint",
-    "study_topic_id": "bigint",
-    "selected_choice": "integer",
-    "correct_choice": "integer",
-    "is_correct": "boolean",
-    "outcome": "text",
-    "answered_at": "timestamptz",
-    "answered_at_sent": "timestamptz",
-}
-_SESSION_COLUMNS: Final = {
-    "id": "uuid",
-    "study_topic_id": "bigint",
-    "question_ids": "jsonb",
-    "subject_distribution": "jsonb",
-    "status": "text",
-    "cursor": "integer",
-    "source": "text",
-    "correct_count": "integer",
-    "wrong_count": "integer",
-    "unsure_count": "integer",
-    "finished_at": "timestamptz",
-    "finalized_at": "timestamptz",
-    "created_at": "timestamptz",
-    "updated_at": "timestamptz",
-    "voided_at": "timestamptz",
-}
+
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+def _columns(table: str, *without: str) -> dict[str, str]:
+    """Name and type of the columns of a table of ours: a new column is exported by itself."""
+    return {
+        column.name: column.type.compile(dialect=_DIALECT)
+        for column in METADATA.tables[table].columns
+        if column.name not in without
+    }
+
+
+_ATTEMPT_COLUMNS: Final = _columns("study_question_attempts", "id", "user_id", "quiz_session_id")
+_SESSION_COLUMNS: Final = _columns("study_quiz_sessions", "user_id", "client_session_uuid")
 
 
 def _pairs(alias: str, columns: Collection[str]) -> str:
