@@ -329,8 +329,9 @@ async def log(engine: AsyncEngine) -> dict[tuple[int, int], list[ScoredAttempt]]
 
 
 async def blocked(engine: AsyncEngine, backends: int) -> None:
-    """Waits until that many backends of this database wait for a lock."""
-    for _ in range(500):
+    """Waits until that many backends of this database wait for a lock; a minute at most."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         (row,) = await rows(
             engine,
             "SELECT count(*) AS n FROM pg_stat_activity"
