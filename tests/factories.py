@@ -6,6 +6,7 @@ everything that is read is rows: tests assert effects.
 
 import asyncio
 import csv
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
