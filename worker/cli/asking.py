@@ -7,14 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from worker.errors import NotConfirmed
-from worker.store.audit import By
+
+if TYPE_CHECKING:
+    from worker.store.audit import By
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object on each line.")]
@@ -25,8 +27,10 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def by(reason: str) -> By:
+def by(reason: str) -> "By":
     """The reason, and the operating system's user, which environment variables cannot change."""
+    from worker.store.audit import By
+
     try:
         actor = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # the user of a container may not have a name

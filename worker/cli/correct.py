@@ -7,13 +7,8 @@ from uuid import UUID
 import typer
 
 from worker.cli.asking import Json, Reason, Yes, bar, by, confirm
-from worker.cli.shared import engine_of, run
+from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import Unfinished
-from worker.operate import erase as erasing
-from worker.operate import rescore as rescoring
-from worker.operate import void as voiding
-from worker.settings import load_settings
-from worker.store import schema
 
 _INT32 = 2**31
 _INT64 = 2**63
@@ -41,6 +36,9 @@ def void(
 
     Example: study-ingest void 0b9c6a52-4c1e-4a9b-9c43-6d3b1f0a7a11 --reason 'a test'
     """
+    from worker.operate import void as voiding
+    from worker.store import schema
+
     settings = load_settings()
     confirm(f"Take session {session} out of its user's progress?", yes)
 
@@ -83,6 +81,9 @@ def rescore(
 
     Example: study-ingest rescore 17 --correct-choice 3 --reason 'typo in the key'
     """
+    from worker.operate import rescore as rescoring
+    from worker.store import schema
+
     settings = load_settings()
     confirm(f"Score all attempts on question {question} again?", yes)
 
@@ -119,6 +120,9 @@ def erase(
 
     Example: study-ingest erase --user 42 --reason 'asked to be forgotten'
     """
+    from worker.operate import erase as erasing
+    from worker.store import schema
+
     settings = load_settings()
 
     async def work() -> dict[str, int]:

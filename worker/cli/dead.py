@@ -5,28 +5,22 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from schemas.attempt_batch import AttemptBatch
 from schemas.words import RejectReason
-from worker.broker.dead_queue import open_dead_queue
-from worker.cli import rehearsed
 from worker.cli.asking import Json, JsonLines, Yes, bar, by, confirm, duration, printable
-from worker.cli.shared import engine_of, run
+from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError
-from worker.operate.dead import discard as discarding
-from worker.operate.dead import replay as replaying
-from worker.operate.dead.compare import Difference, differences
-from worker.operate.dead.letters import Letter, Wanted, letters
-from worker.operate.dead.rehearse import rehearse
-from worker.settings import Settings, load_settings
-from worker.store import audit, schema
-from worker.store.engine import transaction
+
+if TYPE_CHECKING:
+    from worker.operate.dead.compare import Difference
+    from worker.operate.dead.letters import Letter, Wanted
+    from worker.settings import Settings
 
 _PIPED_WIDTH = 1_000
 
@@ -115,6 +109,12 @@ def show(
 
     Example: study-ingest dead show --uuid 0b9c6a52-4c1e-4a9b-9c43-6d3b1f0a7a11
     """
+    from schemas.attempt_batch import AttemptBatch
+    from worker.broker.dead_queue import open_dead_queue
+    from worker.operate.dead.compare import differences
+    from worker.operate.dead.letters import letters
+    from worker.store.engine import transaction
+
     settings = load_settings()
     wanted = _wanted(reason, viewer, uuid, older_than, newer_than)
 
@@ -165,6 +165,8 @@ def replay(
 
     Example: study-ingest dead replay --dry-run && study-ingest dead replay
     """
+    from worker.operate.dead import replay as replaying
+
     settings = load_settings()
     wanted = _wanted(reason, viewer, uuid, older_than, newer_than)
     if dry_run:
@@ -196,6 +198,12 @@ def discard(
 
     Example: study-ingest dead discard --reason malformed --older-than 30d
     """
+    from worker.broker.dead_queue import open_dead_queue
+    from worker.operate.dead import discard as discarding
+    from worker.operate.dead.letters import letters
+    from worker.store import audit, schema
+    from worker.store.engine import transaction
+
     settings = load_settings()
     wanted = _wanted(reason, viewer, uuid, older_than, newer_than)
     if wanted.is_everything and not everything:
@@ -229,7 +237,9 @@ def _wanted(
     uuids: list[UUID] | None,
     older_than: timedelta | None,
     newer_than: timedelta | None,
-) -> Wanted:
+) -> "Wanted":
+    from worker.operate.dead.letters import Wanted
+
     return Wanted(
         frozenset(map(str, reasons or ())),
         frozenset(viewers or ()),
@@ -239,13 +249,24 @@ def _wanted(
     )
 
 
-async def _look(settings: Settings, wanted: Wanted) -> list[dict[str, Any]]:
+async def _look(settings: "Settings", wanted: "Wanted") -> list[dict[str, Any]]:
+    from worker.broker.dead_queue import open_dead_queue
+    from worker.operate.dead.letters import letters
+
     with bar("Reading") as progress:
         async with open_dead_queue(settings) as queue:
             return [_brief(each) async for each in letters(queue, settings, wanted, progress)]
 
 
-async def _rehearse(settings: Settings, wanted: Wanted, limit: int | None, as_json: bool) -> None:
+async def _rehearse(
+    settings: "Settings", wanted: "Wanted", limit: int | None, as_json: bool
+) -> None:
+    from worker.broker.dead_queue import open_dead_queue
+    from worker.cli import rehearsed
+    from worker.operate.dead.letters import letters
+    from worker.operate.dead.rehearse import rehearse
+    from worker.store import schema
+
     counts: Counter[str] = Counter()
     policy = settings.policy()
     async with engine_of(settings, connections=1, name="study-ingest dry run") as engine:
@@ -270,7 +291,7 @@ async def _rehearse(settings: Settings, wanted: Wanted, limit: int | None, as_js
         typer.echo(f"Nothing was changed. A replay would give: {what}.")
 
 
-def _brief(letter: Letter) -> dict[str, Any]:
+def _brief(letter: "Letter") -> dict[str, Any]:
     uuid = letter.client_session_uuid
     return {
         "died_at": letter.died_at.isoformat() if letter.died_at else None,
@@ -283,7 +304,7 @@ def _brief(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _whole(letter: Letter, found: list[Difference] | None) -> dict[str, Any]:
+def _whole(letter: "Letter", found: "list[Difference] | None") -> dict[str, Any]:
     properties = letter.delivery.properties
     return _brief(letter) | {
         "type": properties.message_type,
@@ -295,7 +316,7 @@ def _whole(letter: Letter, found: list[Difference] | None) -> dict[str, Any]:
     }
 
 
-def _print_whole(letter: Letter, found: list[Difference] | None) -> None:
+def _print_whole(letter: "Letter", found: "list[Difference] | None") -> None:
     whole = _whole(letter, found)
     body, _ = whole.pop("body"), whole.pop("differences")
     headers = whole.pop("headers")

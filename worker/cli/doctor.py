@@ -2,19 +2,19 @@
 
 import json
 from collections import Counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from worker.broker.inspection import Inspection
 from worker.cli.asking import Json, printable
-from worker.cli.shared import engine_of, run
-from worker.operate.doctor import Finding, Severity, examine
-from worker.settings import load_settings
+from worker.cli.shared import engine_of, load_settings, run
 
-_MARKS: Final[dict[Severity, str]] = {
+if TYPE_CHECKING:
+    from worker.operate.doctor import Severity
+
+_MARKS: "Final[dict[Severity, str]]" = {
     "ok": "green",
     "note": "cyan",
     "warning": "yellow",
@@ -35,6 +35,9 @@ def doctor(as_json: Json = False) -> None:
 
     Example: study-ingest doctor
     """
+    from worker.broker.inspection import Inspection
+    from worker.operate.doctor import Finding, examine
+
     settings = load_settings()
 
     async def work() -> list[Finding]:

@@ -11,12 +11,8 @@ from typing import Annotated, TextIO
 import typer
 
 from worker.cli.asking import Json, Reason, bar, by
-from worker.cli.shared import engine_of, run
+from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
-from worker.operate.archive import json_lines, xapi
-from worker.operate.archive.json_lines import Imported
-from worker.settings import load_settings
-from worker.store import schema
 
 
 class Format(StrEnum):
@@ -56,6 +52,9 @@ def export(
 
     Example: study-ingest export --user 42 --format xapi -o 42.xapi.jsonl
     """
+    from worker.operate.archive import json_lines, xapi
+    from worker.store import schema
+
     settings = load_settings()
 
     async def work(write: Callable[[str], object]) -> None:
@@ -88,9 +87,12 @@ def import_file(
 
     Example: study-ingest export | INGEST_DATABASE_URL=... study-ingest import -
     """
+    from worker.operate.archive import json_lines
+    from worker.store import schema
+
     settings = load_settings()
 
-    async def work(lines: Iterator[str]) -> Imported:
+    async def work(lines: Iterator[str]) -> json_lines.Imported:
         async with engine_of(settings, connections=1, name="study-ingest import") as engine:
             await schema.check(engine)
             return await json_lines.import_lines(engine, lines, settings.policy(), by(reason))

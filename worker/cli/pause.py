@@ -1,17 +1,15 @@
 """Commands that affect all workers at once: `pause` and `resume`."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.cli.asking import Json, by
-from worker.cli.shared import engine_of, run
-from worker.settings import load_settings
-from worker.store import pause as stored
-from worker.store import schema
-from worker.store.engine import transaction
-from worker.store.pause import Pause
+from worker.cli.shared import engine_of, load_settings, run
+
+if TYPE_CHECKING:
+    from worker.store.pause import Pause
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +31,11 @@ def pause(
     Example: study-ingest pause --reason 'moving the database'
     """
 
-    async def work() -> tuple[Pause, bool]:
+    from worker.store import pause as stored
+    from worker.store import schema
+    from worker.store.engine import transaction
+
+    async def work() -> tuple[stored.Pause, bool]:
         async with engine_of(load_settings(), connections=1, name="study-ingest pause") as engine:
             await schema.check(engine)
             async with transaction(engine) as connection:
@@ -59,7 +61,11 @@ def resume(
     Example: study-ingest resume
     """
 
-    async def work() -> Pause | None:
+    from worker.store import pause as stored
+    from worker.store import schema
+    from worker.store.engine import transaction
+
+    async def work() -> stored.Pause | None:
         async with engine_of(load_settings(), connections=1, name="study-ingest resume") as engine:
             await schema.check(engine)
             async with transaction(engine) as connection:
@@ -75,7 +81,7 @@ def resume(
         typer.echo(f"Ingest has resumed. It was paused {_described(ended)}.")
 
 
-def _fields(pause: Pause) -> dict[str, str]:
+def _fields(pause: "Pause") -> dict[str, str]:
     return {
         "since": pause.paused_at.isoformat(),
         "actor": pause.actor,
@@ -83,6 +89,6 @@ def _fields(pause: Pause) -> dict[str, str]:
     }
 
 
-def _described(pause: Pause) -> str:
+def _described(pause: "Pause") -> str:
     since = pause.paused_at.isoformat(sep=" ", timespec="seconds")
     return f"since {since} by {pause.actor}" + (f" ({pause.reason})" if pause.reason else "")

@@ -2,21 +2,19 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.cli.shared import engine_of, run
-from worker.operate import repair
-from worker.settings import load_settings
+from worker.cli.asking import Json, bar
+from worker.cli.shared import engine_of, load_settings, run
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _USER = Annotated[
     int | None, typer.Option("--user", help="Only this user. The default is all users.")
 ]
-_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,18 +23,20 @@ def add_to(app: typer.Typer) -> None:
     app.command()(rebuild)
 
 
-def verify(user: _USER = None, as_json: _JSON = False) -> None:
+def verify(user: _USER = None, as_json: Json = False) -> None:
     """Computes all progress again from the attempts, and lists each difference.
 
     It changes nothing, and may run while workers ingest. It exits with 1 if anything differs.
 
     Example: study-ingest verify --user 42
     """
+    from worker.operate import repair
+
     settings = load_settings()
     policy = settings.policy()
     found: list[str] = []
 
-    async def one(engine: AsyncEngine, user_id: int) -> None:
+    async def one(engine: "AsyncEngine", user_id: int) -> None:
         for difference in await repair.verify(engine, user_id, policy):
             found.append(difference.describe())
             if not as_json:
@@ -53,7 +53,7 @@ def verify(user: _USER = None, as_json: _JSON = False) -> None:
         raise typer.Exit(1)
 
 
-def rebuild(user: _USER = None, as_json: _JSON = False) -> None:
+def rebuild(user: _USER = None, as_json: Json = False) -> None:
     """Corrects progress that differs from what the attempts give.
 
     It runs one transaction for each user, and may run while workers ingest. If it is interrupted,
@@ -61,11 +61,13 @@ def rebuild(user: _USER = None, as_json: _JSON = False) -> None:
 
     Example: study-ingest rebuild
     """
+    from worker.operate import repair
+
     settings = load_settings()
     policy = settings.policy()
     changed = 0
 
-    async def one(engine: AsyncEngine, user_id: int) -> None:
+    async def one(engine: "AsyncEngine", user_id: int) -> None:
         nonlocal changed
         changed += await repair.rebuild(engine, user_id, policy)
 
@@ -77,14 +79,15 @@ def rebuild(user: _USER = None, as_json: _JSON = False) -> None:
 
 
 async def _for_each_user(
-    title: str, user: int | None, one: Callable[[AsyncEngine, int], Awaitable[None]]
+    title: str, user: int | None, one: "Callable[[AsyncEngine, int], Awaitable[None]]"
 ) -> int:
+    from worker.operate import repair
+
     settings = load_settings()
     async with engine_of(settings, connections=1, name=f"study-ingest {title.lower()}") as engine:
         users = [user] if user is not None else await repair.users(engine)
-        # The bar goes to standard error, and is drawn only on a terminal.
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            for user_id in bar.track(users, description=title):
+        with bar(title) as progress:
+            for number, user_id in enumerate(users):
+                progress(number, len(users))
                 await one(engine, user_id)
     return len(users)

@@ -5,18 +5,15 @@ import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.shared import engine_of, run
+from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import NoHistory
-from worker.operate.report.page import page
-from worker.operate.report.picture import Picture, picture, since
-from worker.settings import load_settings
-from worker.store import schema
-from worker.store.engine import transaction
-from worker.store.operate import report as stored
+
+if TYPE_CHECKING:
+    from worker.operate.report.picture import Picture
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,6 +37,8 @@ def report(
 
     Example: study-ingest report --user 42 --html report.html
     """
+    from worker.operate.report.page import page
+
     found = run(_picture(user))
     if as_json:
         typer.echo(json.dumps(asdict(found), default=lambda time: time.isoformat()))
@@ -51,7 +50,12 @@ def report(
     typer.echo(f"Wrote {path}: open it in a browser.")
 
 
-async def _picture(user_id: int) -> Picture:
+async def _picture(user_id: int) -> "Picture":
+    from worker.operate.report.picture import picture, since
+    from worker.store import schema
+    from worker.store.engine import transaction
+    from worker.store.operate import report as stored
+
     now = datetime.now(UTC)
     async with engine_of(load_settings(), connections=1, name="study-ingest report") as engine:
         await schema.check(engine)

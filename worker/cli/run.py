@@ -1,40 +1,8 @@
-"""Commands that run until they are stopped: `worker` and `relay`.
+"""Commands that run until they are stopped: `worker` and `relay`."""
 
-SIGTERM and SIGINT drain and exit with 0. A second signal exits at once.
-"""
-
-import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-
-import structlog
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import QueuePool
 
-from worker.backoff import Backoff
-from worker.broker import topology
-from worker.broker.management import Management
-from worker.broker.publisher import Publisher
-from worker.cli.shared import engine_of, run
-from worker.consume.consumer import Consumer
-from worker.consume.gate import Gate
-from worker.errors import BrokerAway, DatabaseAway, IngestError, SettingsError, Stuck
-from worker.health import RelayWatch, Watch
-from worker.ingest.transaction import Ingest
-from worker.relay import Relay
-from worker.settings import Settings, load_settings
-from worker.store import schema
-from worker.store.engine import is_ready
-from worker.telemetry import logs, metrics, traces
-from worker.telemetry.http import served
-
-_log = structlog.get_logger(__name__)
-
-_BESIDE_THE_LANES = 2
-"""Database connections of a worker besides its lanes: one for the relay, and one for checks."""
+from worker.cli.shared import load_settings, run
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,10 +18,9 @@ def worker() -> None:
 
     Example: INGEST_DATABASE_URL=... INGEST_AMQP_URL=... study-ingest worker
     """
-    settings = load_settings()
-    logs.configure(settings)
-    _warn(settings)
-    run(_worker(settings))
+    from worker.cli import process
+
+    run(process.run_worker(load_settings()))
 
 
 def relay() -> None:
@@ -63,193 +30,6 @@ def relay() -> None:
 
     Example: study-ingest relay
     """
-    settings = load_settings()
-    logs.configure(settings)
-    run(_relay(settings))
+    from worker.cli import process
 
-
-def _warn(settings: Settings) -> None:
-    """Warns at every start about settings that are not safe."""
-    if not settings.require_user_id:
-        _log.warning(
-            "identity.off",
-            meaning="anybody who can publish can write anybody's history: for local use only",
-            mend="unset INGEST_REQUIRE_USER_ID, and create viewers with `study-ingest viewer add`",
-        )
-    for variable in settings.unprotected():
-        _log.warning(
-            "connection.unprotected",
-            variable=variable,
-            mend="use amqps:// or https://, or ?sslmode=verify-full for PostgreSQL",
-        )
-
-
-async def _worker(settings: Settings) -> None:
-    connections = settings.lanes + _BESIDE_THE_LANES
-    async with (
-        engine_of(settings, connections=connections, name="study-ingest worker") as engine,
-        Management(settings) as management,
-        Publisher(settings, "copies") as copies,
-        Publisher(settings, "relay") as outgoing,
-    ):
-        relay = Relay(engine, outgoing, settings)
-        ingest = Ingest(
-            engine,
-            settings.policy(),
-            on_commit=relay.wake,
-        )
-
-        async def database_ready() -> bool:
-            return await is_ready(engine)
-
-        consumer = Consumer(
-            settings,
-            ingest,
-            copies,
-            database_ready=database_ready,
-            gate_open=Gate(engine, enabled=settings.enabled),
-            management=management,
-        )
-        async with _watched(settings, Watch(consumer, settings), engine):
-            with _cancelled_by_signals():
-                await _ready(settings, engine, management)
-            with traces.exported(), _on_signals(consumer.drain):
-                async with asyncio.TaskGroup() as tasks:
-                    if settings.relay_in_worker:
-                        tasks.create_task(relay.run())
-                    await consumer.run()
-                    relay.stop()
-            if settings.relay_in_worker:
-                # Publish what the last groups wrote before the process ends, if that works at once.
-                with suppress(IngestError):
-                    await relay.relay()
-    _log.info("worker.stopped", settled=dict(consumer.counts))
-
-
-@asynccontextmanager
-async def _watched(
-    settings: Settings, watch: Watch | RelayWatch, engine: AsyncEngine
-) -> AsyncIterator[None]:
-    """Serves probes and metrics, if a port is set, and runs the watchdog.
-
-    It starts before the servers are reachable, and ends after the last delivery is settled.
-    """
-    _measure_pool(engine)
-    watching = asyncio.create_task(_end_if_stuck(watch))
-    try:
-        with _served(settings, watch):
-            yield
-    finally:
-        watching.cancel()
-        await asyncio.wait((watching,))
-
-
-async def _end_if_stuck(watch: Watch | RelayWatch) -> None:
-    """Exits at once if the process is stuck, because whatever hangs would also hang a drain."""
-    try:
-        await watch.run()
-    except Stuck as stuck:
-        _log.critical("worker.stuck", reason=str(stuck))
-        os._exit(stuck.exit_code)
-
-
-@contextmanager
-def _served(settings: Settings, watch: Watch | RelayWatch) -> Iterator[None]:
-    if settings.http_port is None:
-        yield
-        return
-    with ExitStack() as serving:
-        try:
-            port = serving.enter_context(
-                served(settings.http_host, settings.http_port, live=watch.live, ready=watch.ready)
-            )
-        except OSError as error:
-            raise SettingsError(
-                f"INGEST_HTTP_PORT {settings.http_port} can't be used ({error.strerror}):"
-                " choose another port."
-            ) from None
-        _log.info("http.serving", host=settings.http_host, port=port)
-        yield
-
-
-def _measure_pool(engine: AsyncEngine) -> None:
-    pool = engine.pool
-    if isinstance(pool, QueuePool):
-        metrics.POOL.labels("in_use").set_function(pool.checkedout)
-        metrics.POOL.labels("idle").set_function(pool.checkedin)
-        metrics.POOL_MAX.set(pool.size())
-
-
-async def _relay(settings: Settings) -> None:
-    async with (
-        engine_of(settings, connections=1, name="study-ingest relay") as engine,
-        Management(settings) as management,
-        Publisher(settings, "relay") as outgoing,
-    ):
-        relay = Relay(engine, outgoing, settings)
-
-        async def stop() -> None:
-            relay.stop()
-
-        async with _watched(settings, RelayWatch(relay), engine):
-            with _cancelled_by_signals():
-                await _ready(settings, engine, management)
-            with _on_signals(stop):
-                await relay.run()
-    _log.info("relay.stopped")
-
-
-async def _ready(settings: Settings, engine: AsyncEngine, management: Management) -> None:
-    """Waits until both servers answer. Raises `SchemaError` or `TopologyError` if they do not
-    fit.
-    """
-    await _when_there(settings, lambda: schema.check(engine))
-    await _when_there(settings, lambda: topology.check(management, settings))
-
-
-async def _when_there(settings: Settings, check: Callable[[], Awaitable[None]]) -> None:
-    backoff = Backoff(settings.pause_delay_min, settings.pause_delay_max)
-    waiting = False
-    while True:
-        try:
-            await check()
-        except (DatabaseAway, BrokerAway) as error:
-            if not waiting:
-                _log.warning("worker.waiting", reason=str(error))
-            waiting = True
-            await asyncio.sleep(backoff.next())
-        else:
-            return
-
-
-@contextmanager
-def _cancelled_by_signals() -> Iterator[None]:
-    """While the worker holds no deliveries yet, a signal just ends the process with exit code 0."""
-    task = asyncio.current_task()
-    assert task is not None
-    try:
-        with _on_signals(task.cancel):
-            yield
-    except asyncio.CancelledError:
-        raise typer.Exit(0) from None
-
-
-@contextmanager
-def _on_signals(stop: Callable[[], object]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    stopping: list[object] = []
-
-    def receive() -> None:
-        if stopping:
-            os._exit(128 + signal.SIGTERM)
-        result = stop()
-        stopping.append(asyncio.ensure_future(result) if asyncio.iscoroutine(result) else result)
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for each in signals:
-        loop.add_signal_handler(each, receive)
-    try:
-        yield
-    finally:
-        for each in signals:
-            loop.remove_signal_handler(each)
+    run(process.run_relay(load_settings()))

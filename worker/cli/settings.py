@@ -2,15 +2,16 @@
 
 import json
 from inspect import cleandoc
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
-from worker.settings import Settings, load_settings
+from worker.cli.shared import load_settings
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 _INTRODUCTION: Final = """\
 <!-- Generated from worker/settings.py by `study-ingest settings --markdown`. Do not edit. -->
@@ -42,6 +43,8 @@ def show(
     if as_markdown:
         typer.echo(markdown(), nl=False)
         return
+    from worker.settings import Settings
+
     settings = load_settings()
     values = {
         name: _shown(getattr(settings, name))
@@ -61,6 +64,8 @@ def show(
 
 def markdown() -> str:
     """The page docs/settings.md: a table for each group of settings."""
+    from worker.settings import Settings
+
     parts = [_INTRODUCTION]
     for group in Settings.groups():
         heading, _, explanation = (group.__doc__ or "").partition("\n")
@@ -79,13 +84,15 @@ def _variable(name: str) -> str:
     return f"INGEST_{name.upper()}"
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: "FieldInfo") -> str:
     if field.is_required():
         return "*required*"
     return "" if field.default is None else f"`{_shown(field.default)}`"
 
 
 def _shown(value: object) -> str:
+    from pydantic import SecretStr
+
     if isinstance(value, SecretStr):
         return "(set)"
     if isinstance(value, tuple):

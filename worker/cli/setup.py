@@ -5,13 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from worker.broker import topology
-from worker.broker.management import Management
-from worker.cli.shared import engine_of, run
-from worker.settings import load_settings
-from worker.store import schema
-from worker.store.engine import transaction
-from worker.store.operate import roles
+from worker.cli.shared import engine_of, load_settings, run
 
 _A_DAY: Final = 86_400.0
 
@@ -40,6 +34,8 @@ def migrate(
     if to == "base" and not yes:
         typer.confirm("This deletes all tables and everything in them. Continue?", abort=True)
 
+    from worker.store import schema
+
     # A migration of a large table may take longer than any statement of a worker.
     patient = load_settings().model_copy(update={"statement_timeout": _A_DAY})
 
@@ -62,6 +58,9 @@ def apply_topology() -> None:
 
     Example: study-ingest topology
     """
+    from worker.broker import topology
+    from worker.broker.management import Management
+
     settings = load_settings()
 
     async def work() -> list[topology.Change]:
@@ -87,6 +86,10 @@ def database_role(
 
     Example: study-ingest database-role study_worker
     """
+
+    from worker.store import schema
+    from worker.store.engine import transaction
+    from worker.store.operate import roles
 
     async def work() -> str:
         async with engine_of(load_settings(), connections=1, name="study-ingest role") as engine:

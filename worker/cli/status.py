@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
@@ -17,11 +17,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from worker.broker.management import Management
 from worker.cli.asking import Json, printable
-from worker.cli.shared import engine_of, run
-from worker.operate.status import BrokerStatus, DatabaseStatus, Status, look
-from worker.settings import Settings, load_settings
+from worker.cli.shared import engine_of, load_settings, run
+
+if TYPE_CHECKING:
+    from worker.operate.status import BrokerStatus, DatabaseStatus, Status
+    from worker.settings import Settings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,6 +39,9 @@ def status(as_json: Json = False) -> None:
 
     Example: study-ingest status --json
     """
+    from worker.broker.management import Management
+    from worker.operate.status import Status, look
+
     settings = load_settings()
 
     async def work() -> Status:
@@ -70,7 +74,10 @@ def top(
     run(_live(load_settings(), console, interval))
 
 
-async def _live(settings: Settings, console: Console, interval: float) -> None:
+async def _live(settings: "Settings", console: Console, interval: float) -> None:
+    from worker.broker.management import Management
+    from worker.operate.status import Status, look
+
     over = asyncio.Event()
     seen: Status | None = None
     async with (
@@ -114,7 +121,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=160, no_color=True)
 
 
-def _fields(seen: Status) -> dict[str, Any]:
+def _fields(seen: "Status") -> dict[str, Any]:
     fields = asdict(seen)
     if seen.database is not None:
         pause, outbox = seen.database.pause, seen.database.outbox
@@ -131,7 +138,7 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _shown(seen: Status) -> Group:
+def _shown(seen: "Status") -> Group:
     parts: list[Any] = []
     if seen.broker is not None:
         parts += [_queues(seen.broker), Text(), *_dead(seen.broker)]
@@ -147,7 +154,7 @@ def _shown(seen: Status) -> Group:
     return Group(*parts)
 
 
-def _queues(broker: BrokerStatus) -> Table:
+def _queues(broker: "BrokerStatus") -> Table:
     table = Table(
         box=None, pad_edge=False, title=f"RabbitMQ {broker.version}", title_justify="left"
     )
@@ -166,7 +173,7 @@ def _queues(broker: BrokerStatus) -> Table:
     return table
 
 
-def _dead(broker: BrokerStatus) -> Iterator[Text]:
+def _dead(broker: "BrokerStatus") -> Iterator[Text]:
     dead = broker.dead
     if dead is not None and dead.read:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dead.by_reason.items())
@@ -174,7 +181,7 @@ def _dead(broker: BrokerStatus) -> Iterator[Text]:
         yield Text(f"dead letters  {printable(reasons)}{oldest}")
 
 
-def _database(database: DatabaseStatus) -> Iterator[Text]:
+def _database(database: "DatabaseStatus") -> Iterator[Text]:
     if (waiting := database.outbox) is not None:
         oldest = f", the oldest for {waiting.oldest_age:.0f} s" if waiting.messages else ""
         yield Text(f"outbox        {waiting.messages} wait{oldest}")

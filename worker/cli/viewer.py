@@ -7,18 +7,19 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
-from worker.broker.accounts import Accounts
-from worker.cli.shared import engine_of, run
+from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError
-from worker.operate import viewers
-from worker.settings import Settings, load_settings
-from worker.store import schema
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from worker.broker.accounts import Accounts
+    from worker.settings import Settings
 
 _NAME = Annotated[
     str,
@@ -71,6 +72,8 @@ def add(
 
     Example: study-ingest viewer add phone-3f2a --user 42
     """
+    from worker.operate import viewers
+
     settings = load_settings()
     if mqtt and settings.mqtt_exchange is None:
         raise SettingsError(
@@ -110,6 +113,8 @@ def grant(viewer: _NAME, user: _SOME_USERS, as_json: _JSON = False) -> None:
     Example: study-ingest viewer grant phone-3f2a --user 42 --user 43
     """
 
+    from worker.operate import viewers
+
     async def work() -> None:
         async with _servers(load_settings()) as (_, engine):
             await viewers.grant(engine, viewer, user)
@@ -136,6 +141,8 @@ def revoke(
     Example: study-ingest viewer revoke phone-3f2a
     """
 
+    from worker.operate import viewers
+
     async def work() -> None:
         async with _servers(load_settings()) as (accounts, engine):
             if user:
@@ -158,6 +165,8 @@ def rotate(viewer: _NAME, as_json: _JSON = False) -> None:
     Example: study-ingest viewer rotate phone-3f2a
     """
 
+    from worker.operate import viewers
+
     async def work() -> str:
         async with _servers(load_settings()) as (accounts, _):
             return await viewers.rotate(accounts, viewer)
@@ -172,6 +181,8 @@ def list_viewers(as_json: _JSON = False) -> None:
 
     Example: study-ingest viewer list --json
     """
+
+    from worker.operate import viewers
 
     async def work() -> list[viewers.Viewer]:
         async with _servers(load_settings()) as (accounts, engine):
@@ -192,7 +203,10 @@ def list_viewers(as_json: _JSON = False) -> None:
 
 
 @asynccontextmanager
-async def _servers(settings: Settings) -> AsyncIterator[tuple[Accounts, AsyncEngine]]:
+async def _servers(settings: "Settings") -> "AsyncIterator[tuple[Accounts, AsyncEngine]]":
+    from worker.broker.accounts import Accounts
+    from worker.store import schema
+
     async with (
         Accounts(settings) as accounts,
         engine_of(settings, connections=1, name="study-ingest viewer") as engine,
