@@ -148,13 +148,14 @@ async def test_a_table_that_is_held_is_waited_for_a_little_and_another_migration
     engine: AsyncEngine, database_url: str
 ) -> None:
     impatient = _engine(database_url, lock_timeout=0.2)
+    patient = _engine(database_url, lock_timeout=60)
     async with engine.begin() as reading:
         await reading.execute(make.text("SELECT count(*) FROM study_question_progress"))
         with pytest.raises(SchemaError, match=r"^A table is held [^\n]+: run `migrate` again"):
             await schema.migrate(impatient, "0002")
         assert await schema.current(engine) == schema.head()
 
-        first = asyncio.create_task(schema.migrate(engine, "0002"))
+        first = asyncio.create_task(schema.migrate(patient, "0002"))
         await make.blocked(engine, 1)
         second = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _MIGRATE, database_url),
@@ -168,6 +169,7 @@ async def test_a_table_that_is_held_is_waited_for_a_little_and_another_migration
     assert await waiting == 0
     await schema.check(engine)
     await impatient.dispose()
+    await patient.dispose()
 
 
 async def test_a_database_that_goes_away_amid_a_migration_is_said_to_be(
