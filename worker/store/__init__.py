@@ -1,4 +1,4 @@
-"""The tables, and set-based queries over them, one file for each concern.
+"""The tables, and set-based queries over them, with one file for each concern.
 
-Knows SQL; knows nothing of the broker, and decides nothing: what to write comes from the core.
+This package knows SQL and decides nothing: what it writes comes from the core.
 """

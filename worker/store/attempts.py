@@ -1,4 +1,4 @@
-"""Quiz sessions and attempts: the log that everything else can be recomputed from."""
+"""Quiz sessions and attempts: the log from which everything else can be computed again."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import chain
@@ -15,7 +15,7 @@ from worker.store.literals import as_text, numbers, rows_of, time_of, times, wor
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _STREAMED_AT_ONCE: Final = 2_000
-"""Rows fetched in one round trip of a stream."""
+"""The number of rows that a stream fetches in one round trip."""
 _SOURCE: Final = "viewer"
 _STATUS: Final = "finalized"
 
@@ -80,8 +80,8 @@ _INSERT_SESSIONS: Final = text(
 _INSERT_ATTEMPTS: Final = text(
     "INSERT INTO study_question_attempts (user_id, study_topic_id, quiz_session_id, is_correct,"
     f" {', '.join(_OF_ATTEMPT)})"
-    # What an attempt has from its session is sent once: `place` is the session's in the arrays
-    # (which are no text, or each attempt would read them again).
+    # Values that attempts share with their session are sent once: `place` is the session's place in
+    # the arrays. (These are not sent as text, because each attempt would parse them again.)
     " SELECT (CAST(:session_users AS bigint[]))[place],"
     " (CAST(:session_topics AS bigint[]))[place], (CAST(:session_ids AS uuid[]))[place],"
     " selected_choice = correct_choice, "
@@ -126,7 +126,7 @@ _LOG_OF_SOME: Final = text(
 
 
 def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
-    """What adds the sessions and their attempts, for `write`."""
+    """The writes that add the sessions and their attempts, for `write`."""
     if not sessions:
         return []
     ids, users, topics, asked, uuids, corrects, wrongs, unsures, finished, received, rows = zip(
@@ -138,7 +138,7 @@ def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
         "session_ids": ids,
         "session_users": users,
         "session_topics": topics,
-        "asked": [repr(question_ids) for question_ids in asked],  # a list of numbers is JSON
+        "asked": [repr(question_ids) for question_ids in asked],  # a list of numbers is valid JSON
         "session_uuids": uuids,
         "corrects": numbers(corrects),
         "wrongs": numbers(wrongs),
@@ -163,9 +163,9 @@ def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
 async def histories(
     connection: AsyncConnection, wanted: Collection[tuple[int, int]]
 ) -> dict[int, list[ScoredAttempt]]:
-    """All attempts that count, in no order, of each (user_id, question_id); keyed by question.
+    """All attempts that count, in no order, of each (user_id, question_id), by question.
 
-    Those of voided sessions are on record only.
+    Attempts of voided sessions do not count.
     """
     rows = await fetch(
         connection,
@@ -182,16 +182,17 @@ async def histories(
 
 
 async def users(connection: AsyncConnection) -> list[int]:
-    """Everybody who has attempts, voided or not, or progress; in order."""
+    """All users who have attempts, voided or not, or progress, in order."""
     return list((await connection.scalars(_USERS)).all())
 
 
 async def log(
     connection: AsyncConnection, user_id: int, question_ids: Collection[int] | None = None
 ) -> AsyncIterator[tuple[int, int, list[ScoredAttempt]]]:
-    """Streams (question_id, its topic now, attempts in no particular order) of one user.
+    """Streams (question_id, the question's current topic, attempts in no particular order) of one
+    user.
 
-    Only attempts that count, and only of `question_ids` where those are given.
+    It includes only attempts that count, and only those on `question_ids` if they are given.
     """
     question_id: int | None = None
     topic_id = 0
@@ -202,7 +203,9 @@ async def log(
     async with connection.stream(
         statement, wanted, execution_options={"yield_per": _STREAMED_AT_ONCE}
     ) as rows:
-        async for part in rows.partitions():  # a part at a time: awaiting each row costs as much
+        async for part in (
+            rows.partitions()
+        ):  # fetched in parts, because awaiting each row costs as much as the row itself
             for row in part:
                 if row[0] != question_id:
                     if question_id is not None:

@@ -1,6 +1,6 @@
-"""The audit: one line for each thing an operator did, written with it or not at all.
+"""The audit: one row for each action of an operator, written in the transaction of that action.
 
-A line names a subject and counts what changed; it never repeats what anybody answered.
+A row names a subject and counts what changed. It never repeats what anybody answered.
 """
 
 import json
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class By(NamedTuple):
-    """Who does something, and why."""
+    """Who acts, and why."""
 
     actor: str
     reason: str
@@ -27,7 +27,7 @@ _RECORD: Final = text(
 async def record(
     connection: AsyncConnection, by: By, operation: str, subject: str, effect: Mapping[str, object]
 ) -> None:
-    """Adds one line; `effect` is counts, or what a value was and is."""
+    """Adds one row. `effect` contains counts, or the old and the new value."""
     await connection.execute(
         _RECORD,
         {

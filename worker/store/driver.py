@@ -1,7 +1,7 @@
 """Statements that the driver sends itself: those that every batch passes through.
 
-SQLAlchemy spends as long on their way there and back as the driver does. All else has no need of
-this. Knows connections and statements; may not know how a connection came to be.
+SQLAlchemy takes as long to send a statement and return its rows as the driver does. All other
+statements go through SQLAlchemy (docs/decisions/statements-by-the-driver.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from sqlalchemy import URL, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 DRIVER: Final = "postgresql+asyncpg"
-"""SQLAlchemy's name for it."""
+"""SQLAlchemy's name for the driver."""
 
 Row = Sequence[Any]
 
 
 class Write(NamedTuple):
-    """A statement that changes rows, and its parameters; nothing happens until `write`."""
+    """A statement that changes rows, with its parameters. Nothing happens before `write`."""
 
     statement: TextClause
     parameters: Mapping[str, object]
@@ -30,21 +30,23 @@ async def fetch(
 ) -> list[Row]:
     """The rows that a statement returns, inside a `worker.store.engine.transaction`.
 
-    Raises what the driver raises, and `RuntimeError` outside of one.
+    Raises what the driver raises, and `RuntimeError` outside a transaction.
     """
     driver = driver_of(connection)
     if not driver.is_in_transaction():
-        raise RuntimeError("Outside of a transaction each statement would be committed by itself.")
+        raise RuntimeError(
+            "A statement outside a transaction would be committed by itself: use `transaction`."
+        )
     written, names = _written(statement)
     rows: list[Row] = await driver.fetch(written, *[parameters[name] for name in names])
     return rows
 
 
 async def write(connection: AsyncConnection, writes: Sequence[Write]) -> None:
-    """Carries out all of the writes as one statement, in one round trip.
+    """Executes all writes as one statement, in one round trip.
 
-    In no order, and none sees what another does; references are checked at their end. The name
-    of a parameter means the same in all of them. Raises what `fetch` raises.
+    They run in no particular order, and none sees the effect of another. References are checked at
+    the end. A parameter's name means the same in all of them. Raises what `fetch` raises.
     """
     if writes:
         statement = _together(tuple([each.statement for each in writes]))
@@ -64,7 +66,7 @@ def _together(statements: tuple[TextClause, ...]) -> TextClause:
 
 
 def driver_of(connection: AsyncConnection) -> Connection:
-    """The driver's connection beneath SQLAlchemy's."""
+    """The driver's connection below SQLAlchemy's."""
     pooled = connection.sync_connection
     assert pooled is not None
     return pooled.connection.driver_connection
@@ -72,6 +74,6 @@ def driver_of(connection: AsyncConnection) -> Connection:
 
 @cache
 def _written(statement: TextClause) -> tuple[str, Sequence[str]]:
-    """The statement as the driver takes it, and the names of $1, $2..."""
+    """The statement in the driver's form, and the names of $1, $2..."""
     compiled = statement.compile(dialect=URL.create(DRIVER).get_dialect()())
     return str(compiled), compiled.positiontup or ()

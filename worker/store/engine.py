@@ -1,8 +1,8 @@
 """Connections to PostgreSQL, transactions on them, and what their failures mean.
 
-The rest of the store sees a connection inside a transaction and raises what the driver raises;
-only this file translates: the database is away, this transaction failed in a way that may pass,
-or the failure is a fault of ours and stays as it is.
+The rest of the store gets a connection inside a transaction and raises what the driver raises. Only
+this file translates: the database is unreachable, this transaction failed and may succeed later, or
+the failure is a bug and stays as it is.
 """
 
 import ssl
@@ -21,10 +21,11 @@ from worker.settings import Settings
 from worker.store.driver import DRIVER, driver_of
 
 _AWAY_CLASSES: Final = ("08", "28", "3D", "53", "58")
-"""SQLSTATE classes: connection lost, not let in, no such database, out of resources, disk."""
+"""SQLSTATE classes: connection lost, login refused, no such database, out of resources, disk."""
 _AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "25P03", "55000")
-"""Shut down, crashed, starting, idle too long, read only (a failover), transaction left idle, not
-accepting connections."""
+"""Shut down, crashed, starting, idle too long, read-only (a failover), transaction left idle, not
+accepting connections.
+"""
 _TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014")
 """Serialization failure, deadlock, lock timeout, statement timeout."""
 
@@ -34,24 +35,26 @@ _PLANS: Final = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-"""A worker's statements are short and find their rows by their keys. The planner, left to itself,
-reads all questions in order to join a thousand of them, and makes plans for tables that are empty
-(also for the lookups behind a reference) which read all of them when they are large."""
+"""A worker's statements are short and find their rows by key. By default the planner would read all
+questions in order to join a thousand of them. It would also make plans for empty tables (including
+the lookups of the reference checks) that read whole tables when these have grown.
+"""
 
 _TLS_WORDS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
 Isolation = Literal["repeatable_read"]
-"""What a transaction may ask for beside PostgreSQL's default, read committed."""
+"""The isolation levels besides PostgreSQL's default, read committed."""
 
 _CLIENT_MARGIN: Final = 5.0
-"""Seconds by which the client outwaits the server's statement timeout: a server that does not
-even answer with that is not there."""
+"""Seconds that the client waits longer than the server's statement timeout. A server that does not
+answer even then is unreachable.
+"""
 
 
 def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngine:
-    """A pool of at most `connections`, each with the server-side timeouts of the settings.
+    """A pool of at most `connections`, each with the server-side timeouts from the settings.
 
-    `name` shows up as `application_name` in pg_stat_activity. Opens no connection yet.
+    `name` appears as `application_name` in pg_stat_activity. It opens no connection yet.
     """
     given = make_url(settings.database_url.get_secret_value())
     url = given.set(drivername=DRIVER).difference_update_query(_TLS_WORDS)
@@ -63,8 +66,9 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         url,
         pool_size=connections,
         max_overflow=0,
-        hide_parameters=True,  # errors end up in logs; what people answered must not
-        # The one that was used last: its backend's plans and caches are warm.
+        hide_parameters=True,  # errors end up in logs, and what people answered must not
+        # Hand out the connection that was used last, because its backend's plans and caches are
+        # warm.
         pool_use_lifo=True,
         pool_timeout=settings.transaction_timeout,
         connect_args={
@@ -88,15 +92,15 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
 
 
 def _replace_closed(connection: Any, *_: object) -> None:
-    """A connection that ended while nobody used it is no reason to wait for the database."""
+    """Replaces a connection that was closed while it was idle, instead of reporting an outage."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
 def _tls(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, ssl.SSLContext | bool]:
-    """What libpq's words in the URL ask for, in the driver's words.
+    """Translates libpq's TLS parameters in the URL into the driver's.
 
-    The driver's own reading of them is never reached by way of SQLAlchemy.
+    SQLAlchemy does not pass them to the driver, which could read them itself.
     """
     said = {word: str(query[word]) for word in _TLS_WORDS if word in query}
     match said.get("sslmode"):
@@ -115,29 +119,28 @@ def _tls(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, ssl.SSLContext
 async def transaction(
     engine: AsyncEngine, *, isolation: Isolation | None = None
 ) -> AsyncIterator[AsyncConnection]:
-    """One transaction: committed when the block ends, rolled back when it raises.
+    """One transaction, which is committed when the block ends and rolled back if it raises.
 
-    Raises `DatabaseAway` or `TransientFault` for what those mean, also when the connection is
-    lost inside COMMIT: whether it took effect is then unknown, and the caller finds out by
-    running the same work again.
+    Raises `DatabaseAway` or `TransientFault`, also if the connection is lost during COMMIT. In that
+    case it is unknown whether the transaction took effect. Run the same work again to find out.
     """
     driver = None
     try:
         async with engine.connect() as connection:
-            # Begun by the driver: SQLAlchemy would with the first statement that it sees, and
-            # does not see those of `driver.fetch`.
+            # The driver begins the transaction. SQLAlchemy would do so with the first statement
+            # that it sees, but it does not see those of `driver.fetch`.
             connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
             driver = driver_of(connection)
             try:
                 async with _begun(driver, isolation):
                     yield connection
             except InternalClientError:
-                # The server has told why it ends the connection, and its end is still on its way:
-                # until then the driver takes the connection for open, and its own state for wrong.
+                # The server has said why it ends the connection, but the end has not arrived yet.
+                # Until then the driver treats the connection as open, and reports a wrong state.
                 driver.terminate()
                 raise
             finally:
-                if driver.is_closed() or driver.is_in_transaction():  # nobody's to use again
+                if driver.is_closed() or driver.is_in_transaction():  # must not be used again
                     await connection.invalidate()
     except PoolTimeout as error:
         raise DatabaseAway(
@@ -149,7 +152,7 @@ async def transaction(
         _hide_row(said)
         raise
     except InternalClientError as error:
-        raise DatabaseAway("The database is away: it ended the connection.") from error
+        raise DatabaseAway("The database is away: it closed the connection.") from error
     except (OSError, TimeoutError) as error:
         raise DatabaseAway(f"The database can't be reached: {_first_line(error)}.") from error
 
@@ -161,7 +164,7 @@ async def _begun(driver: Connection, isolation: Isolation | None) -> AsyncIterat
     try:
         yield
     except TimeoutError:
-        raise  # the server answers nothing: a rollback would only wait again
+        raise  # the server does not answer, so a rollback would only wait again
     except BaseException:
         if not driver.is_closed():
             await begun.rollback()
@@ -190,7 +193,7 @@ def _first_line(error: BaseException | None) -> str:
 
 
 async def is_ready(engine: AsyncEngine) -> bool:
-    """Whether the database can be reached and written to right now."""
+    """Whether the database is reachable and writable now."""
     try:
         async with transaction(engine) as connection:
             read_only = await connection.scalar(text("SHOW transaction_read_only"))

@@ -1,4 +1,4 @@
-"""The inbox: one row for each ingested batch, the uniqueness wall of the whole system."""
+"""The inbox: one row for each ingested batch. Its unique key guarantees a single ingest."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -16,9 +16,10 @@ from worker.store.driver import fetch
 
 
 class Known(NamedTuple):
-    """An ingested batch: its content's digest, its principal and what its viewer was told.
+    """An ingested batch: the digest of its content, its principal, and the result that its viewer
+    got.
 
-    Of an erased one neither is left, and nothing is told but that it was ingested.
+    An erased batch has no digest and no principal, and its result only says that it was ingested.
     """
 
     content_digest: bytes | None
@@ -27,7 +28,7 @@ class Known(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What is kept of a batch that was ingested; `told` is its result as JSON."""
+    """What is kept of a batch that was ingested. `told` is its result as JSON."""
 
     client_session_uuid: UUID
     content_digest: bytes
@@ -36,15 +37,15 @@ class Receipt(NamedTuple):
     told: str
 
 
-# One row at least, for the time.
+# At least one row, for the time.
 _LOOK: Final = text(
     "SELECT now(), client_session_uuid, content_digest, user_id, CAST(summary AS text),"
     " received_at FROM (SELECT) AS once"
     " LEFT JOIN ingest_inbox ON client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
 )
 
-# In the order of the uuids, so that two groups that share some wait for each other, never
-# crosswise. The time of receipt is the column's default: the transaction's.
+# In the order of the uuids, so that two groups with common uuids can't deadlock. The time of
+# receipt is the column's default, which is the time of the transaction.
 _RECORD: Final = text(
     "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer, summary)"
     " SELECT * FROM unnest(CAST(:uuids AS uuid[]), CAST(:digests AS bytea[]),"
@@ -64,7 +65,7 @@ _RETELL: Final = text(
 async def look(
     connection: AsyncConnection, uuids: Iterable[UUID]
 ) -> tuple[datetime, dict[UUID, Known]]:
-    """The transaction's time, and the committed rows among `uuids`."""
+    """The time of the transaction, and the committed rows among `uuids`."""
     rows = await fetch(connection, _LOOK, {"uuids": list(uuids)})
     return rows[0][0], {
         uuid: Known(digest, user_id, _told(uuid, told, received_at))
@@ -82,10 +83,11 @@ def _told(uuid: UUID, told: str | None, received_at: datetime) -> IngestResult:
 
 
 async def record(connection: AsyncConnection, receipts: Sequence[Receipt]) -> None:
-    """Notes batches as received in this transaction, at its time; before anything else of them.
+    """Records batches as received in this transaction, at its time, before anything else is
+    written.
 
-    Waits for another transaction that is receiving one of the uuids, and raises `UuidTaken` when
-    that has committed.
+    It waits for another transaction that is receiving one of the uuids, and raises `UuidTaken` if
+    that transaction commits.
     """
     if not receipts:
         return
@@ -105,9 +107,11 @@ async def record(connection: AsyncConnection, receipts: Sequence[Receipt]) -> No
     except UniqueViolationError as error:
         if error.constraint_name != _WALL:
             raise
-        raise UuidTaken("Another worker received a batch with the same uuid meanwhile.") from error
+        raise UuidTaken(
+            "Another worker has ingested a batch with the same uuid in the meantime."
+        ) from error
 
 
 async def retell(connection: AsyncConnection, told: Mapping[UUID, str]) -> None:
-    """Replaces what is told of batches (the result as JSON) when they come again."""
+    """Replaces the results (as JSON) that are sent when these batches arrive again."""
     await fetch(connection, _RETELL, {"uuids": list(told), "summaries": list(told.values())})

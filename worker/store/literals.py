@@ -1,7 +1,8 @@
-"""Many rows as parameters of one statement: an array for each column, the cheapest way there.
+"""Many rows as parameters of one statement: one array for each column, which is the fastest way.
 
-Most are sent as text, to be cast to their type by the statement (`as_text`): the driver asks of
-every element whether it is an array itself, which takes longer than writing it down.
+Most arrays are sent as text, which the statement casts to its type (`as_text`). For other arrays
+the driver checks whether each element is an array itself, which takes longer than writing it as
+text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,35 +13,35 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def rows_of(columns: Mapping[str, str]) -> str:
-    """SQL for a subquery of rows: by the name of each column, its array."""
-    # Not unnest(...) in FROM: PostgreSQL would first write down each array as a table of its own.
+    """SQL for a subquery of rows, from the name and the array of each column."""
+    # Not unnest(...) in FROM, because PostgreSQL would first write each array into a table.
     selected = ", ".join(f"unnest({array}) AS {name}" for name, array in columns.items())
     return f"(SELECT {selected})"
 
 
 def as_text(parameter: str, kind: str) -> str:
-    """SQL for an array of `kind` that is sent as text."""
+    """SQL for an array of type `kind` that is sent as text."""
     return f"CAST(CAST(:{parameter} AS text) AS {kind}[])"
 
 
 def words(values: Iterable[str]) -> str:
-    """Of words of ours, none of them null or in need of quotes."""
+    """An array of our own words, which are never null and need no quotes."""
     return "{" + ",".join(values) + "}"
 
 
 def texts(values: Iterable[str]) -> str:
-    """Of any texts without U+0000, which PostgreSQL can't hold."""
+    """An array of any texts without U+0000, which PostgreSQL can't store."""
     quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
     return '{"' + '","'.join(quoted) + '"}' if quoted else "{}"
 
 
 def numbers(values: Iterable[int | None]) -> str:
-    """Of numbers or truth values, None for null."""
+    """An array of numbers or truth values, with None for null."""
     return "{" + repr([*values])[1:-1].replace("None", "null") + "}"
 
 
 def times(values: Iterable[datetime | None]) -> str:
-    """Of times in UTC, as whole microseconds since 1970; to be read with `time_of`."""
+    """An array of times in UTC, as whole microseconds since 1970. Read it with `time_of`."""
     return "{" + ",".join(["null" if at is None else _microseconds(at) for at in values]) + "}"
 
 
@@ -50,8 +51,8 @@ def _microseconds(at: datetime) -> str:
 
 
 def time_of(column: str) -> str:
-    """SQL for one of `times`. Seconds apart from the rest: an interval is multiplied as a double,
-    which holds every whole second there is, and not every microsecond.
+    """SQL for one of `times`. Seconds are separate from the rest, because PostgreSQL multiplies an
+    interval as a double, which holds every whole second exactly, but not every microsecond.
     """
     return (
         f"timestamptz 'epoch' + {column} / 1000000 * interval '1 second'"

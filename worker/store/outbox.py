@@ -1,7 +1,7 @@
-"""The transactional outbox: messages that leave when, and only when, their cause is committed.
+"""The transactional outbox: messages that are published if, and only if, their cause is committed.
 
-Rows wait in the order of their ids within a routing key, which for results is the viewer. A row
-is deleted by the transaction that publishes it, so for good once the broker has confirmed it.
+Rows wait in the order of their ids within a routing key, which names the viewer for results. The
+transaction that publishes a row deletes it, so it is gone once the broker has confirmed it.
 """
 
 import json
@@ -27,7 +27,9 @@ class Waiting(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """How many rows wait (100,000: that or more), and the oldest one's age in seconds."""
+    """The number of waiting rows (100,000 means that or more), and the age of the oldest in
+    seconds.
+    """
 
     messages: int
     oldest_age: float
@@ -42,9 +44,9 @@ _RECORD: Final = text(
     " ORDER BY place"
 )
 
-# The oldest results, and the oldest follow-up jobs: neither waits behind the other, should it not
-# leave. What another relay has just published may still be in this statement's snapshot when the
-# key's lock is free: such rows are passed over, for they are gone when they are to be deleted.
+# The oldest results and the oldest follow-up jobs, so that neither waits for the other if it can't
+# be published. This statement's snapshot may still contain rows that another relay has just
+# published, although their key's lock is free. The DELETE skips those rows, because they are gone.
 _TAKE: Final = text(
     "WITH oldest AS MATERIALIZED ("
     f"(SELECT id, routing_key FROM outbox WHERE exchange = '{amqp.RESULTS_EXCHANGE}'"
@@ -58,7 +60,7 @@ _TAKE: Final = text(
     " RETURNING id, message_id, exchange, routing_key, type, CAST(headers AS text), body"
 )
 
-# The count is bounded: whoever has more than that waiting need not know how many.
+# The count is limited, because beyond that nobody needs the exact number.
 _BACKLOG: Final = text(
     "SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT 100000) AS counted),"
     " coalesce(CAST(extract(epoch FROM clock_timestamp() - (SELECT min(created_at) FROM"
@@ -71,7 +73,7 @@ _WITHDRAW: Final = text("DELETE FROM outbox WHERE message_id = ANY(CAST(:ids AS 
 
 
 def recording(messages: Sequence[Message]) -> list[Write]:
-    """What adds the messages, in their order, for `write`."""
+    """The writes that add the messages, in order, for `write`."""
     if not messages:
         return []
     ids, exchanges, keys, types, headers, bodies = zip(*messages, strict=True)
@@ -87,11 +89,11 @@ def recording(messages: Sequence[Message]) -> list[Write]:
 
 
 async def take(connection: AsyncConnection, *, results: int, jobs: int) -> list[Waiting]:
-    """Takes up to so many results and follow-up jobs out of the outbox: results first, for somebody
-    waits for them, and each in their order.
+    """Takes up to this many results and follow-up jobs from the outbox, in order. Results come
+    first, because somebody waits for them.
 
-    Their routing keys are this transaction's until it ends, so no other relay can overtake it;
-    what it took is there again when it is rolled back.
+    This transaction holds their routing keys until it ends, so that no other relay can overtake it.
+    If it is rolled back, the rows are there again.
     """
     found = await fetch(connection, _TAKE, {"results": results, "jobs": jobs})
     taken = [
@@ -102,15 +104,15 @@ async def take(connection: AsyncConnection, *, results: int, jobs: int) -> list[
 
 
 async def backlog(connection: AsyncConnection) -> Backlog:
-    """What waits."""
+    """What waits in the outbox."""
     return Backlog(*(await connection.execute(_BACKLOG)).one())
 
 
 async def delete(connection: AsyncConnection, ids: Collection[int]) -> None:
-    """Forgets rows that the broker has confirmed."""
+    """Deletes rows that the broker has confirmed."""
     await fetch(connection, _DELETE, {"ids": list(ids)})
 
 
 async def withdraw(connection: AsyncConnection, message_ids: Collection[UUID]) -> None:
-    """Takes back messages that have not left yet; what has left can't be."""
+    """Deletes messages that are not published yet. Published ones can't be taken back."""
     await connection.execute(_WITHDRAW, {"ids": list(message_ids)})

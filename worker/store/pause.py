@@ -1,4 +1,4 @@
-"""The pause: one row, there or not, that all workers obey and that survives all restarts."""
+"""The pause: one row, which all workers obey and which survives all restarts."""
 
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -11,7 +11,7 @@ from worker.store.audit import By
 
 
 class Pause(NamedTuple):
-    """Since when ingest is paused, by whom and why."""
+    """When, by whom and why ingest was paused."""
 
     paused_at: datetime
     actor: str
@@ -20,7 +20,7 @@ class Pause(NamedTuple):
 
 _FIND: Final = text("SELECT paused_at, actor, reason FROM ingest_pause")
 
-# The first pause stands: who paused, and why, is not lost to whoever pauses again.
+# The first pause stays, so that a second one does not overwrite who paused, and why.
 _PAUSE: Final = text(
     "INSERT INTO ingest_pause (actor, reason) VALUES (:actor, :reason)"
     " ON CONFLICT (single) DO NOTHING"
@@ -30,7 +30,7 @@ _RESUME: Final = text("DELETE FROM ingest_pause RETURNING paused_at, actor, reas
 
 
 async def find(connection: AsyncConnection) -> Pause | None:
-    """The pause that is in force; None while workers may ingest."""
+    """The pause that is in force. None while workers may ingest."""
     row = (await connection.execute(_FIND)).one_or_none()
     return None if row is None else Pause(*row)
 
@@ -41,7 +41,7 @@ async def is_paused(connection: AsyncConnection) -> bool:
 
 
 async def pause(connection: AsyncConnection, by: By) -> tuple[Pause, bool]:
-    """Pauses; returns the pause in force, and whether it is this one."""
+    """Pauses ingest. Returns the pause in force, and whether this call started it."""
     done = await connection.execute(_PAUSE, {"actor": by.actor, "reason": by.reason})
     now = await find(connection)
     assert now is not None
@@ -51,7 +51,7 @@ async def pause(connection: AsyncConnection, by: By) -> tuple[Pause, bool]:
 
 
 async def resume(connection: AsyncConnection, by: By) -> Pause | None:
-    """Resumes; returns the pause that has ended, None when there was none."""
+    """Resumes ingest. Returns the pause that has ended, or None if there was none."""
     row = (await connection.execute(_RESUME)).one_or_none()
     if row is None:
         return None

@@ -1,4 +1,6 @@
-"""The lock of a principal: whoever changes a user's history holds it until the commit."""
+"""The lock of a principal: every transaction that changes a user's history holds it until it
+commits.
+"""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,26 +17,26 @@ _LOCK: Final = text(
 )
 
 
-# A try never waits, so in whatever order these are taken there is no deadlock.
+# An attempt never waits, so there is no deadlock, whatever the order.
 _LOCK_FREE: Final = text(
     "SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key WHERE pg_try_advisory_xact_lock(key)"
 )
 
 
 async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
-    """Waits for the locks of all `user_ids`, in one order for everybody, so without deadlock."""
+    """Waits for the locks of all `user_ids`, always in the same order, so there is no deadlock."""
     keys = sorted({_key(user_id) for user_id in user_ids})
     await fetch(connection, _LOCK, {"keys": keys})
 
 
 async def lock_free(connection: AsyncConnection, user_ids: Iterable[int]) -> set[int]:
-    """Takes the locks of those `user_ids` that nobody else holds, and says whose they are."""
+    """Takes those locks of `user_ids` that nobody else holds, and returns these users."""
     wanted = {_key(user_id): user_id for user_id in user_ids}
     free = await fetch(connection, _LOCK_FREE, {"keys": list(wanted)})
     return {wanted[key] for (key,) in free}
 
 
 def _key(user_id: int) -> int:
-    # Hashed, to keep clear of other uses of advisory locks in the same database.
+    # Hashed, to avoid collisions with other uses of advisory locks in the same database.
     digest = hashlib.blake2b(b"study-ingest principal %d" % user_id, digest_size=8).digest()
     return int.from_bytes(digest, signed=True)

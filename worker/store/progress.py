@@ -1,4 +1,4 @@
-"""Progress rows: what is stored of the fold of each (user, question)."""
+"""Progress rows: the stored fold of each (user, question)."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -36,17 +36,17 @@ _COLUMNS: Final = {
     "explanation_requested": "boolean",
     "scheduler": "text",
 }
-"""Name and type of each column, in the order of `_columns_of` and `from_row`."""
+"""The name and type of each column, in the order of `_columns_of` and `from_row`."""
 _FOLD: Final = slice(3, 18)
-"""Those of them that are `Progress`."""
+"""The columns that make up `Progress`."""
 _KEY: Final = ("user_id", "study_question_id")
 
 SELECTED: Final = ", ".join(f"progress.{name}" for name in _COLUMNS)
-"""The columns that `from_row` reads, of a table or alias `progress`."""
+"""The columns that `from_row` reads, from a table or alias `progress`."""
 
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _PATTERNS: Final = {pattern.value: pattern for pattern in Pattern}
-"""Plain dictionaries: calling an Enum takes ten times as long."""
+"""Plain dictionaries, because calling an Enum takes ten times as long."""
 
 _STANDING: Final = text(
     "SELECT question.id, question.user_id, question.study_topic_id, question.correct_choice,"
@@ -64,7 +64,7 @@ _SENT_AS: Final[Mapping[str, tuple[str, Callable[[Any], str]]]] = {
     "timestamptz": ("bigint", times),
     **{kind: (kind, numbers) for kind in _NUMBERS},
 }
-"""By the column's type: what its array is sent as in text, and how that is written."""
+"""How the array of a column is sent as text, by the column's type, and how it is written."""
 _ENCODERS: Final = {name: _SENT_AS[kind][1] for name, kind in _COLUMNS.items() if kind in _SENT_AS}
 
 
@@ -93,7 +93,7 @@ _DELETE: Final = text(
 
 
 async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> dict[int, Standing]:
-    """The questions and their owners' progress on them; to be read under the owners' locks."""
+    """The questions, and their owners' progress on them. Read them under the owners' locks."""
     rows = await fetch(connection, _STANDING, {"question_ids": list(question_ids)})
     found = {}
     for row in rows:
@@ -108,14 +108,16 @@ async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> 
 async def of_user(
     connection: AsyncConnection, user_id: int, question_ids: Collection[int] | None = None
 ) -> dict[int, Stored]:
-    """One user's progress rows, by question; only of `question_ids` where those are given."""
+    """The progress rows of a user, by question; only of `question_ids` if they are given."""
     wanted = None if question_ids is None else list(question_ids)
     rows = await connection.execute(_OF_USER, {"user_id": user_id, "question_ids": wanted})
     return {row[1]: from_row(row) for row in rows}
 
 
 def saving(rows: Sequence[Stored]) -> list[Write]:
-    """What inserts or replaces the rows, for `write`; under the lock of every principal in them."""
+    """The writes that insert or replace the rows, for `write`. Hold the lock of every principal in
+    them.
+    """
     if not rows:
         return []
     parameters: dict[str, Any] = dict(zip(_COLUMNS, _columns_of(rows), strict=True))
@@ -125,12 +127,12 @@ def saving(rows: Sequence[Stored]) -> list[Write]:
 
 
 async def delete(connection: AsyncConnection, user_id: int, question_ids: Iterable[int]) -> None:
-    """Removes progress on questions that have no attempts left."""
+    """Deletes the progress on questions that have no attempts left."""
     await connection.execute(_DELETE, {"user_id": user_id, "question_ids": list(question_ids)})
 
 
 def columns(stored: Stored) -> dict[str, Any]:
-    """The row as names and values."""
+    """The row as a dictionary of column names and values."""
     return {name: values[0] for name, values in zip(_COLUMNS, _columns_of([stored]), strict=True)}
 
 
@@ -141,12 +143,12 @@ def from_row(row: Sequence[Any]) -> Stored:
 
 def _fold(row: Sequence[Any]) -> Progress:
     """Reads the columns of `_FOLD`."""
-    # By position: this is called for every question of a group.
+    # By position, because this runs for every question of a group.
     return Progress._make((*row[:10], _OUTCOMES[row[10]], row[11], Memory(*row[12:])))
 
 
 def _columns_of(rows: Iterable[Stored]) -> Iterator[Sequence[Any]]:
-    """The rows turned: the values of each column, in the order of `_COLUMNS`."""
+    """The values of each column, in the order of `_COLUMNS`."""
     users, questions, topics, folds, patterns, requested, schedulers = zip(*rows, strict=True)
     *counts, memories = zip(*folds, strict=True)
     yield from (users, questions, topics, *counts, *zip(*memories, strict=True))

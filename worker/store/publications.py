@@ -1,4 +1,4 @@
-"""Published ids and the questions that they stand for; viewers and whom they may write for."""
+"""Published ids and their questions, and the viewers and their grants."""
 
 from collections.abc import Collection
 from typing import Final
@@ -42,7 +42,9 @@ async def resolve(
     owned: Collection[str],
     viewers: Collection[str],
 ) -> Resolved:
-    """What `pub_ids` stand for, whose questions `owned` are, and whom the viewers may write for."""
+    """The questions behind `pub_ids`, the owners of the questions `owned`, and the grants of the
+    viewers.
+    """
     questions: dict[str, int] = {}
     taken_back: set[str] = set()
     owners: dict[str, int] = {}
@@ -63,7 +65,7 @@ async def resolve(
 
 
 async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[str, int]:
-    """The owner's user id by published id; none where the question is withdrawn or deleted."""
+    """The owner's user id by published id. Withdrawn and deleted questions have none."""
     rows = await fetch(connection, _OWNERS, {"owned": texts(pub_ids)})
     return {row[0]: row[1] for row in rows}
 
@@ -71,6 +73,6 @@ async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[
 async def behind(
     connection: AsyncConnection, pub_ids: Collection[str]
 ) -> dict[str, tuple[int, int]]:
-    """(question_id, user_id) behind each published id, withdrawn and deleted ones included."""
+    """(question_id, user_id) by published id, including withdrawn and deleted ones."""
     rows = await connection.execute(_BEHIND, {"pub_ids": list(pub_ids)})
     return {pub_id: (question_id, user_id) for pub_id, question_id, user_id in rows}

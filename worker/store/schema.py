@@ -1,7 +1,4 @@
-"""The schema's version: brought up to date, and checked before any work.
-
-Runs the migrations; knows no table.
-"""
+"""The version of the schema: migrating it, and checking it before any work."""
 
 from pathlib import Path
 from typing import Final
@@ -20,12 +17,12 @@ from worker.errors import DatabaseAway, SchemaError
 from worker.store.engine import transaction
 
 _REFUSED: Final = {
-    "55P03": "A table is held by somebody else, for longer than INGEST_LOCK_TIMEOUT: run `migrate`"
-    " again when that backup or report is over, or raise it (workers wait as long).",
-    "40P01": "The migration and other work waited for each other: run `migrate` again.",
+    "55P03": "Another session has locked a table for longer than INGEST_LOCK_TIMEOUT: run `migrate`"
+    " again when that backup or report has ended, or raise the timeout (workers wait as long).",
+    "40P01": "The migration and another session waited for each other: run `migrate` again.",
     "42501": "The login in INGEST_DATABASE_URL may not change the schema: use its owner's.",
 }
-"""By SQLSTATE, what an operator can do about a migration that failed; nothing is changed then."""
+"""What an operator can do about a migration that failed, by SQLSTATE. Nothing is changed then."""
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -40,14 +37,14 @@ def _scripts() -> ScriptDirectory:
 
 
 def head() -> str:
-    """The version this program works on."""
+    """The version that this program needs."""
     revision = _scripts().get_current_head()
     assert revision is not None
     return revision
 
 
 async def current(engine: AsyncEngine) -> str | None:
-    """The version the database is at; None when nothing was ever migrated."""
+    """The version of the database. None if nothing was ever migrated."""
     async with transaction(engine) as connection:
         return await connection.run_sync(
             lambda sync: MigrationContext.configure(sync).get_current_revision()
@@ -55,7 +52,7 @@ async def current(engine: AsyncEngine) -> str | None:
 
 
 async def check(engine: AsyncEngine) -> None:
-    """Raises `SchemaError`, with the mend, when the database is at any other version."""
+    """Raises `SchemaError`, which says what to do, if the database has any other version."""
     found, wanted = await current(engine), head()
     if found == wanted:
         return
@@ -74,10 +71,10 @@ async def check(engine: AsyncEngine) -> None:
 
 
 async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None, str | None]:
-    """Moves the schema to `target` ("head", "base" or a version); returns (before, after).
+    """Moves the schema to `target` ("head", "base" or a version). Returns (before, after).
 
-    Raises `DatabaseAway`, or `SchemaError` where an operator can mend what is in the way; whatever
-    it raises, the schema is as it was.
+    Raises `DatabaseAway`, or `SchemaError` if an operator can remove the obstacle. If it raises,
+    the schema is unchanged.
     """
     before = await current(engine)
     try:
@@ -86,12 +83,16 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
             await connection.commit()
     except CommandError:
         known = ", ".join(sorted(script.revision for script in _scripts().walk_revisions()))
-        raise SchemaError(f"There is no version {target!r}: head, base, {known}.") from None
+        raise SchemaError(
+            f"There is no version {target!r}: use head, base or one of {known}."
+        ) from None
     except DBAPIError as error:
         if said := _REFUSED.get(getattr(error.orig, "sqlstate", None) or ""):
             raise SchemaError(said) from error
         if error.connection_invalidated:
-            raise DatabaseAway("The database went away: run `migrate` again.") from error
+            raise DatabaseAway(
+                "The connection to the database was lost: run `migrate` again."
+            ) from error
         raise
     return before, await current(engine)
 

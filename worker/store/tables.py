@@ -1,8 +1,8 @@
-"""The tables as this version of the worker knows them, with the constraints that carry meaning.
+"""The tables as this version of the worker uses them, with the constraints that carry meaning.
 
-Migrations create them; a test holds the two to be the same. What the log refers to (a session to
-its topic, an attempt to its session and its question) is held by triggers of migration 0005. Ids of
-users, topics and questions are the study application's own (bigint); this project makes none.
+Migrations create the tables, and a test compares the two. Triggers of migration 0005 check what the
+log refers to: the topic of a session, and the session and the question of an attempt. Users, topics
+and questions have ids (bigint) of the study application. This project creates none of those.
 """
 
 from typing import Final
@@ -139,7 +139,7 @@ study_question_progress = Table(
     "study_question_progress",
     METADATA,
     Column("user_id", BigInteger, nullable=False),
-    # Held by nothing: it is computed from attempts, which are.
+    # Without a foreign key, because it is computed from attempts, whose references are checked.
     Column("study_question_id", BigInteger, nullable=False),
     Column("study_topic_id", BigInteger, nullable=False),
     Column("attempts_count", Integer, nullable=False),
@@ -179,7 +179,7 @@ study_question_progress = Table(
     ),
     CheckConstraint("stability > 0 AND difficulty BETWEEN 1 AND 10", name="memory"),
     PrimaryKeyConstraint("user_id", "study_question_id"),
-    # Rows are updated at every attempt: room for the new version on the same page.
+    # Every attempt updates rows. This leaves room for the new version on the same page.
     postgresql_with={"fillfactor": "80"},
 )
 
@@ -194,7 +194,7 @@ ingest_inbox = Table(
     Column("viewer", Text),
     Column("erased_at", _TIME),
     CheckConstraint("length(content_digest) = 32", name="content_digest"),
-    # Of an erased batch nothing is left but its uuid, so that it can't come back.
+    # Only the uuid of an erased batch is left, so that the batch can't come back.
     CheckConstraint(
         "CASE WHEN erased_at IS NULL THEN content_digest IS NOT NULL AND user_id IS NOT NULL"
         " ELSE content_digest IS NULL AND user_id IS NULL AND viewer IS NULL AND summary IS NULL"
@@ -219,7 +219,7 @@ outbox = Table(
     Index(
         "outbox_results_idx", "id", postgresql_where=text(f"exchange = '{amqp.RESULTS_EXCHANGE}'")
     ),
-    # Rows are short-lived: not worth compressing.
+    # Rows are short-lived, so compressing them is not worth it.
     postgresql_with={"toast_tuple_target": "8160"},
 )
 

@@ -1,1 +1,1 @@
-"""What the worker tells the people who run it."""
+"""Logs, metrics, traces and probes: what the worker reports to the people who run it."""

@@ -1,7 +1,7 @@
-"""The worker's HTTP side: `/live`, `/ready` and `/metrics`, for supervisors and Prometheus.
+"""The worker's HTTP port: `/live`, `/ready` and `/metrics`, for supervisors and Prometheus.
 
-Serves from a thread of its own, so that it answers, and tells the truth, while the event loop
-is stuck. Knows two functions that say how things are; decides nothing.
+It runs in a thread of its own, so that it gives a true answer while the event loop is stuck. Two
+functions, which the caller passes, decide the answers.
 """
 
 import json
@@ -16,7 +16,7 @@ from prometheus_client import make_wsgi_app
 
 
 class Health(NamedTuple):
-    """One verdict, and the sentence that explains it."""
+    """An answer, and the sentence that explains it."""
 
     ok: bool
     detail: str
@@ -27,9 +27,9 @@ Probe = Callable[[], Health]
 
 @contextmanager
 def served(host: str, port: int, *, live: Probe, ready: Probe) -> Iterator[int]:
-    """Serves while the block runs; yields the port (of use when `port` is 0).
+    """Serves while the block runs. Yields the port, which is useful if `port` is 0.
 
-    Raises OSError when the port is taken.
+    Raises OSError if the port is in use.
     """
     metrics = make_wsgi_app()
     probes = {"/live": live, "/ready": ready}
@@ -37,7 +37,7 @@ def served(host: str, port: int, *, live: Probe, ready: Probe) -> Iterator[int]:
     def application(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path = environment.get("PATH_INFO", "/")
         if path == "/metrics":
-            ready()  # so that its gauge is of this moment
+            ready()  # so that its gauge is current
             body: Iterable[bytes] = metrics(environment, start)
             return body
         if path not in probes:
@@ -62,4 +62,4 @@ def served(host: str, port: int, *, live: Probe, ready: Probe) -> Iterator[int]:
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Probes every few seconds are no news."""
+        """Logs nothing, because probes arrive every few seconds."""

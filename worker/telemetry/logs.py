@@ -1,6 +1,7 @@
-"""Structured logs: one JSON object a line when piped, readable columns on a terminal.
+"""Structured logs: one JSON object on each line in a pipe, readable columns on a terminal.
 
-Events have stable names (`delivery.settled`, `consumer.paused`); never a message's body.
+Events have stable names (`delivery.settled`, `consumer.paused`). They never contain a message's
+body.
 """
 
 import json
@@ -19,7 +20,9 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 class _StandardError(TextIOBase):
-    """Whatever `sys.stderr` is at each write: loggers live longer than a redirection of it."""
+    """The `sys.stderr` of the moment of each write, because loggers live longer than a
+    redirection.
+    """
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -29,7 +32,7 @@ class _StandardError(TextIOBase):
 
 
 _JSON: Final = json.JSONEncoder(default=repr)
-"""Made once: `json.dumps` makes one for each line."""
+"""Created once, because `json.dumps` creates one for each line."""
 
 
 def _as_json(event: Mapping[str, object], **_: object) -> str:
@@ -37,7 +40,7 @@ def _as_json(event: Mapping[str, object], **_: object) -> str:
 
 
 def configure(settings: Settings) -> None:
-    """Sends all events, also those of libraries, to standard error."""
+    """Sends all events, including those of libraries, to standard error."""
     as_json = settings.log_format == "json" or (
         settings.log_format == "auto" and not sys.stderr.isatty()
     )
@@ -67,8 +70,8 @@ def configure(settings: Settings) -> None:
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("httpx").setLevel(logging.ERROR)
-    # The client calls every try to reconnect an error; the worker says it once, when it is lost.
+    # The client logs every attempt to reconnect as an error. The worker logs the loss once.
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Warns of each write to a socket that is gone: one line for every message then in flight.
+    # asyncio warns about each write to a closed socket, once for every message in flight.
     logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""What the worker measures of itself, by Prometheus' conventions: base units, `_total`, `_seconds`.
+"""The worker's metrics, by Prometheus' conventions: base units, `_total`, `_seconds`.
 
-One process, one set; whoever knows a fact records it here with one line. Labels have few values:
-never a uuid, a user or a viewer. Knows no other part of the worker.
+Each process has one set. Whoever knows a fact records it here with one line. Labels have few
+values, and are never a uuid, a user or a viewer.
 """
 
 from collections.abc import Iterator
@@ -15,30 +15,30 @@ _LONG: Final = (
     *(0.01, 0.05, 0.25, 1, 5, 30, 120, 600, 3_600, 21_600),
     *(86_400, 3 * 86_400, 7 * 86_400, 30 * 86_400, 90 * 86_400),
 )
-"""Seconds, from a hundredth to a season: a phone may come back after three months."""
+"""Seconds, from a hundredth to three months, because a phone may come back after a season."""
 
 SETTLED: Final = Counter(
     "study_ingest_deliveries_settled",
-    "Deliveries settled, by what became of them; reason is empty unless they were refused.",
+    "Deliveries settled, by disposition. The reason is empty unless they were rejected.",
     ["disposition", "reason"],
 )
 RETURNED: Final = Counter(
     "study_ingest_deliveries_returned",
-    "Deliveries that went back to the broker unsettled.",
+    "Deliveries that were returned to the broker unsettled.",
     ["how"],
 )
 BUSY: Final = Counter(
     "study_ingest_batches_busy",
-    "Batches put back for a later group, because another worker had their principal in use.",
+    "Batches left for a later group, because another worker held their principal.",
 )
 GROUP_SIZE: Final = Histogram(
     "study_ingest_group_size_batches",
-    "Batches in one transaction.",
+    "The number of batches in one transaction.",
     buckets=(1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 200),
 )
 STAGE: Final = Histogram(
     "study_ingest_stage_duration_seconds",
-    "Time that one group spends in a stage of its way.",
+    "Time that a group spends in one stage.",
     ["stage"],
     buckets=_SHORT,
 )
@@ -54,62 +54,67 @@ AGE_IN_BROKER: Final = _AGE.labels("broker")
 AGE_IN_WORKER: Final = _AGE.labels("worker")
 RECORDED_TO_COMMITTED: Final = Histogram(
     "study_ingest_recorded_to_committed_seconds",
-    "From a batch's last answer to the commit that ingested it.",
+    "Time from a batch's last answer to the commit that ingested it.",
     buckets=_LONG,
 )
 BATCHES_BY_VERSION: Final = Counter(
     "study_ingest_batches_by_version",
-    "Batches by the version of the message they came as: which are still in the field.",
+    "Batches by the version of their message, which shows the versions that are still in use.",
     ["version"],
 )
 FAILED: Final = Counter(
     "study_ingest_groups_failed",
-    "Groups whose transaction failed, by what kind of error.",
+    "Groups whose transaction failed, by type of error.",
     ["error"],
 )
-PAUSED: Final = Counter("study_ingest_pauses", "Times that consuming was paused.", ["cause"])
-IS_PAUSED: Final = Gauge("study_ingest_paused", "1 while consuming is paused for this.", ["cause"])
+PAUSED: Final = Counter(
+    "study_ingest_pauses", "Number of times that consuming was paused.", ["cause"]
+)
+IS_PAUSED: Final = Gauge(
+    "study_ingest_paused", "1 while consuming is paused for this cause.", ["cause"]
+)
 RESUBSCRIBED: Final = Counter(
-    "study_ingest_consumer_restored", "Times that the worker had to consume anew."
+    "study_ingest_consumer_restored", "Number of times that the worker had to subscribe again."
 )
 IN_HAND: Final = Gauge("study_ingest_deliveries_in_hand", "Deliveries that are not settled yet.")
 READY: Final = Gauge("study_ingest_ready", "1 while the worker is proved to be consuming.")
 LAST_PROGRESS: Final = Gauge(
-    "study_ingest_last_progress_timestamp_seconds", "When a delivery was last settled."
+    "study_ingest_last_progress_timestamp_seconds", "Time at which a delivery was last settled."
 )
 RELAYED: Final = Counter(
     "study_ingest_outbox_relayed",
-    "Outbox messages published, by whether the broker confirmed.",
+    "Outbox messages published, by whether the broker confirmed them.",
     ["outcome"],
 )
 OUTBOX_ROWS: Final = Gauge(
-    "study_ingest_outbox_waiting_messages", "Outbox rows not yet relayed (up to 100,000)."
+    "study_ingest_outbox_waiting_messages", "Outbox rows that are not relayed yet (up to 100,000)."
 )
 OUTBOX_AGE: Final = Gauge(
-    "study_ingest_outbox_oldest_age_seconds", "Age of the oldest outbox row; 0 when there is none."
+    "study_ingest_outbox_oldest_age_seconds", "Age of the oldest outbox row, or 0 if there is none."
 )
 POOL: Final = Gauge(
     "study_ingest_database_connections", "Database connections of this process.", ["state"]
 )
 POOL_MAX: Final = Gauge(
-    "study_ingest_database_connections_max", "The most that this process opens."
+    "study_ingest_database_connections_max",
+    "The most database connections that this process opens.",
 )
 
 _MINORS_TOLD_APART: Final = 20
-"""A stranger can write any version: past these it is one more label, not ten thousand."""
+"""The number of minor versions with a label of their own, because anybody can send any version."""
 
 Stage = Literal["read", "ingest", "settle"]
 
 
 @contextmanager
 def stage(name: Stage) -> Iterator[None]:
-    """Times the block as one stage."""
+    """Measures the time of the block as one stage."""
     with STAGE.labels(name).time():
         yield
 
 
 def version_label(version: tuple[int, int]) -> str:
-    """The label of a batch's version: few values, whatever a publisher writes."""
+    """The label for a batch's version. It has few values, whatever a publisher sends."""
     major, minor = version
     if major != 1:
         return "newer"

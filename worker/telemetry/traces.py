@@ -1,8 +1,8 @@
-"""Traces, by OpenTelemetry's conventions: one span for each delivery, one for its transaction.
+"""Traces, by OpenTelemetry's conventions: one span for each delivery, and one for its transaction.
 
-A delivery's span continues the viewer's `traceparent`, and what the transaction leaves in the
-outbox carries it on to the result and the follow-ups. Off, at no cost, until the usual
-`OTEL_EXPORTER_OTLP_ENDPOINT` names a collector.
+The span of a delivery continues the viewer's `traceparent`. The transaction stores the
+`traceparent` of that span in the outbox, which carries it to the result and the follow-up jobs.
+Traces cost nothing until `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector.
 """
 
 import os
@@ -21,7 +21,7 @@ from schemas import amqp
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _LAST_EXPORT: Final = 2.0
-"""Seconds that the last spans have to leave when the process ends."""
+"""Seconds for exporting the last spans when the process ends."""
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -31,7 +31,7 @@ def exported() -> Iterator[None]:
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         yield
         return
-    # Imported here: the exporter takes a third of a second that most processes can spare.
+    # Imported here, because importing the exporter takes a third of a second.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -45,8 +45,8 @@ def exported() -> Iterator[None]:
     try:
         yield
     finally:
-        # On a thread that may be left behind: the exporter tries a collector that is away for
-        # 10 seconds, which are a third of a worker's grace period.
+        # On a thread that may outlive the block, because the exporter tries an unreachable
+        # collector for 10 seconds, which is a third of a worker's grace period.
         last = threading.Thread(target=provider.shutdown, daemon=True)
         last.start()
         last.join(_LAST_EXPORT)
@@ -54,11 +54,12 @@ def exported() -> Iterator[None]:
 
 @contextmanager
 def delivered(group: Sequence[tuple[UUID | None, str | None]]) -> Iterator[list[str | None] | None]:
-    """Spans for the deliveries and for the transaction that links them, while the block runs.
+    """Creates spans for the deliveries, and for the transaction that links them, while the block
+    runs.
 
-    `group` has the batch's uuid and the `traceparent` of each delivery. Yields the `traceparent`
-    of each delivery's own span, the parent of whatever the delivery causes; None when no traces
-    are exported.
+    `group` has the uuid and the `traceparent` of each delivery. Yields the `traceparent` of each
+    delivery's own span, which is the parent of everything that the delivery causes, or None if
+    traces are not exported.
     """
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
