@@ -151,7 +151,9 @@ async def test_a_table_that_is_held_is_waited_for_a_little_and_another_migration
     patient = _engine(database_url, lock_timeout=60)
     async with engine.begin() as reading:
         await reading.execute(make.text("SELECT count(*) FROM study_question_progress"))
-        with pytest.raises(SchemaError, match=r"^A table is held [^\n]+: run `migrate` again"):
+        with pytest.raises(
+            SchemaError, match=r"^Another session has locked a table [^\n]+: run `migrate` again"
+        ):
             await schema.migrate(impatient, "0002")
         assert await schema.current(engine) == schema.head()
 
@@ -199,7 +201,9 @@ async def test_a_migration_that_others_wait_for_crosswise_gives_way(engine: Asyn
         migrating = asyncio.create_task(schema.migrate(engine, "0003"))
         await make.blocked(engine, 1)
         await other.execute(make.text("SELECT FROM study_questions"))
-    with pytest.raises(SchemaError, match=r"^The migration and other work waited for each other:"):
+    with pytest.raises(
+        SchemaError, match=r"^The migration and another session waited for each other:"
+    ):
         await migrating
     await schema.check(engine)
 
