@@ -8,6 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -67,9 +68,15 @@ def judge(found: Evidence) -> Case:
     good = [
         each for each in case.verdicts.values() if each.reason is None and each.uuid in case.inbox
     ]
-    for each in sorted(good, key=lambda each: order.get(each.uuid, math.inf)):
-        received_at = case.inbox[each.uuid]["received_at"]
-        case.accepted[each.uuid] = case.replay.ingest(each, received_at)
+    good.sort(key=lambda each: order.get(each.uuid, math.inf))
+    # One transaction has one time of receipt: what a user's batches share one of came together.
+    groups: dict[tuple[int | None, datetime], list[Verdict]] = {}
+    for each in good:
+        at = case.inbox[each.uuid]["received_at"]
+        groups.setdefault((each.user_id, at), []).append(each)
+    for (_, at), group in groups.items():
+        for each, done in zip(group, case.replay.ingest_together(group, at), strict=True):
+            case.accepted[each.uuid] = done
     return case
 
 

@@ -107,12 +107,22 @@ class Replay:
         self.topics: dict[tuple[int, int], int] = {}
         self.explained: set[tuple[int, int]] = set()
 
-    def ingest(self, verdict: Verdict, received_at: datetime) -> Ingested:
-        """What this batch must have left behind, coming after those before it."""
-        done = Ingested()
-        for topic_id, counted in _by_topic(verdict.counted).items():
-            self._ingest_topic(verdict, topic_id, counted, received_at, done)
-        return done
+    def ingest_together(self, verdicts: Sequence[Verdict], received_at: datetime) -> list[Ingested]:
+        """What each of these batches must have left behind, committed by one transaction: all
+        take their places in history, and then each is judged.
+        """
+        for verdict in verdicts:
+            for each in verdict.counted:
+                answer, _ = _scored(verdict.uuid, each, received_at)
+                key = (_user(verdict), each.question["id"])
+                self.histories.setdefault(key, History()).add(answer)
+        found = []
+        for verdict in verdicts:
+            done = Ingested()
+            for topic_id, counted in _by_topic(verdict.counted).items():
+                self._ingest_topic(verdict, topic_id, counted, received_at, done)
+            found.append(done)
+        return found
 
     def _ingest_topic(
         self,
@@ -136,12 +146,10 @@ class Replay:
         to_review = []
         for question_id, some in by_question.items():
             key = (_user(verdict), question_id)
-            history = self.histories.setdefault(key, History())
+            history = self.histories[key]
             self.topics[key] = topic_id
             some.sort()
             before = [answer.outcome for answer in history.answers if answer < some[0]]
-            for answer in some:
-                history.add(answer)
             known_before = bool(before) and before[-1] == CORRECT
             if some[-1].outcome == CORRECT:
                 summary["newly_correct"] += CORRECT not in before

@@ -17,7 +17,7 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import Due, IngestResult, SessionSummary
 from schemas.words import Outcome, Status
 from worker.domain.fold import Progress
-from worker.domain.history import Change, History, is_late
+from worker.domain.history import Change, is_late, place
 from worker.domain.patterns import pattern_of, wants_review
 from worker.domain.policy import Policy
 from worker.domain.records import Message
@@ -27,7 +27,7 @@ from worker.domain.summary import summarize
 from worker.ingest import messages
 from worker.ingest.resolve import Incoming
 
-_THRESHOLDS = Policy()
+_POLICY = Policy()
 
 
 def handle(session: Session, body: bytes, viewer: str) -> None:
@@ -117,7 +117,6 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         if question.id in progress and is_late(_progress(progress[question.id]), attempt)
     }
     stored = _histories(session, user_id, late) if late else {}
-    histories: dict[int, History] = {}
     summaries = []
     due = []
     pub_ids = {question_id: pub_id for pub_id, question_id in published.items()}
@@ -130,10 +129,11 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         for question_id, attempts in by_question.items():
             before = progress.get(question_id)
             base = _progress(before) if before and question_id not in late else None
-            history = histories[question_id] = History(base, stored.get(question_id, ()))
-            changes.append((question_id, history.add(attempts)))
+            now, [change] = place(base, stored.get(question_id, ()), [attempts])
+            changes.append((question_id, change, now))
         summary = summarize(
-            [attempt.outcome for _, attempt in scored_attempts], [change for _, change in changes]
+            [attempt.outcome for _, attempt in scored_attempts],
+            [change for _, change, _ in changes],
         )
         session_id = _session_id(batch, topic_id)
         total = len(scored_attempts)
@@ -159,10 +159,9 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
             SessionSummary(topic_id=topic_id, quiz_session_id=session_id, **summary._asdict())
         )
         outgoing += _followups(user_id, topic_id, session_id, changes, progress)
-        for question_id, change in changes:
-            due_at = change.progress.memory.due_at
-            due.append(Due(question_pub_id=pub_ids[question_id], due_at=due_at))
-            _save(session, progress, user_id, topic_id, question_id, change)
+        for question_id, change, now in changes:
+            due.append(Due(question_pub_id=pub_ids[question_id], due_at=now.memory.due_at))
+            _save(session, progress, user_id, topic_id, question_id, change, now)
     session.flush()  # sessions before the attempts that refer to them
     session.add_all(rows)
     told = IngestResult(
@@ -233,6 +232,7 @@ def _save(
     topic_id: int,
     question_id: int,
     change: Change,
+    now: Progress,
 ) -> None:
     row = rows.get(question_id)
     if row is None:
@@ -240,12 +240,12 @@ def _save(
             user_id=user_id, study_question_id=question_id, explanation_requested=False
         )
         session.add(row)
-    *fields, memory = change.progress
+    *fields, memory = now
     for name, value in zip(Progress._fields, fields, strict=False):
         setattr(row, name, value)
     row.study_topic_id = topic_id
     row.stability, row.difficulty, row.due_at = memory
-    row.pattern = pattern_of(change.progress, _THRESHOLDS)
+    row.pattern = pattern_of(now, _POLICY)
     row.scheduler = SCHEDULER_NAME
     row.explanation_requested = row.explanation_requested or change.after is not Outcome.CORRECT
 
@@ -254,12 +254,12 @@ def _followups(
     user_id: int,
     topic_id: int,
     session_id: UUID,
-    changes: Sequence[tuple[int, Change]],
+    changes: Sequence[tuple[int, Change, Progress]],
     rows: dict[int, tables.Progress],
 ) -> list[Message]:
     jobs = []
     to_review = []
-    for question_id, change in changes:
+    for question_id, change, now in changes:
         asked = question_id in rows and rows[question_id].explanation_requested
         if change.after is not Outcome.CORRECT and not asked:
             jobs.append(
@@ -267,7 +267,7 @@ def _followups(
                     user_id, question_id, topic_id, session_id, change.after, None
                 )
             )
-        pattern = pattern_of(change.progress, _THRESHOLDS)
+        pattern = pattern_of(now, _POLICY)
         if wants_review(pattern):
             to_review.append((question_id, pattern))
     if to_review:

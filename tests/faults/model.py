@@ -5,9 +5,10 @@ It uses the chaos checker's second implementation of docs/contract.md (`chaos.ex
 database.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import Any, Final
 from uuid import UUID
 
@@ -42,13 +43,30 @@ class Model:
     left: list[Said] = field(default_factory=list)
     """What the relay has taken away."""
 
-    def deliver(self, body: Row, received_at: datetime | None) -> str:
-        """One delivery; how it must be disposed of.
+    def deliver(self, bodies: Sequence[Row], received: Mapping[UUID, datetime]) -> list[str]:
+        """Some deliveries, handed in together; how each must be disposed of.
 
-        `received_at` is when the inbox says that the batch came, if it has it.
+        `received` is when the inbox says that each batch came. Those of one time were committed
+        by one transaction.
         """
+        musts = [self._verdict(body) for body in bodies]
+        new: dict[UUID, Verdict] = {}
+        for must in musts:
+            if must.reason is None and must.uuid not in self.inbox:
+                new.setdefault(must.uuid, must)
+        done: dict[UUID, Ingested] = {}
+        for at, some in groupby(new.values(), lambda must: received[must.uuid]):
+            group = [*some]
+            together = self.replay.ingest_together(group, at)
+            done |= {must.uuid: each for must, each in zip(group, together, strict=True)}
+        return [self._disposition(must, done) for must in musts]
+
+    def _verdict(self, body: Row) -> Verdict:
         uuid = UUID(body["client_session_uuid"])
-        must = verdict(Recorded(_VIEWER, uuid, b"", body, "", None, 0), self.published)
+        return verdict(Recorded(_VIEWER, uuid, b"", body, "", None, 0), self.published)
+
+    def _disposition(self, must: Verdict, new: Mapping[UUID, Ingested]) -> str:
+        uuid = must.uuid
         kept = self.inbox.get(uuid)
         if kept is not None and kept.verdict.digest == must.digest:
             self._say(kept.told | {"status": "already_ingested"})
@@ -57,8 +75,7 @@ class Model:
         if reason is not None:
             self._say({"client_session_uuid": str(uuid), "status": "rejected", "reason": reason})
             return reason
-        assert received_at is not None, f"{uuid} should have been ingested"
-        done = self.replay.ingest(must, received_at)
+        done = new[uuid]
         told = {
             "client_session_uuid": str(uuid),
             "status": "ingested",

@@ -144,7 +144,7 @@ class IngestMachine(RuleBasedStateMachine):
             is_before = False
             try:
                 async with transaction(self.engine) as connection:
-                    alone = await transact(connection, {0: _incoming(one)}, Policy(), False)
+                    alone = await transact(connection, {0: _incoming(one)}, Policy())
                     done = [alone[0]]
                     late = asyncio.create_task(self.ingest([_incoming(other)]))
                     await _done_or_blocked(self.engine, late)
@@ -288,8 +288,8 @@ class IngestMachine(RuleBasedStateMachine):
         self, bodies: list[dict[str, Any]], dispositions: list[Disposition], received: Any
     ) -> None:
         """Each was disposed of as the model says."""
-        for body, disposition in zip(bodies, dispositions, strict=True):
-            must = self.model.deliver(body, received.get(UUID(body["client_session_uuid"])))
+        musts = self.model.deliver(bodies, received)
+        for must, disposition in zip(musts, dispositions, strict=True):
             if isinstance(disposition, Rejected):
                 assert str(disposition.reason) == must
             else:

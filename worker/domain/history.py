@@ -1,11 +1,12 @@
-"""The history of one (user, question), to which a group's sessions are added one by one.
+"""The history of one (user, question), to which all sessions of a group are added at once.
 
-A session that is later than everything folded so far continues from the stored progress. A late
-session is inserted at its place, and the whole history is folded again.
+Sessions that are later than everything folded so far continue from the stored progress. If a
+session is late, the whole history is folded again: once, however many sessions there are.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from schemas.words import Outcome
@@ -17,46 +18,50 @@ class Change(NamedTuple):
     """The effect of one session on one question."""
 
     before: Progress | None
-    """The fold of everything before the session's first attempt."""
+    """The fold of everything before the session's first attempt, others of its group included."""
     after: Outcome
     """The session's last outcome on the question."""
+
+
+class Placed(NamedTuple):
+    """A history after its new sessions were added."""
+
     progress: Progress
-    """The fold of everything that is known now, including later attempts."""
+    """The fold of everything that is known now."""
+    changes: Sequence[Change]
+    """One for each new session, in the order of the argument."""
 
 
-class History:
-    """`base` is the fold of everything before `attempts`. It is None if those are the whole
-    history.
+def place(
+    base: Progress | None,
+    stored: Sequence[ScoredAttempt],
+    sessions: Sequence[Sequence[ScoredAttempt]],
+) -> Placed:
+    """Adds the attempts of `sessions`: at least one session, none of them empty, in any order.
+
+    `base` is the fold of everything before `stored`. It is None if `stored` is the whole history.
+    If there is a `base`, all new attempts must be later than it. Otherwise the caller loads the
+    whole history first.
     """
-
-    __slots__ = ("_attempts", "_base", "progress")
-
-    def __init__(self, base: Progress | None, attempts: Sequence[ScoredAttempt] = ()) -> None:
-        self._base = self.progress = base
-        self._attempts: list[ScoredAttempt] = []
-        if attempts:  # usually there are none, and this runs for every question
-            self._attempts = sorted(attempts)
-            self.progress = fold(base, self._attempts)
-
-    def add(self, session: Sequence[ScoredAttempt]) -> Change:
-        """Adds a session's attempts on this question: at least one, in any order.
-
-        If there is a `base`, all of them must be later than it. Otherwise the caller loads the
-        whole history first.
-        """
-        new = sorted(session) if len(session) > 1 else session
-        assert self._base is None or new[0].answered_at > self._base.last_answered_at
-        if not self._attempts or self._attempts[-1] < new[0]:
-            before = self.progress
-            self._attempts += new
-            self.progress = fold(before, new)
-        else:
-            place = bisect_left(self._attempts, new[0])
-            before = fold(self._base, self._attempts[:place])
-            self._attempts = sorted([*self._attempts, *new])
-            self.progress = fold(before, self._attempts[place:])
-        assert self.progress is not None
-        return Change(before, new[-1].outcome, self.progress)
+    if len(sessions) == 1 and not stored:  # usually so, and this runs for every question
+        [new] = sessions
+        if len(new) > 1:
+            new = sorted(new)
+        progress = fold(base, new)
+        assert progress is not None
+        return Placed(progress, [Change(base, new[-1].outcome)])
+    attempts = sorted(chain(stored, *sessions))
+    firsts = [min(session) for session in sessions]
+    befores: list[Progress | None] = [None] * len(sessions)
+    progress, done = base, 0
+    for number in sorted(range(len(sessions)), key=firsts.__getitem__):
+        first = bisect_left(attempts, firsts[number], done)
+        befores[number] = progress = fold(progress, attempts[done:first])
+        done = first
+    progress = fold(progress, attempts[done:])
+    assert progress is not None
+    lasts = [max(session).outcome for session in sessions]
+    return Placed(progress, [*map(Change, befores, lasts)])
 
 
 def is_late(progress: Progress, attempt: ScoredAttempt) -> bool:

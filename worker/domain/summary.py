@@ -22,7 +22,7 @@ def summarize(outcomes: Iterable[Outcome], changes: Iterable[Change]) -> Summary
     """Counts the `outcomes` of the session's attempts, and its `changes`, one for each question."""
     told = list(outcomes)
     newly_correct = recovered = relapsed = 0
-    for before, after, _ in changes:
+    for before, after in changes:
         known_before = before is not None and before.last_outcome is CORRECT
         ever_before = before is not None and before.correct_count > 0
         if after is CORRECT:

@@ -1,7 +1,8 @@
 """The steps *score* and *finalize*: from planned batches to everything that is written.
 
-Pure: questions and histories come in, rows and messages go out. Batches are processed in the order
-of delivery, with the same effect as one transaction for each.
+Pure: questions and histories come in, rows and messages go out. All batches of a group are
+committed at once, so they take their places in the histories at once. Each is told what it changed
+at its own place, and when its questions are due after the whole group.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,9 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from schemas.words import Pattern
-from worker.domain.fold import Progress
-from worker.domain.history import Change, History, is_late
+from worker.domain.history import Change, Placed, is_late, place
 from worker.domain.ids import derived_id
 from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
@@ -85,15 +84,17 @@ def score(plan: Plan, received_at: datetime) -> ScoredBatch:
 
 
 def finalize(
-    batches: Iterable[ScoredBatch],
+    batches: Sequence[ScoredBatch],
     standing: Mapping[int, Standing],
     histories: Mapping[int, Sequence[ScoredAttempt]],
     policy: Policy,
 ) -> Finalized:
-    """Folds every batch in turn. `histories` has all attempts of each late question."""
+    """Folds each question once. `histories` has all attempts of each late question."""
     done = Finalized()
-    questions: dict[int, History] = {}
-    patterns: dict[int, Pattern] = {}
+    placed = _placed(batches, standing, histories)
+    patterns = {each: pattern_of(now.progress, policy) for each, now in placed.items()}
+    # A question's changes are in the order of delivery, as the batches below are.
+    changed = {each: iter(now.changes) for each, now in placed.items()}
     explained = {each.question_id for each in standing.values() if each.explanation_requested}
     for batch in batches:
         plan, uuid = batch.plan, batch.plan.client_session_uuid
@@ -103,15 +104,10 @@ def finalize(
         for topic_id, rows in batch.topics.items():
             session_id = derived_id(uuid, str(topic_id))
             changes: dict[int, Change] = {}
-            for question_id, answers in _by_question(rows).items():
-                history = questions.get(question_id)
-                if history is None:
-                    history = questions[question_id] = _history(
-                        standing[question_id].progress, histories.get(question_id)
-                    )
-                change = changes[question_id] = history.add(answers)
-                patterns[question_id] = pattern_of(change.progress, policy)
-                due.append((batch.pub_ids[question_id], change.progress.memory.due_at))
+            for question_id in dict.fromkeys([row.question_id for row in rows]):
+                changes[question_id] = next(changed[question_id])
+                memory = placed[question_id].progress.memory
+                due.append((batch.pub_ids[question_id], memory.due_at))
             summary = summarize([row.attempt.outcome for row in rows], changes.values())
             sessions.append((topic_id, session_id, summary))
             done.sessions.append(_session(batch, topic_id, session_id, list(changes), summary))
@@ -124,15 +120,14 @@ def finalize(
         outgoing += messages.first_result(plan.incoming, uuid, told)
         done.told[uuid] = told
         done.messages[uuid] = outgoing
-    for question_id, history in questions.items():
-        assert history.progress is not None, "a session was added"
+    for question_id, now in placed.items():
         question = standing[question_id]
         done.progress.append(
             Stored(
                 question.user_id,
                 question_id,
                 question.topic_id,
-                history.progress,
+                now.progress,
                 patterns[question_id],
                 question_id in explained,
             )
@@ -140,8 +135,23 @@ def finalize(
     return done
 
 
-def _history(progress: Progress | None, attempts: Sequence[ScoredAttempt] | None) -> History:
-    return History(progress) if attempts is None else History(None, attempts)
+def _placed(
+    batches: Iterable[ScoredBatch],
+    standing: Mapping[int, Standing],
+    histories: Mapping[int, Sequence[ScoredAttempt]],
+) -> dict[int, Placed]:
+    """Each question's history with all of its sessions, in the order of delivery."""
+    new: dict[int, list[list[ScoredAttempt]]] = {}
+    for batch in batches:
+        for rows in batch.topics.values():
+            for question_id, answers in _by_question(rows).items():
+                new.setdefault(question_id, []).append(answers)
+    return {
+        question_id: place(None, histories[question_id], sessions)
+        if question_id in histories
+        else place(standing[question_id].progress, (), sessions)
+        for question_id, sessions in new.items()
+    }
 
 
 def _session(

@@ -6,7 +6,7 @@ changed gets new counts. Its viewer is told by another ingest result with status
 already. The inbox keeps that result, so that a redelivery is never told the older one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.ingest_result import IngestResult, SessionSummary
 from schemas.words import Outcome, Status
-from worker.domain.history import History
+from worker.domain.history import Change, place
 from worker.domain.policy import Policy
 from worker.domain.records import Message
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
@@ -38,6 +38,13 @@ class Effect(NamedTuple):
     sessions: int = 0
     progress: int = 0
     told: int = 0
+
+
+class Mark(NamedTuple):
+    """What one session left on one question."""
+
+    outcomes: Sequence[Outcome]
+    change: Change
 
 
 async def rescore(
@@ -121,32 +128,39 @@ async def _results(
     """Each batch's result as it is now, and the viewer to be told."""
     questions = {each for batch in told for ids in batch.questions.values() for each in ids}
     histories = await attempts.histories(connection, {(user_id, each) for each in questions})
-    return [(_as_of_now(batch, histories), batch.viewer) for batch in told]
+    marks = {question_id: _marks(history) for question_id, history in histories.items()}
+    return [(_as_of_now(batch, marks), batch.viewer) for batch in told]
 
 
-def _as_of_now(told: Told, histories: dict[int, list[ScoredAttempt]]) -> IngestResult:
+def _as_of_now(told: Told, marks: Mapping[int, Mapping[UUID, Mark]]) -> IngestResult:
     def summary(session: SessionSummary) -> SessionSummary:
         question_ids = told.questions.get(session.quiz_session_id)
         if question_ids is None:
             return session
         uuid = told.result.client_session_uuid
-        outcomes, changes = [], []
-        for question_id in question_ids:
-            mine, others = _split(histories[question_id], uuid)
-            outcomes += [attempt.outcome for attempt in mine]
-            changes.append(History(None, others).add(mine))
-        return session.model_copy(update=summarize(outcomes, changes)._asdict())
+        mine = [marks[question_id][uuid] for question_id in question_ids]
+        outcomes = [outcome for mark in mine for outcome in mark.outcomes]
+        return session.model_copy(
+            update=summarize(outcomes, [mark.change for mark in mine])._asdict()
+        )
 
     return told.result.model_copy(
         update={"sessions": tuple(summary(session) for session in told.result.sessions)}
     )
 
 
-def _split(
-    history: Sequence[ScoredAttempt], uuid: UUID
-) -> tuple[list[ScoredAttempt], list[ScoredAttempt]]:
-    mine = [attempt for attempt in history if attempt.client_session_uuid == uuid]
-    return mine, [attempt for attempt in history if attempt.client_session_uuid != uuid]
+def _marks(history: Sequence[ScoredAttempt]) -> dict[UUID, Mark]:
+    """What each session did to one question, in one pass over all that there are."""
+    sessions: dict[UUID, list[ScoredAttempt]] = {}
+    for attempt in history:
+        sessions.setdefault(attempt.client_session_uuid, []).append(attempt)
+    if not sessions:
+        return {}
+    changes = place(None, (), [*sessions.values()]).changes
+    return {
+        uuid: Mark([attempt.outcome for attempt in attempts], change)
+        for (uuid, attempts), change in zip(sessions.items(), changes, strict=True)
+    }
 
 
 def _jobs(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Message]:

@@ -175,9 +175,11 @@ async def histories(
             "question_ids": [question_id for _, question_id in wanted],
         },
     )
-    found: dict[int, list[ScoredAttempt]] = {}
-    for row in rows:
-        found.setdefault(row[0], []).append(_scored(row[1:]))
+    found: dict[int, list[ScoredAttempt]] = {question_id: [] for _, question_id in wanted}
+    for question_id, answered_at, ordered_at, uuid, position, outcome, is_correct in rows:
+        found[question_id].append(
+            ScoredAttempt(answered_at, ordered_at, uuid, position, _OUTCOMES[outcome], is_correct)
+        )
     return found
 
 

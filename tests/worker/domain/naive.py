@@ -34,6 +34,14 @@ def in_order(attempts: Sequence[ScoredAttempt]) -> list[ScoredAttempt]:
     )
 
 
+def ahead(
+    session: Sequence[ScoredAttempt], attempts: Sequence[ScoredAttempt]
+) -> list[ScoredAttempt]:
+    """Those of `attempts` that lie before the session's first one."""
+    whole = in_order([*session, *attempts])
+    return whole[: whole.index(in_order(session)[0])]
+
+
 def counts(attempts: Sequence[ScoredAttempt]) -> dict[str, Any]:
     """All of progress but the schedule."""
     attempts = in_order(attempts)

@@ -1,13 +1,17 @@
 """The law in the core: whatever the order, grouping and interleaving, one progress comes of it."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import worker.domain.fold as fold_module
 from schemas.words import Outcome
 from tests.factories import at, history, scored
+from tests.worker.domain import naive
 from tests.worker.domain.strategies import Session, sessions
-from worker.domain.fold import fold
-from worker.domain.history import History, is_late
+from worker.domain.fold import Progress, fold
+from worker.domain.history import is_late, place
+from worker.domain.scoring import ScoredAttempt
 
 
 @given(sessions(), st.data())
@@ -19,52 +23,71 @@ def test_any_order_in_any_groups_comes_to_one_progress(
     ordered = fold(None, sorted(attempt for session in found for attempt in session))
     arriving = data.draw(st.permutations(found))
 
-    stored, log = None, list[Session]()
+    stored, log = None, list[ScoredAttempt]()
     while arriving:
         size = data.draw(st.integers(1, len(arriving)))
         group, arriving = arriving[:size], arriving[size:]
-        loaded = [attempt for session in log for attempt in session]
-        late = stored is None or any(
-            is_late(stored, attempt) for session in group for attempt in session
-        )
-        kept = History(None, loaded) if late else History(stored)
-        for session in group:
-            changed = kept.add(data.draw(st.permutations(session)))
-            log.append(session)
-            assert changed.progress == fold(
-                None, sorted(attempt for session in log for attempt in session)
-            )
-        stored = kept.progress
+        new = [attempt for session in group for attempt in session]
+        shuffled = [data.draw(st.permutations(session)) for session in group]
+        late = stored is not None and any(is_late(stored, attempt) for attempt in new)
+        placed = place(None, log, shuffled) if late else place(stored, (), shuffled)
+        log += new
+        assert naive.differences(placed.progress, log) == []
+        assert placed.progress == fold(None, sorted(log))
+        for session, change in zip(group, placed.changes, strict=True):
+            ahead = naive.ahead(session, log)
+            assert change.before == fold(None, ahead)
+            assert change.before is None or naive.differences(change.before, ahead) == []
+            assert change.after is naive.in_order(session)[-1].outcome
+        stored = placed.progress
 
     assert stored == ordered
 
 
-@given(sessions(), st.data())
-@settings(max_examples=100, deadline=None)
-def test_before_and_after_are_the_sessions_own_place_in_history(
-    found: list[Session], data: st.DataObject
-) -> None:
-    kept, seen = History(None), list[Session]()
-    for session in data.draw(st.permutations(found)):
-        change = kept.add(session)
-        ahead = [each for other in seen for each in other if each < min(session)]
-        assert change.before == fold(None, sorted(ahead))
-        assert change.after is max(session).outcome
-        seen.append(session)
+@given(sessions(max_sessions=6, max_size=2))
+@settings(max_examples=50, deadline=None)
+def test_a_group_is_folded_once(found: list[Session]) -> None:
+    """However its sessions lie, and whatever lies before them."""
+    stored, sessions_ = found[0], found[1:] or found
+    folded = list[ScoredAttempt]()
+
+    def counted(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
+        folded.append(attempt)
+        return real(progress, attempt)
+
+    real = fold_module.advance
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold_module, "advance", counted)
+        place(None, stored if found[1:] else (), sessions_)
+
+    assert folded == sorted(attempt for session in found for attempt in session)
 
 
 def test_a_late_session_takes_its_place() -> None:
     first, late, last = history("wcw")
-    kept = History(None)
-    kept.add([first])
-    kept.add([last])
 
-    change = kept.add([late])
+    placed = place(None, [first, last], [[late]])
 
-    assert change.before == fold(None, [first])
-    assert change.after is Outcome.CORRECT
-    assert change.progress == fold(None, [first, late, last])
-    assert change.progress.lapse_count == 1
+    assert placed.changes == [(fold(None, [first]), Outcome.CORRECT)]
+    assert placed.progress == fold(None, [first, late, last])
+    assert placed.progress.lapse_count == 1
+
+
+def test_sessions_of_a_group_are_judged_by_each_other_whichever_came_first() -> None:
+    first, second, third = history("wcw")
+
+    forward, backward = (
+        place(None, (), [[first], [second], [third]]),
+        place(None, (), [[third], [second], [first]]),
+    )
+
+    assert forward.progress == backward.progress
+    assert forward.changes == [*reversed(backward.changes)]
+    assert [change.before for change in forward.changes] == [
+        None,
+        fold(None, [first]),
+        fold(None, [first, second]),
+    ]
 
 
 def test_equal_times_are_late_so_that_the_tie_is_broken_by_the_whole_order() -> None:
@@ -80,9 +103,8 @@ def test_answers_clamped_to_one_receipt_keep_the_order_in_which_they_were_sent()
     second = scored(1, at(2), received_at=received, session=1)
     first = scored(2, at(1), received_at=received, session=2)
 
-    progress = History(None, [second, first]).progress
+    progress = place(None, (), [[second], [first]]).progress
 
-    assert progress is not None
     assert progress.last_answered_at == received
     assert progress.last_outcome is Outcome.CORRECT
 
@@ -90,13 +112,11 @@ def test_answers_clamped_to_one_receipt_keep_the_order_in_which_they_were_sent()
 def test_sessions_may_interleave() -> None:
     one = [scored(1, at(0), session=1), scored(2, at(2), session=1, position=1)]
     two = [scored(2, at(1), session=2), scored(1, at(3), session=2, position=1)]
-    forward, backward = History(None), History(None)
-    forward.add(one)
-    forward.add(two)
-    backward.add(two)
-    change = backward.add(one)
+
+    forward, backward = place(None, (), [one, two]), place(None, two, [one])
 
     assert forward.progress == backward.progress == fold(None, sorted([*one, *two]))
-    assert change.before is None
-    assert change.after is Outcome.WRONG
-    assert change.progress.last_outcome is Outcome.CORRECT
+    [change] = backward.changes
+    assert change == forward.changes[0] == (None, Outcome.WRONG)
+    assert forward.changes[1].before == fold(None, one[:1])
+    assert backward.progress.last_outcome is Outcome.CORRECT

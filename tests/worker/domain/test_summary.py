@@ -6,20 +6,19 @@ from hypothesis import given, settings
 from schemas.words import Outcome
 from tests.factories import history
 from tests.worker.domain.strategies import Session, sessions
-from worker.domain.history import Change, History
+from worker.domain.history import Change, place
 from worker.domain.summary import Summary, summarize
 
 
 def _change(before: str, session: str) -> Change:
     letters = history(before + session)
     uuid = letters[-1].client_session_uuid
-    kept = History(None, letters[: len(before)])
-    return kept.add(
-        [
-            each._replace(client_session_uuid=uuid, position=position)
-            for position, each in enumerate(letters[len(before) :])
-        ]
-    )
+    new = [
+        each._replace(client_session_uuid=uuid, position=position)
+        for position, each in enumerate(letters[len(before) :])
+    ]
+    [change] = place(None, letters[: len(before)], [new]).changes
+    return change
 
 
 @pytest.mark.parametrize(
@@ -62,9 +61,8 @@ def test_known_after_less_known_before_is_newly_correct_and_recovered_less_relap
     found: list[Session],
 ) -> None:
     """Holds while sessions do not interleave, also when they arrive late."""
-    kept = History(None)
-    for session in found[::2] + found[1::2]:
-        change = kept.add(session)
+    arriving = found[::2] + found[1::2]
+    for session, change in zip(arriving, place(None, (), arriving).changes, strict=True):
         summary = summarize([each.outcome for each in session], [change])
         known_before = change.before is not None and change.before.last_outcome is Outcome.CORRECT
         known_after = change.after is Outcome.CORRECT
