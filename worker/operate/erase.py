@@ -1,11 +1,11 @@
-"""`erase`: all that ingest knows of a user goes; one line of audit stays.
+"""`erase`: deletes everything about a user, except for one record in the audit.
 
-Attempts, sessions, progress, the content of the inbox, messages that have not left, and dead
-letters about the user's questions. Of an ingested batch its uuid stays as a tombstone: when the
-batch is delivered again it is acked and told `already_ingested`. It is not rejected, because a
-rejected message is parked, and that would keep what was to be erased. The study application's
-own rows (questions, publications, grants) are its own affair; a viewer's last grant must not go
-with a user, since a viewer without grants may write for anybody.
+It deletes attempts, sessions, progress, the content of the inbox, messages that are not published
+yet, and dead letters about the user's questions. The uuid of an ingested batch stays as a
+tombstone: if the batch is delivered again, it is acked with the result `already_ingested`. It is
+not rejected, because a rejected message is kept, and that would keep what was to be erased. The
+study application's own rows (questions, publications, grants) are not touched. In particular, a
+viewer's last grant must stay, because a viewer without grants may write for everybody.
 """
 
 import json
@@ -33,26 +33,26 @@ _PUB_ID_MAX: Final = 128
 
 @dataclass(slots=True)
 class Found:
-    """What there is of a user before the erasure."""
+    """What exists of a user before the erasure."""
 
     attempts: int
     batches: int
     letters: set[bytes] = field(default_factory=set)
-    """Keys of the dead letters that name a question of the user."""
+    """The keys of the dead letters that name a question of the user."""
     uuids: set[UUID] = field(default_factory=set)
-    """The batches in those letters."""
+    """The uuids of the batches in those letters."""
     unattributed: int = 0
-    """Dead letters that name no question there is: whose they are nobody can say."""
+    """The number of dead letters that name no known question, so that their user is unknown."""
 
 
 async def survey(
     engine: AsyncEngine, settings: Settings, user_id: int, progress: Progress
 ) -> Found:
-    """Looks for everything of the user, and changes nothing.
+    """Finds everything about the user, and changes nothing.
 
-    Sees no dead letter that another command has in hand at the moment.
+    It does not see dead letters that another command holds at the moment.
 
-    Raises `DatabaseAway`, `BrokerAway`, `TopologyError`.
+    Raises `DatabaseAway`, `BrokerAway` and `TopologyError`.
     """
     async with transaction(engine) as connection:
         found = Found(*await stored.count(connection, user_id))
@@ -70,10 +70,10 @@ async def survey(
 async def erase(
     engine: AsyncEngine, settings: Settings, user_id: int, found: Found, by: By, progress: Progress
 ) -> tuple[Erased, int]:
-    """Erases what `survey` found; returns the rows gone, and the dead letters gone.
+    """Erases what `survey` found. Returns the numbers of deleted rows and deleted dead letters.
 
-    The database first, in one transaction; should the command die before the letters are gone,
-    the same command finds and takes them.
+    It erases the database first, in one transaction. If the command is killed before it has deleted
+    the letters, run it again, and it finds them.
     """
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
@@ -86,7 +86,9 @@ async def erase(
 
 
 async def _owners(engine: AsyncEngine, letter: Letter) -> set[int]:
-    """Everybody whose questions the letter names; failing that, whose batch has its uuid."""
+    """The owners of the questions that the letter names, or else the owner of the batch with its
+    uuid.
+    """
     async with transaction(engine) as connection:
         behind = await publications.behind(connection, _named(letter))
         owners = {user_id for _, user_id in behind.values()}
@@ -97,7 +99,7 @@ async def _owners(engine: AsyncEngine, letter: Letter) -> set[int]:
 
 
 def _named(letter: Letter) -> set[str]:
-    """The published ids in the body, also where it is no batch that can be read."""
+    """The published ids in the body, even if the body is not a valid batch."""
     batch = letter.batch()
     if isinstance(batch, AttemptBatch):
         return {attempt.question_pub_id for attempt in batch.attempts}

@@ -1,7 +1,6 @@
-"""Verify and rebuild: progress recomputed from the log of attempts, and put right.
+"""Verify and rebuild: compute progress again from the log of attempts, and correct it.
 
-Reads one user's log at a time, question by question, so memory stays flat. Knows nothing of the
-broker.
+It reads the log of one user at a time, question by question, so that memory stays constant.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -20,12 +19,12 @@ from worker.store.driver import write
 from worker.store.engine import transaction
 
 _WRITE_AT_ONCE = 1_000
-"""Progress rows in one statement of a rebuild."""
+"""The number of progress rows in one statement of a rebuild."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A progress row that is not what the attempts come to; None stands for no row."""
+    """A progress row that differs from what the attempts give. None means that there is no row."""
 
     user_id: int
     question_id: int
@@ -48,20 +47,20 @@ class Difference:
 
 
 async def users(engine: AsyncEngine) -> list[int]:
-    """Everybody who has attempts or progress, in order."""
+    """All users who have attempts or progress, in order."""
     async with transaction(engine) as connection:
         return await attempts.users(connection)
 
 
 async def verify(engine: AsyncEngine, user_id: int, policy: Policy) -> list[Difference]:
-    """Each difference between one user's stored progress and the fold of their attempts."""
-    # One snapshot for log and progress, or ingest at work would show as differences.
+    """The differences between a user's stored progress and the fold of their attempts."""
+    # One snapshot for log and progress. Otherwise concurrent ingest would look like differences.
     async with transaction(engine, isolation="repeatable_read") as connection:
         return [each async for each in _differences(connection, user_id, policy)]
 
 
 async def rebuild(engine: AsyncEngine, user_id: int, policy: Policy) -> int:
-    """Puts one user's progress right, in one transaction; returns the number of rows changed."""
+    """Corrects a user's progress in one transaction. Returns the number of changed rows."""
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
         return len(await put_right(connection, user_id, policy))
@@ -73,9 +72,10 @@ async def put_right(
     policy: Policy,
     question_ids: Collection[int] | None = None,
 ) -> list[Difference]:
-    """Writes what the attempts come to, under the user's lock; returns what was not so before.
+    """Writes what the attempts give, under the user's lock. Returns the differences that it
+    corrected.
 
-    Looks only at `question_ids` where those are given.
+    It only looks at `question_ids` if they are given.
     """
     wrong = [each async for each in _differences(connection, user_id, policy, question_ids)]
     right = [each.expected for each in wrong if each.expected is not None]
@@ -119,13 +119,13 @@ def _expected(
         topic_id=topic_id,
         progress=folded,
         pattern=pattern_of(folded, policy),
-        # A request once made stays made, whatever becomes of the attempts behind it.
+        # A request that was made stays made, whatever happens to the attempts that caused it.
         explanation_requested=(before is not None and before.explanation_requested)
         or (folded.correct_count < folded.attempts_count and _went_wrong(history)),
     )
 
 
 def _went_wrong(history: Sequence[ScoredAttempt]) -> bool:
-    """Whether a session left the question wrong or unsure."""
+    """Whether the last answer of a session to the question is wrong or unsure."""
     last = {attempt.client_session_uuid: attempt.outcome for attempt in history}
     return any(outcome is not Outcome.CORRECT for outcome in last.values())

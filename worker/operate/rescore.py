@@ -1,9 +1,9 @@
-"""`rescore`: a question's outcomes are derived again, after its answer key was wrong.
+"""`rescore`: derives a question's outcomes again, after its answer key was corrected.
 
-Stored attempts get the correct choice as it is now; progress is folded again; each session that
-changed gets new counts. Its viewer is told by another ingest result with status
-`already_ingested` and what the session comes to by today's log: a message that viewers know
-already. The inbox keeps that result, so that a redelivery is never told the older one.
+Stored attempts get the current correct choice, the progress is folded again, and each session that
+changed gets new counts. Its viewer gets another result, with the status `already_ingested` and the
+counts from the current log. Viewers know this message already. The inbox keeps the new result, so
+that a redelivery does not send the old one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,9 @@ from worker.store.operate.rescore import Answer, Told
 
 
 class Effect(NamedTuple):
-    """What a rescore changed, for one principal or summed over all; all zero the second time."""
+    """What a rescore changed, for one principal or in total. All zero if there was nothing to
+    change.
+    """
 
     attempts: int = 0
     sessions: int = 0
@@ -54,11 +56,12 @@ async def rescore(
     policy: Policy,
     by: By,
 ) -> Effect:
-    """Scores all attempts on a question by `correct_choice`, or by the question's own when None.
+    """Scores all attempts on a question by `correct_choice`, or by the question's own key if it is
+    None.
 
-    Sets the question's correct choice where it differs. One transaction for each principal with
-    attempts on it, its owner's first: usually that is all. Raises `IngestError` when there is no
-    such question.
+    It sets the question's correct choice if it differs. It runs one transaction for each principal
+    with attempts on the question, the owner first. Usually the owner is the only one. Raises
+    `IngestError` if there is no such question.
     """
     async with transaction(engine) as connection:
         user_ids = await stored.answered_by(connection, question_id)
@@ -111,7 +114,7 @@ async def _rescore_one(
 
 
 def _scored(answers: Sequence[Answer], key: int) -> list[Answer]:
-    """The answers to which the key makes a difference, with their new outcomes."""
+    """The answers whose outcome the key changes, with their new outcomes."""
     scored = []
     for answer in answers:
         outcome = outcome_of(answer.selected_choice, key, answer.outcome is Outcome.UNSURE)
@@ -125,7 +128,7 @@ def _scored(answers: Sequence[Answer], key: int) -> list[Answer]:
 async def _results(
     connection: AsyncConnection, user_id: int, told: Sequence[Told]
 ) -> list[tuple[IngestResult, str | None]]:
-    """Each batch's result as it is now, and the viewer to be told."""
+    """The current result of each batch, and the viewer that gets it."""
     questions = {each for batch in told for ids in batch.questions.values() for each in ids}
     histories = await attempts.histories(connection, {(user_id, each) for each in questions})
     marks = {question_id: _marks(history) for question_id, history in histories.items()}
@@ -164,7 +167,7 @@ def _marks(history: Sequence[ScoredAttempt]) -> dict[UUID, Mark]:
 
 
 def _jobs(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Message]:
-    """What follows for a question that turns out to have gone wrong, and was never asked about."""
+    """The jobs for a question that turns out to be wrong and has not been asked about before."""
     wrong = [answer for answer in scored if answer.outcome is not Outcome.CORRECT]
     corrected = [
         Corrected(

@@ -1,9 +1,9 @@
-"""Viewers' identities: a broker login each, with the least that works, and grants of principals.
+"""The identities of viewers: a broker login with minimal rights for each, and grants for
+principals.
 
-A viewer may publish to one exchange under one routing key and read one queue; it may configure
-nothing, so that queue is made here. The broker then vouches for each message's `user_id`, and
-the transaction asks `viewer_grants` whose history the viewer may write. Knows the broker through
-`broker/accounts.py` and grants through `store/grants.py`; prints nothing.
+A viewer may publish to one exchange with one routing key, and read one queue. It may not declare
+anything, so its queue is created here. The broker then vouches for the `user_id` of each message,
+and the ingest transaction looks up in `viewer_grants` whose history the viewer may write.
 """
 
 import secrets
@@ -20,30 +20,33 @@ from worker.store.engine import transaction
 from worker.store.operate import grants
 
 TAG: Final = "study-viewer"
-"""Marks the broker users that are ours to change: no command here touches another."""
+"""The tag of broker users that these commands may change. They touch no others."""
 
 _HTTP_TAG: Final = "management"
 _LIMITS: Final = {"max-connections": 8, "max-channels": 32}
-"""One outbox needs one connection of three channels; the rest is for those that died unnoticed."""
+"""One outbox needs one connection with three channels. The rest is for dead connections."""
 _PASSWORD_BYTES: Final = 24
 _NOTHING: Final = "^$"
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a viewer comes in."""
+    """How a viewer connects."""
 
     mqtt: str | None = None
-    """The exchange of the broker's MQTT plugin: by that alone, for a viewer in a browser. None:
-    by AMQP."""
+    """The exchange of the broker's MQTT plugin, for a viewer in a browser that uses MQTT only. None
+    means AMQP.
+    """
     http: bool = False
-    """Also by the management API, which shows its user names of queues: for a first try."""
+    """Whether it may also use the management API, which shows the names of queues. For trying
+    things out.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a login may do in the vhost, as patterns of names; `topics` has, for each topic
-    exchange, the routing keys to publish under and to bind with.
+    """What a login may do in the vhost, as patterns of names. `topics` has the routing keys to
+    publish with and to bind with, for each topic exchange.
     """
 
     configure: str
@@ -54,7 +57,7 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A viewer as it stands: a name with a login, with grants, or (in order) with both."""
+    """A viewer: a name with a login, with grants, or (usually) with both."""
 
     name: str
     has_login: bool
@@ -64,16 +67,16 @@ class Viewer:
 
 
 def rights(viewer: str, access: Access) -> Rights:
-    """The least with which `viewer` can do its work.
+    """The minimal rights with which `viewer` can work.
 
-    The patterns need no escaping: a viewer's name is letters, digits, `-` and `_`.
+    The patterns need no escaping, because a viewer's name has only letters, digits, `-` and `_`.
     """
     key = f"^attempts\\.v1\\.{viewer}$"
     topics = {amqp.INGEST_EXCHANGE: (key, _NOTHING)}
     if access.mqtt is None:
         return Rights(_NOTHING, "^study\\.ingest$", f"^study\\.results\\.{viewer}$", topics)
-    # A subscription is a queue that the plugin makes in the viewer's name. It is named after the
-    # client id, which must be the viewer's name for that.
+    # A subscription is a queue that the plugin creates in the viewer's name. The queue is named
+    # after the client id, which therefore must be the viewer's name.
     subscription = f"mqtt-subscription-{viewer}qos[01]"
     both = "^({}|{})$".format(access.mqtt.replace(".", "\\."), subscription)
     return Rights(
@@ -84,9 +87,10 @@ def rights(viewer: str, access: Access) -> Rights:
 async def add(
     accounts: Accounts, engine: AsyncEngine, viewer: str, users: Collection[int], access: Access
 ) -> str:
-    """Makes a viewer that may write for `users`; returns its password, which is kept nowhere.
+    """Creates a viewer that may write for `users`. Returns its password, which is not stored
+    anywhere.
 
-    Raises `ViewerError` when the name is no viewer's name, or a broker user has it already.
+    Raises `ViewerError` if the name is not valid, or if a broker user already has it.
     """
     if not amqp.is_viewer(viewer):
         raise ViewerError(
@@ -103,9 +107,9 @@ async def add(
 
 
 async def rotate(accounts: Accounts, viewer: str) -> str:
-    """Gives the viewer a new password, ends its connections, and puts its rights in order.
+    """Gives the viewer a new password, closes its connections, and restores its permissions.
 
-    Raises `ViewerError` when there is no such viewer.
+    Raises `ViewerError` if there is no such viewer.
     """
     access = await _access(accounts, viewer)
     password = await _equip(accounts, viewer, access)
@@ -114,10 +118,10 @@ async def rotate(accounts: Accounts, viewer: str) -> str:
 
 
 async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str) -> None:
-    """Ends the viewer: grants, login, connections, and the results that wait for it.
+    """Deletes the viewer: its grants, login, connections, and the results that wait for it.
 
-    What it had published and no worker has taken yet is refused for want of a grant. Raises
-    `ViewerError` when nothing of the viewer is there.
+    Workers reject what it has published and no worker has taken yet, because its grant is gone.
+    Raises `ViewerError` if nothing of the viewer exists.
     """
     async with transaction(engine) as connection:
         had_grants = await grants.remove(connection, viewer, None)
@@ -129,27 +133,27 @@ async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str) -> None:
     else:
         await accounts.delete_user(viewer)
         await accounts.close_connections(viewer)
-        # Who is given the name next must not read what was meant for this one.
+        # The next viewer with this name must not read the results of this one.
         await accounts.delete_queues(
             amqp.results_queue(viewer), *(f"mqtt-subscription-{viewer}qos{qos}" for qos in (0, 1))
         )
 
 
 async def grant(engine: AsyncEngine, viewer: str, users: Collection[int]) -> None:
-    """Lets the viewer write for `users` as well; granting again makes no difference."""
+    """Allows the viewer to write for more `users`. Granting again makes no difference."""
     async with transaction(engine) as connection:
         await grants.add(connection, viewer, users)
 
 
 async def withdraw(engine: AsyncEngine, viewer: str, users: Collection[int]) -> None:
-    """Takes the grants for `users` back. Raises `ViewerError` when it had none of them."""
+    """Revokes the grants for `users`. Raises `ViewerError` if the viewer had none of them."""
     async with transaction(engine) as connection:
         if not await grants.remove(connection, viewer, users):
             raise ViewerError(f"Viewer {viewer!r} has no such grant.")
 
 
 async def listed(accounts: Accounts, engine: AsyncEngine) -> list[Viewer]:
-    """Every viewer that has a login in this vhost or a grant, by name."""
+    """All viewers that have a login in this vhost or a grant, by name."""
     logins = await _logins(accounts)
     topics = {
         user
@@ -171,7 +175,7 @@ async def listed(accounts: Accounts, engine: AsyncEngine) -> list[Viewer]:
 
 
 async def _equip(accounts: Accounts, viewer: str, access: Access) -> str:
-    """Everything that a viewer needs at the broker; the order leaves no moment of too much."""
+    """Creates the viewer's queue, login and permissions at the broker, and returns the password."""
     may = rights(viewer, access)
     password = secrets.token_urlsafe(_PASSWORD_BYTES)
     if access.mqtt is None:
@@ -181,7 +185,7 @@ async def _equip(accounts: Accounts, viewer: str, access: Access) -> str:
     await accounts.put_user(viewer, password, [TAG, _HTTP_TAG] if access.http else [TAG])
     await accounts.limit_user(viewer, _LIMITS)
     for exchange, (write, read) in may.topics.items():
-        # Before the permission to write: without these every routing key would be allowed.
+        # Set the topic permissions first. Without them, write access covers every routing key.
         await accounts.permit_topics(viewer, exchange, write=write, read=read)
     await accounts.permit(viewer, configure=may.configure, write=may.write, read=may.read)
     return password

@@ -1,7 +1,7 @@
-"""`void`: a session's attempts leave the fold, and stay on record.
+"""`void`: takes a session's attempts out of the fold. They stay on record.
 
-For a session that should never have counted: a child with the phone, a test, a broken viewer.
-The inbox keeps its uuid and digest, so a redelivery stays a duplicate and brings nothing back.
+It is for a session that should not have counted: a child with the phone, a test, a broken viewer.
+The inbox keeps its uuid and digest, so that a redelivery is a duplicate and changes nothing.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from worker.store.operate import void as stored
 
 
 class Effect(NamedTuple):
-    """What a void changed; all zero when the session was void already."""
+    """What a void changed. All zero if the session was already void."""
 
     user_id: int
     sessions: int
@@ -31,7 +31,7 @@ class Effect(NamedTuple):
 async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, by: By) -> Effect:
     """Voids all quiz sessions of one batch, in one transaction.
 
-    Raises `IngestError` when no such batch is on record.
+    Raises `IngestError` if no such batch is on record.
     """
     async with transaction(engine) as connection:
         user_id = await stored.principal(connection, client_session_uuid)
@@ -44,7 +44,7 @@ async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, b
         voided = await stored.void(connection, client_session_uuid)
         changed = await put_right(connection, user_id, policy, voided.question_ids)
         gone = [each.question_id for each in changed if each.expected is None]
-        # Jobs that have not left yet, and that nobody wants any more.
+        # Jobs that are not published yet, and that nobody needs any more.
         sessions = VoidedSessions(user_id, voided.quiz_session_ids, gone)
         await outbox.withdraw(
             connection, [id for followup in FOLLOWUPS for id in followup.on_void(sessions)]

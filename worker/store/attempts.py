@@ -150,7 +150,7 @@ def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
     of_attempts = {
         f"attempt_{name}": _SENT_AS[kind][1](columns[name])
         for name, kind in _OF_ATTEMPT.items()
-        # Nearly always the very same: a time is only replaced when a clock is wrong.
+        # Almost always the same object, because a time is replaced only if a clock is wrong.
         if name != "answered_at_sent" or columns[name] != answered
     }
     of_attempts.setdefault("attempt_answered_at_sent", of_attempts["attempt_answered_at"])

@@ -1,1 +1,3 @@
-"""The log of attempts as files: JSON Lines out and back in, and xAPI statements out."""
+"""The log of attempts as files: JSON Lines for export and import, and xAPI statements for
+export.
+"""

@@ -1,8 +1,8 @@
-"""Export and import: the log of attempts as JSON Lines, and back.
+"""Export and import of the log of attempts as JSON Lines.
 
-One line is one record: `export` (first, with the format's version), `topic`, `question`, `batch`
-(an ingested session with all its attempts) or `explanation_requested`. Imported into an empty
-database it gives the same inbox, sessions, attempts and progress.
+Each line is one record: `export` (the first, with the version of the format), `topic`, `question`,
+`batch` (an ingested session with all its attempts) or `explanation_requested`. Imported into an
+empty database, they give the same inbox, sessions, attempts and progress.
 """
 
 import json
@@ -25,15 +25,15 @@ VERSION: Final = 1
 
 _LINES_AT_ONCE: Final = 200
 _BYTES_AT_ONCE: Final = 4_000_000
-"""Of one transaction of an import."""
+"""The number of bytes in one transaction of an import."""
 _ORDER: Final = ("export", "topic", "question", "batch", "explanation_requested")
 
 
 async def export(engine: AsyncEngine, user_id: int | None) -> AsyncIterator[str]:
-    """The lines (without line ends) of one user's log, or of everybody's when None.
+    """The lines (without line ends) of the log of one user, or of all users if it is None.
 
-    As of one moment, while workers ingest on. With everybody's come the tombstones of erased
-    batches, so that an import does not open the way back for them.
+    They show one moment, while workers continue to ingest. With all users, they include the
+    tombstones of erased batches, so that those can't be ingested again after an import.
     """
     yield json.dumps({"record": "export", "version": VERSION, "user_id": user_id})
     async with transaction(engine, isolation="repeatable_read") as connection:
@@ -48,17 +48,17 @@ class Imported:
     batches: int = 0
     attempts: int = 0
     known: int = 0
-    """Batches that were there already, and stayed as they were."""
+    """Batches that were already there. They stay as they were."""
     users: set[int] = field(default_factory=set)
 
 
 async def import_lines(
     engine: AsyncEngine, lines: Iterable[str], policy: Policy, by: By
 ) -> Imported:
-    """Adds what an export holds and is not there yet, then puts everybody's progress right.
+    """Adds what is in the export and not yet in the database, and then updates all progress.
 
-    Killed half-way, it can be run again. Raises `IngestError`, with the line's number, for what
-    is not an export; the groups of lines before it stay.
+    If it is killed, it can be run again. If a line is not part of an export, it raises
+    `IngestError` with the line's number. The groups of lines before it stay.
     """
     done = Imported()
     rebuilt = False
@@ -104,7 +104,9 @@ async def _rebuild(engine: AsyncEngine, done: Imported, policy: Policy) -> bool:
 
 
 def _grouped(lines: Iterable[str]) -> Iterable[tuple[str, int, list[str]]]:
-    """(record, number of the last line, lines) of neighbours of one kind, in bounded groups."""
+    """(record, number of the last line, lines) of consecutive lines of the same kind, in limited
+    groups.
+    """
     kind, some, size, number = "", list[str](), 0, 0
     for number, line in enumerate(lines, start=1):
         record = _read(line, number)["record"]
@@ -127,7 +129,10 @@ def _read(line: str, number: int) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("record") not in _ORDER:
         raise IngestError(f"Line {number} is not part of an export of study-ingest.")
     if (record["record"] == "export") is not (number == 1):
-        raise IngestError(f"Line {number} is not where an export has it: import files one by one.")
+        raise IngestError(
+            f"Line {number} begins another export, or the first line is missing: import each file"
+            " whole and by itself."
+        )
     if number == 1 and record.get("version") != VERSION:
         raise IngestError(f"The export's version is not {VERSION}: use a newer study-ingest.")
     return record

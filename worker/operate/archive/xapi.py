@@ -1,8 +1,8 @@
-"""Attempts as xAPI statements (version 1.0.3): one `answered` for each, `voided` where it is.
+"""Attempts as xAPI statements (version 1.0.3): one `answered` for each, and `voided` if it is void.
 
 Pure. A statement's id is derived from the session's uuid and the attempt's position, so that an
-export sent twice to a learning record store is one set of statements there. IRIs of questions,
-topics and extensions are `urn:study-ingest:...`.
+export that is sent twice to a learning record store gives one set of statements. The IRIs of
+questions, topics and extensions are `urn:study-ingest:...`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _OURS: Final = "urn:study-ingest:"
 def statements(batch: Mapping[str, Any], home_page: str) -> Iterator[dict[str, Any]]:
     """The statements of one `batch` record of an export, in the order of the answers.
 
-    `home_page` is the IRI of the system whose users' ids the actors' names are.
+    `home_page` is the IRI of the system that assigns the user ids, which are the actors' names.
     """
     attempts = [
         (attempt, session) for session in batch["sessions"] for attempt in session["attempts"]
@@ -74,7 +74,7 @@ def _answered(
 
 
 def _result(attempt: Mapping[str, Any]) -> dict[str, Any]:
-    """Correct is 1; unsure with the right selection, which passes, is a half; all else is 0."""
+    """Correct is 1. Unsure with the right selection, which passes, is 0.5. Everything else is 0."""
     correct = attempt["outcome"] == "correct"
     half = attempt["outcome"] == "unsure" and attempt["is_correct"] is True
     result: dict[str, Any] = {

@@ -1,5 +1,5 @@
-"""The learner's picture: what one user knows, forgets and is to review.
+"""A user's report: what the user knows, forgets and should review.
 
-`picture.py` is what there is to say (pure), `page.py` and `charts.py` are how it looks; the rows
-come from `worker/store/operate/report.py`. Nothing here writes to the database.
+`picture.py` computes the figures (pure), and `page.py` and `charts.py` show them. The rows come
+from `worker/store/operate/report.py`. Nothing here writes to the database.
 """

@@ -1,7 +1,7 @@
-"""Charts as inline SVG and HTML: shapes stretch with the page, words stay the size they are.
+"""Charts as inline SVG and HTML. Shapes stretch with the page, and text keeps its size.
 
-Every chart is a figure with a sentence that says what it shows, and its numbers as a table
-beside it for whoever can't see it. Knows shapes and numbers; nothing of learning.
+Every chart is a figure with a sentence that says what it shows, and with its numbers as a table for
+people who can't see it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _GAP: Final = 0.2
 
 
 def columns(values: Sequence[int], title: str) -> str:
-    """One column for each value, the first in the accent colour."""
+    """One column for each value. The first has the accent color."""
     most = max([*values, 1])
     bars = "".join(
         f'<rect class="{"now" if place == 0 else "bar"}" x="{place + _GAP / 2:.2f}"'
@@ -26,7 +26,7 @@ def columns(values: Sequence[int], title: str) -> str:
 
 
 def shares(values: Sequence[float | None], target: float, title: str) -> str:
-    """A column from 0 to 1 for each value there is, and a line at `target`."""
+    """A column from 0 to 1 for each value that exists, and a line at `target`."""
     bars = "".join(
         f'<rect class="bar" x="{place + _GAP / 2:.2f}" y="{_HEIGHT * (1 - value):.2f}"'
         f' width="{1 - _GAP:.2f}" height="{max(_HEIGHT * value, 0.5):.2f}"/>'
@@ -39,7 +39,7 @@ def shares(values: Sequence[float | None], target: float, title: str) -> str:
 
 
 def stacked(parts: Sequence[tuple[str, int]], title: str) -> str:
-    """One bar, divided among the parts (class of colour, value)."""
+    """One bar that is divided among the parts (class of color, value)."""
     whole = max(sum(value for _, value in parts), 1)
     rects, x = "", 0.0
     for name, value in parts:
@@ -50,7 +50,7 @@ def stacked(parts: Sequence[tuple[str, int]], title: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """The numbers; the first cell of each row is its head."""
+    """The numbers as a table. The first cell of each row is its header."""
     head = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(str(first))}</th>'
@@ -62,7 +62,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def numbers(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """The same numbers as a chart beside it, to be opened."""
+    """The numbers of the chart next to it, which the reader can open."""
     return f"<details><summary>The numbers</summary>{table(heads, rows)}</details>"
 
 

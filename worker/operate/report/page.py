@@ -1,7 +1,7 @@
-"""A learner's picture as one HTML page: nothing to load, no script, light and dark, any width.
+"""The report as one HTML page without external files or scripts, in light and dark, for any width.
 
-Knows words and layout; every name in it is somebody's text, and escaped. Whatever it shows as a
-colour or a length it also says in words.
+Every name in it is somebody else's text, and is escaped. Everything that it shows as a color or a
+length is also in the text.
 """
 
 from datetime import date
@@ -14,15 +14,15 @@ from worker.operate.report.charts import columns, numbers, shares, stacked, tabl
 from worker.operate.report.picture import Picture, Topic
 
 _TARGET: Final = 0.9
-"""The retention that the scheduler aims at."""
+"""The retention that the schedule aims at."""
 
 _STYLE: Final = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 _MEANING: Final = {
-    Pattern.MASTERED: "right three times on three days, and steady for weeks",
+    Pattern.MASTERED: "right three times on three days, and stable for weeks",
     Pattern.LEECH: "forgotten four times or more",
-    Pattern.STUCK: "often tried, never settled",
-    Pattern.RELAPSED: "known once, not the last time",
+    Pattern.STUCK: "tried often, and never known for long",
+    Pattern.RELAPSED: "known before, but not the last time",
     Pattern.RECOVERING: "forgotten before, right again",
     Pattern.HESITANT: "often unsure",
     Pattern.KNOWN: "right every time",
@@ -89,7 +89,7 @@ def _mastery(picture: Picture) -> str:
     )
     return _section(
         "Mastery by topic",
-        "How much of each topic is right; the topics with most to do come first.",
+        "The share of each topic that is known. The topics with the most questions due come first.",
         f'<ul class="key">{key}</ul>' + "".join(map(_topic, picture.topics)),
     )
 
@@ -171,9 +171,9 @@ def _patterns(picture: Picture) -> str:
     stubborn = "<p>No question is a leech or stuck.</p>"
     if picture.stubborn:
         stubborn = (
-            "<h2>The most stubborn</h2><p>Better learned anew than asked again: read up on them,"
-            ' or rewrite them.</p><div class="scroll" tabindex="0" role="region"'
-            ' aria-label="The most stubborn questions">'
+            "<h2>The most difficult</h2><p>Asking these again does not help. Study the material"
+            ' again, or rewrite the questions.</p><div class="scroll" tabindex="0" role="region"'
+            ' aria-label="The most difficult questions">'
             + table(
                 ("Question", "Topic", "Pattern", "Forgotten", "Answers", "Due"),
                 [
@@ -192,7 +192,7 @@ def _patterns(picture: Picture) -> str:
         )
     return _section(
         "Patterns",
-        "What each question's history looks like.",
+        "The number of questions with each pattern.",
         f'<dl class="patterns">{rows}</dl>{stubborn}',
     )
 

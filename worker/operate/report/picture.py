@@ -1,6 +1,6 @@
-"""What there is to say of one learner: plain values out of rows, for a page or for a program.
+"""The figures of a user's report: plain values computed from rows, for a page or for a program.
 
-Pure: rows and the time are handed in. Days are UTC days; shares are 0 to 1.
+Pure: the rows and the time come in as values. Days are UTC days. Shares are from 0 to 1.
 """
 
 from collections import Counter
@@ -14,23 +14,23 @@ from worker.domain.schedule import Memory, retrievability
 from worker.store.operate.report import QuestionNow, Week
 
 DAYS: Final = 30
-"""Of the forecast."""
+"""The number of days in the forecast."""
 WEEKS: Final = 12
-"""Of the retention."""
+"""The number of weeks in the retention chart."""
 _WORST: Final = 10
-"""Questions named as the most stubborn."""
+"""The number of questions that are listed as the most difficult."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """How much of a topic's questions is known; `recall` is the mean predicted for now."""
+    """How much of a topic is known. `recall` is the mean predicted recall now."""
 
     topic_id: int
     name: str
     seen: int
     mastered: int
     known: int
-    """Correct the last time, the mastered ones included."""
+    """Questions whose last answer was correct, including the mastered ones."""
     due: int
     recall: float
 
@@ -50,7 +50,7 @@ class Stubborn:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """What comes due on a day."""
+    """The number of questions that become due on a day."""
 
     day: date
     due: int
@@ -67,7 +67,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Everything that is told of one learner."""
+    """Everything in a user's report."""
 
     user_id: int
     made_at: datetime
@@ -76,21 +76,21 @@ class Picture:
     known: int
     due: int
     recall: float
-    """The share of questions that would be recalled now, as predicted."""
+    """The predicted share of questions that the user would recall now."""
     retention: float | None
-    """The share of reviews in the last weeks that was recalled; None without any."""
+    """The share of reviews in the last weeks that were recalled. None if there were no reviews."""
     topics: tuple[Topic, ...]
     overdue: int
-    """Due before today."""
+    """The number of questions that were due before today."""
     forecast: tuple[Day, ...]
-    """Today and the days after it."""
+    """Today and the following days."""
     weeks: tuple[Recall, ...]
     patterns: dict[Pattern, int]
     stubborn: tuple[Stubborn, ...]
 
 
 def since(now: datetime) -> datetime:
-    """The Monday from which reviews are looked at."""
+    """The Monday with which the reviews begin."""
     monday = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(now.weekday())
     return monday - timedelta(weeks=WEEKS - 1)
 
@@ -98,7 +98,7 @@ def since(now: datetime) -> datetime:
 def picture(
     user_id: int, questions: Sequence[QuestionNow], weeks: Iterable[Week], now: datetime
 ) -> Picture:
-    """Puts the picture together; `questions` is not empty, `now` is in UTC."""
+    """Computes the report. `questions` is not empty, and `now` is in UTC."""
     reviewed = {week.monday: week for week in weeks}
     first = since(now).date()
     mondays = [first + timedelta(weeks=n) for n in range(WEEKS)]
@@ -124,7 +124,7 @@ def picture(
 
 
 def _topics(questions: Sequence[QuestionNow], now: datetime) -> tuple[Topic, ...]:
-    """The one with the most due first."""
+    """The topics, with the most due first."""
     by_topic: dict[int, list[QuestionNow]] = {}
     for question in questions:
         by_topic.setdefault(question.topic_id, []).append(question)

@@ -1,7 +1,7 @@
-"""The log out of the database and into another, as JSON that PostgreSQL itself writes and reads.
+"""Export and import of the log, as JSON that PostgreSQL itself writes and reads.
 
-A batch is one object: its inbox row, its quiz sessions, their attempts. Progress is not in it:
-that is what the attempts come to.
+A batch is one object: its inbox row, its quiz sessions and their attempts. Progress is not
+included, because it can be computed from the attempts.
 """
 
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.store.tables import METADATA
 
 _STREAMED_AT_ONCE: Final = 200
-"""Batches fetched in one round trip: at most 1000 attempts each."""
+"""The number of batches fetched in one round trip. Each has at most 1000 attempts."""
 
-# An export takes as long as whoever reads it; the timeouts are for work that others wait for.
+# An export may take as long as its reader. The timeouts are for work that others wait for.
 _PATIENT: Final = (
     "SET LOCAL statement_timeout = 0",
     "SET LOCAL idle_in_transaction_session_timeout = 0",
@@ -67,7 +67,7 @@ def _pairs(alias: str, columns: Collection[str]) -> str:
     return ", ".join(f"'{name}', {alias}.{name}" for name in columns)
 
 
-# In the order of the key: the first row comes at once, however many there are.
+# In the order of the key, so that the first row arrives at once, however many there are.
 _BATCHES: Final = text(
     "SELECT CAST(json_build_object('record', 'batch',"
     " 'client_session_uuid', inbox.client_session_uuid, 'user_id', inbox.user_id,"
@@ -109,7 +109,7 @@ _ADD_QUESTIONS: Final = text(
     " deleted_at timestamptz) ON CONFLICT (id) DO NOTHING"
 )
 
-# In the order of the uuids, as ingest records them.
+# In the order of the uuids, like ingest.
 _ADD_BATCHES: Final = text(
     "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer,"
     " received_at, erased_at, summary) SELECT client_session_uuid,"
@@ -159,9 +159,9 @@ _SEQUENCES: Final = tuple(
 
 
 async def lines(connection: AsyncConnection, user_id: int | None) -> AsyncIterator[str]:
-    """The export of one user, or of everything when None, line by line in constant memory.
+    """The export of one user, or of all if it is None, line by line in constant memory.
 
-    Needs a transaction of its own, REPEATABLE READ, as its first use.
+    It must be the first use of a REPEATABLE READ transaction of its own.
     """
     for statement in _PATIENT:
         await connection.execute(text(statement))
@@ -174,12 +174,12 @@ async def lines(connection: AsyncConnection, user_id: int | None) -> AsyncIterat
 
 
 async def add_topics(connection: AsyncConnection, some: Sequence[str]) -> None:
-    """Adds topics that are not there; those that are, are the study application's."""
+    """Adds topics that are missing. Existing topics belong to the study application."""
     await connection.execute(_ADD_TOPICS, _array(some))
 
 
 async def add_questions(connection: AsyncConnection, some: Sequence[str]) -> None:
-    """Adds questions that are not there."""
+    """Adds questions that are missing."""
     await connection.execute(_ADD_QUESTIONS, _array(some))
 
 
@@ -191,9 +191,10 @@ async def add_batches(connection: AsyncConnection, some: Sequence[str]) -> list[
 async def add_attempts(
     connection: AsyncConnection, some: Sequence[str], uuids: Sequence[UUID]
 ) -> int:
-    """Adds the sessions and attempts of the batches with these uuids; returns how many attempts.
+    """Adds the sessions and attempts of the batches with these uuids. Returns the number of
+    attempts.
 
-    Under the locks of their principals.
+    Hold the locks of their principals.
     """
     values = _array(some) | {"uuids": list(uuids)}
     await connection.execute(_ADD_SESSIONS, values)
@@ -201,12 +202,12 @@ async def add_attempts(
 
 
 async def request_explanations(connection: AsyncConnection, some: Sequence[str]) -> None:
-    """Marks progress rows whose explanation had been requested."""
+    """Marks progress rows for which an explanation was requested."""
     await connection.execute(_REQUEST, _array(some))
 
 
 async def advance_sequences(connection: AsyncConnection) -> None:
-    """Lets new topics and questions get ids beyond those that were added."""
+    """Advances the sequences, so that new topics and questions get ids beyond the added ones."""
     for statement in _SEQUENCES:
         await connection.execute(statement)
 

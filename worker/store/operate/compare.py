@@ -1,4 +1,4 @@
-"""What is stored of an ingested batch's content, to be held against another of the same uuid."""
+"""The stored content of an ingested batch, to compare it with another batch of the same uuid."""
 
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class StoredAnswer(NamedTuple):
-    """An attempt as its viewer sent it; `sent_at` is None where no time could be read."""
+    """An attempt as its viewer sent it. `sent_at` is None if the time was not readable."""
 
     question_id: int
     selected_choice: int | None
@@ -26,6 +26,6 @@ _STORED: Final = text(
 
 
 async def stored(connection: AsyncConnection, uuid: UUID) -> dict[int, StoredAnswer]:
-    """The batch's attempts by position; those that were skipped are not stored."""
+    """The attempts of the batch by position. Skipped attempts are not stored."""
     rows = await connection.execute(_STORED, {"uuid": uuid})
     return {row[0]: StoredAnswer(*row[1:]) for row in rows}

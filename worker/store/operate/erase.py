@@ -1,7 +1,7 @@
-"""A user's rows taken away for good, and the tombstones that keep them from coming back.
+"""Deletes a user's rows, and leaves the tombstones that prevent them from coming back.
 
-A tombstone is an inbox row of nothing but the uuid: whoever publishes that batch again is told
-that it was ingested, and nothing is stored.
+A tombstone is an inbox row that has only the uuid. A viewer that publishes that batch again gets
+the result that it was ingested, and nothing is stored.
 """
 
 from collections.abc import Collection
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class Erased(NamedTuple):
-    """How many rows of each kind are gone; `batches` are tombstones now."""
+    """The number of deleted rows of each kind. `batches` are now tombstones."""
 
     attempts: int
     sessions: int
@@ -32,7 +32,7 @@ _COUNT: Final = text(
     " (SELECT count(*) FROM ingest_inbox WHERE user_id = :user_id)"
 )
 
-# In the order of the uuids, as receipts are: two that want the same ones wait, never crosswise.
+# In the order of the uuids, like ingest, so that there is no deadlock.
 _BURY: Final = text(
     "INSERT INTO ingest_inbox (client_session_uuid, erased_at)"
     " SELECT uuid, now() FROM unnest(CAST(:uuids AS uuid[])) AS uuid ORDER BY uuid"
@@ -59,20 +59,20 @@ _OWNER_OF_BATCH: Final = text("SELECT user_id FROM ingest_inbox WHERE client_ses
 
 
 async def count(connection: AsyncConnection, user_id: int) -> tuple[int, int]:
-    """How many attempts and ingested batches the user has."""
+    """The number of attempts and of ingested batches of the user."""
     attempts, batches = (await connection.execute(_COUNT, {"user_id": user_id})).one()
     return attempts, batches
 
 
 async def owner_of_batch(connection: AsyncConnection, client_session_uuid: UUID) -> int | None:
-    """The principal of an ingested batch; None for one that is unknown or erased."""
+    """The principal of an ingested batch. None if the batch is unknown or erased."""
     found = await connection.scalar(_OWNER_OF_BATCH, {"uuid": client_session_uuid})
     return None if found is None else int(found)
 
 
 async def bury(connection: AsyncConnection, client_session_uuids: Collection[UUID]) -> None:
-    """Makes tombstones of uuids that were never ingested; under the user's lock, as whoever else
-    writes to the inbox has a principal's first.
+    """Adds tombstones for uuids that were never ingested. Hold the user's lock, because everybody
+    else who writes to the inbox locks a principal first.
     """
     await connection.execute(_BURY, {"uuids": list(client_session_uuids)})
 
@@ -80,9 +80,10 @@ async def bury(connection: AsyncConnection, client_session_uuids: Collection[UUI
 async def erase(
     connection: AsyncConnection, user_id: int, client_session_uuids: Collection[UUID]
 ) -> Erased:
-    """Takes away all that ingest ever wrote for the user, under the user's lock.
+    """Deletes everything that ingest ever wrote for the user. Hold the user's lock.
 
-    `client_session_uuids` are batches that never were ingested: of them too nobody is told.
+    `client_session_uuids` are batches that were never ingested. Nobody gets results about them
+    either.
     """
     user = {"user_id": user_id}
     messages = await connection.execute(

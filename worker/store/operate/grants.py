@@ -1,4 +1,4 @@
-"""Grants: for which principals each viewer may write."""
+"""Grants: the principals for which each viewer may write."""
 
 from collections.abc import Collection
 from typing import Final
@@ -21,12 +21,14 @@ _ALL: Final = text("SELECT viewer, user_id FROM viewer_grants ORDER BY viewer, u
 
 
 async def add(connection: AsyncConnection, viewer: str, users: Collection[int]) -> None:
-    """Lets `viewer` write for `users`; those it may already make no difference."""
+    """Allows `viewer` to write for `users`. Existing grants make no difference."""
     await connection.execute(_ADD, {"viewer": viewer, "users": list(users)})
 
 
 async def remove(connection: AsyncConnection, viewer: str, users: Collection[int] | None) -> bool:
-    """Takes back the grants for `users`, or all with None; whether there was one of them."""
+    """Revokes the grants for `users`, or all if it is None. Returns whether there was one of
+    them.
+    """
     wanted = None if users is None else list(users)
     done = await connection.execute(_REMOVE, {"viewer": viewer, "users": wanted})
     return done.rowcount > 0

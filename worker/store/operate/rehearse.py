@@ -1,4 +1,4 @@
-"""What a transaction has written for one batch, seen from inside it."""
+"""What a transaction has written for one batch, read inside that transaction."""
 
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -62,7 +62,7 @@ _MESSAGES: Final = text(
 
 
 async def last_message(connection: AsyncConnection) -> int:
-    """A mark in the outbox, to tell later what came after it."""
+    """A position in the outbox, to find later what came after it."""
     return int(await connection.scalar(_LAST) or 0)
 
 
@@ -77,6 +77,6 @@ async def attempts(connection: AsyncConnection, uuid: UUID) -> list[AttemptWritt
 
 
 async def messages(connection: AsyncConnection, uuid: UUID, last: int) -> list[MessageWritten]:
-    """The batch's result and jobs that were written after the mark `last`."""
+    """The batch's result and jobs that were written after the position `last`."""
     rows = await connection.execute(_MESSAGES, {"uuid": str(uuid), "id": uuid, "last": last})
     return [MessageWritten(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""The rows behind a learner's picture: where each question stands, and how reviews went."""
+"""The rows for a user's report: the state of each question, and the results of reviews."""
 
 from datetime import date, datetime
 from typing import Final, NamedTuple
@@ -10,7 +10,7 @@ from schemas.words import Outcome, Pattern
 
 
 class QuestionNow(NamedTuple):
-    """One question's progress, and what people call it. Times are UTC; stability in days."""
+    """One question's progress and name. Times are UTC, and stability is in days."""
 
     question_id: int
     pub_id: str | None
@@ -27,7 +27,9 @@ class QuestionNow(NamedTuple):
 
 
 class Week(NamedTuple):
-    """The reviews of one week, from its Monday (UTC): attempts a day or more after the last."""
+    """The reviews of one week, by its Monday (UTC). A review is an attempt a day or more after the
+    last.
+    """
 
     monday: date
     reviews: int
@@ -46,7 +48,7 @@ _QUESTIONS: Final = text(
     " WHERE progress.user_id = :user_id ORDER BY progress.study_question_id"
 )
 
-# A pass is what the scheduler takes for one: correct, or unsure with the right selection.
+# What the scheduler counts as a pass: correct, or unsure with the right selection.
 _WEEKS: Final = text(
     "WITH answered AS (SELECT answered_at, outcome, is_correct,"
     " lag(answered_at) OVER (PARTITION BY study_question_id ORDER BY answered_at) AS before"
@@ -74,6 +76,6 @@ async def questions(connection: AsyncConnection, user_id: int) -> list[QuestionN
 
 
 async def weeks(connection: AsyncConnection, user_id: int, since: datetime) -> list[Week]:
-    """The user's weeks from `since` on in which something was reviewed."""
+    """The user's weeks since `since` that have reviews."""
     rows = await connection.execute(_WEEKS, {"user_id": user_id, "since": since})
     return [Week(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""Attempts scored again, and what their viewers were told of them before."""
+"""Scoring attempts again, and the results that their viewers got before."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -12,7 +12,7 @@ from schemas.words import Outcome
 
 
 class Answer(NamedTuple):
-    """A stored attempt, as far as scoring it again goes."""
+    """The columns of a stored attempt that are needed to score it again."""
 
     id: int
     quiz_session_id: UUID
@@ -23,7 +23,9 @@ class Answer(NamedTuple):
 
 
 class Told(NamedTuple):
-    """An ingested batch and what its viewer was told; its sessions with their questions."""
+    """An ingested batch with the result that its viewer got, and its sessions with their
+    questions.
+    """
 
     result: IngestResult
     viewer: str | None
@@ -76,9 +78,9 @@ _TOLD: Final = text(
 
 
 async def answered_by(connection: AsyncConnection, question_id: int) -> list[int] | None:
-    """The question's owner, and then whoever else has attempts on it (it once was theirs).
+    """The question's owner, and then other users who have attempts on it (from when they owned it).
 
-    None when there is no such question.
+    None if there is no such question.
     """
     owner = await connection.scalar(_OWNER, {"question_id": question_id})
     if owner is None:
@@ -93,20 +95,20 @@ async def correct(connection: AsyncConnection, question_id: int, choice: int) ->
 
 
 async def key(connection: AsyncConnection, question_id: int) -> int:
-    """The question's correct choice as it stands."""
+    """The question's current correct choice."""
     choice = await connection.scalar(_KEY, {"question_id": question_id})
     assert choice is not None
     return int(choice)
 
 
 async def answers(connection: AsyncConnection, user_id: int, question_id: int) -> list[Answer]:
-    """All of a user's attempts on a question, those of voided sessions too."""
+    """All attempts of a user on a question, including those of voided sessions."""
     rows = await connection.execute(_ANSWERS, {"user_id": user_id, "question_id": question_id})
     return [Answer(row[0], row[1], row[2], row[3], row[4], Outcome(row[5])) for row in rows]
 
 
 async def rescore(connection: AsyncConnection, choice: int, scored: Sequence[Answer]) -> None:
-    """Writes the attempts' new outcomes, and counts their sessions anew."""
+    """Writes the new outcomes of the attempts, and updates the counts of their sessions."""
     await connection.execute(
         _RESCORE,
         {
@@ -120,7 +122,7 @@ async def rescore(connection: AsyncConnection, choice: int, scored: Sequence[Ans
 
 
 async def told(connection: AsyncConnection, quiz_session_ids: Sequence[UUID]) -> list[Told]:
-    """What was told of the batches of these sessions, voided ones left out, in order of receipt."""
+    """The results of the batches of these sessions, without voided ones, in order of receipt."""
     rows = await connection.execute(_TOLD, {"ids": list(quiz_session_ids)})
     found: dict[UUID, Told] = {}
     for summary, viewer, quiz_session_id, question_ids in rows:

@@ -1,7 +1,6 @@
-"""The database role of a worker: what it does, and no more; above all no DDL.
+"""The database role of a worker, with the rights that a worker needs and no others. It has no DDL.
 
-Knows what each table is to a worker, and PostgreSQL's words for it. To be run by the owner of
-the tables, after `migrate`.
+Run it as the owner of the tables, after `migrate`.
 """
 
 import base64
@@ -27,23 +26,23 @@ RIGHTS: Final = {
     "viewer_grants": "SELECT",
     "ingest_pause": "SELECT",
 }
-"""What a worker may do to each table; it may not even look at another."""
+"""A worker's rights on each table. It may not even read any other table."""
 
 _ITERATIONS: Final = 4_096
-"""PostgreSQL's own; the password has 192 random bits, which no guessing reaches."""
+"""PostgreSQL's own number. The password has 192 random bits, which nobody can guess."""
 
 _TROUBLE: Final = text(
     "SELECT rolsuper OR rolname = current_user FROM pg_roles WHERE rolname = :role"
 )
 
-# Statements that take no parameters are put together by the server, which quotes them.
+# These statements take no parameters, so the server builds them and quotes the values.
 _STATEMENTS: Final = (
     "CREATE ROLE {role} LOGIN PASSWORD {verifier}",
     "ALTER ROLE {role} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
     " PASSWORD {verifier}",
     "REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}",
     "REVOKE ALL ON SCHEMA {schema} FROM {role}",
-    # Before PostgreSQL 15 everybody might create tables, and temporary ones still.
+    # Before PostgreSQL 15 everybody could create tables. Temporary tables are still allowed.
     "REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC",
     "REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC",
     "GRANT CONNECT ON DATABASE {database} TO {role}",
@@ -59,13 +58,13 @@ _QUOTED: Final = text(
 
 
 async def ensure_worker(connection: AsyncConnection, role: str) -> str:
-    """Makes the role, or puts it in order with a new password; returns that password.
+    """Creates the role, or restores its rights and sets a new password. Returns the password.
 
-    Raises `RoleError` for a superuser or the role that asks: they are not a worker's.
+    Raises `RoleError` for a superuser and for the current role, which can't be a worker's.
     """
     if await connection.scalar(_TROUBLE, {"role": role}):
         raise RoleError(
-            f"Role {role!r} is a superuser or the one that asks, and would be cut down to a"
+            f"Role {role!r} is a superuser or the current role, and would be reduced to a"
             " worker's rights: choose another name."
         )
     password = secrets.token_urlsafe(24)
@@ -79,7 +78,9 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
 
 
 def _verifier(password: str) -> str:
-    """What PostgreSQL keeps of a password (RFC 5802), so that no server's log can have more."""
+    """The password in the form that PostgreSQL stores (RFC 5802), so that no server log can contain
+    more.
+    """
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
     client_key = hmac.digest(salted, b"Client Key", "sha256")

@@ -1,4 +1,4 @@
-"""Sessions that were ingested and shall count no more."""
+"""Sessions that were ingested and should no longer count."""
 
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class Voided(NamedTuple):
-    """Quiz sessions that count no more, and the questions that they had attempts on."""
+    """The voided quiz sessions, and the questions that have attempts in them."""
 
     quiz_session_ids: list[UUID]
     question_ids: list[int]
@@ -29,13 +29,13 @@ _VOID: Final = text(
 
 
 async def principal(connection: AsyncConnection, client_session_uuid: UUID) -> int | None:
-    """Whose session it is; None for one that was never ingested, or is erased."""
+    """The owner of the session. None if it was never ingested, or is erased."""
     found = (await connection.scalars(_PRINCIPAL, {"uuid": client_session_uuid})).first()
     return None if found is None else int(found)
 
 
 async def void(connection: AsyncConnection, client_session_uuid: UUID) -> Voided:
-    """Marks the batch's sessions as void; those that are already are not in the answer."""
+    """Marks the batch's sessions as void. The result leaves out those that already were."""
     ids, question_ids, count = (
         await connection.execute(_VOID, {"uuid": client_session_uuid})
     ).one()
