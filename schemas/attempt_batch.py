@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError, to_json
 
 from .errors import Rejection
 from .model import WireModel
+from .times import digest_time, in_utc, read_time, usual_times
 from .words import RejectReason
 
 MAX_BODY_BYTES: Final = 1_048_576
@@ -42,13 +43,18 @@ _JSON_WORDS: Final = {
 """Instead of pydantic's words where those are Python's."""
 
 _UUID: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+_NIL_OR_MAX: Final = r"0{8}(-0{4}){3}-0{12}|[Ff]{8}(-[Ff]{4}){3}-[Ff]{12}"
+"""The two that a generator which failed makes: what everybody has is nobody's key."""
 
 
 def _spelled_as_uuid(value: object) -> object:
     # One spelling on the wire; and pydantic's own message would repeat what was sent.
-    if isinstance(value, UUID) or (isinstance(value, str) and re.fullmatch(_UUID, value)):
-        return value
-    raise PydanticCustomError("uuid_spelling", "should be a UUID of 36 characters")
+    text = str(value) if isinstance(value, UUID) else value
+    if not isinstance(text, str) or re.fullmatch(_UUID, text) is None:
+        raise PydanticCustomError("uuid_spelling", "should be a UUID of 36 characters")
+    if re.fullmatch(_NIL_OR_MAX, text):
+        raise PydanticCustomError("uuid_unused", "should be a UUID that was made for this session")
+    return value
 
 
 WireUuid = Annotated[
@@ -60,12 +66,24 @@ WireUuid = Annotated[
             "type": "string",
             "format": "uuid",
             "pattern": f"^{_UUID}$",
+            "not": {"pattern": f"^({_NIL_OR_MAX})$"},
             "minLength": 36,
             "maxLength": 36,
         }
     ),
 ]
-"""A UUID as JSON has it: 32 hexadecimal digits of any case, and four hyphens."""
+"""A UUID as JSON has it: 32 hexadecimal digits of any case, and four hyphens; not nil, not max."""
+
+
+class SentTimes(NamedTuple):
+    """The times of a batch's attempts, in the order of the attempts; None where there is none."""
+
+    at: Sequence[datetime | None]
+    """In UTC, as `read_time` reads them."""
+    utc_offsets: Sequence[int | None]
+    """The offset with which each was sent, in minutes; None also where it had none."""
+    digested: Sequence[datetime | None]
+    """In UTC, as `digest_time` reads them."""
 
 
 # Not a model, as the others are: what a batch holds twenty of is made and read faster as this.
@@ -89,15 +107,17 @@ class Attempt:
     answered_at: Annotated[str, Field(strict=True)] | None = Field(
         default=None,
         description=(
-            "ISO 8601, by the viewer's clock. Without an offset it is UTC; null or unreadable "
-            "becomes the time of ingest; a time in the future is clamped to it."
+            "RFC 3339, by the viewer's clock; without an offset it is UTC. A time that is missing, "
+            "can't be read, lies in the future or too far in the past is replaced: by that of the "
+            "nearest attempt of the batch with a credible one, else by the time of ingest."
         ),
         examples=["2026-03-01T09:30:00.250Z"],
     )
 
     def sent_at(self) -> datetime | None:
         """`answered_at` as a time in UTC; None when it is null or can't be read."""
-        return read_time(self.answered_at)
+        read = None if self.answered_at is None else read_time(self.answered_at)
+        return None if read is None else read[0]
 
 
 class AttemptBatch(WireModel):
@@ -116,19 +136,34 @@ class AttemptBatch(WireModel):
     ] = Field(description="In the order in which they were answered.")
 
     @cached_property
-    def sent_times(self) -> tuple[datetime | None, ...]:
-        """`sent_at` of each attempt, read once."""
-        return tuple([attempt.sent_at() for attempt in self.attempts])
+    def sent_times(self) -> SentTimes:
+        """The times of the attempts, read once."""
+        texts = [attempt.answered_at for attempt in self.attempts]
+        usual = usual_times(texts)
+        if usual is not None:
+            if all([at.tzinfo is UTC for at in usual]):
+                return SentTimes(usual, [0] * len(usual), usual)
+            if (read := in_utc(usual)) is not None:
+                at = [at for at, _ in read]
+                return SentTimes(at, [offset for _, offset in read], at)
+        each = [(None, None) if text is None else read_time(text) or (None, None) for text in texts]
+        return SentTimes(
+            [at for at, _ in each],
+            [offset for _, offset in each],
+            [None if text is None else digest_time(text) for text in texts],
+        )
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of the content as the worker understands it.
+        """SHA-256 (32 bytes) of the content as version 0.1.0 understood it.
 
         Two bodies that mean the same have the same digest: spelling of times and numbers,
-        order of keys, unknown fields and absent defaults make no difference.
+        order of keys, unknown fields and absent defaults make no difference. Fields that a later
+        minor version adds never join it, and times are read as they always were, so that workers
+        of all versions agree about every body.
         """
         content = [
             [attempt.question_pub_id, attempt.selected_choice, attempt.is_unsure, at]
-            for attempt, at in zip(self.attempts, _texts(self.sent_times), strict=True)
+            for attempt, at in zip(self.attempts, _texts(self.sent_times.digested), strict=True)
         ]
         text = _COMPACT.encode([str(self.client_session_uuid), content])
         return hashlib.sha256(text.encode()).digest()
@@ -162,17 +197,6 @@ def decode(
         return AttemptBatch.model_validate(document)
     except ValidationError as error:
         _malformed(_sentence(error))
-
-
-def read_time(text: str | None) -> datetime | None:
-    """An ISO 8601 time as UTC; naive is taken as UTC; None when null or unreadable."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _texts(times: Sequence[datetime | None]) -> list[str | None]:

@@ -3,6 +3,7 @@
 An unknown keyword is an error here, so that a schema can't say more than is tested.
 """
 
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -31,6 +32,8 @@ def from_schema(schema: Json, root: Json | None = None) -> st.SearchStrategy[Any
         case {"type": "integer", **rest} if rest.keys() <= {"minimum", "maximum"}:
             whole = st.integers(rest.get("minimum"), rest.get("maximum"))
             return whole | whole.map(float).filter(lambda value: abs(value) <= 2**31 - 1)
+        case {"not": {"pattern": str(pattern)}, **rest}:
+            return from_schema(rest, root).filter(lambda text: re.search(pattern, text) is None)
         case {"type": "string", "pattern": str(pattern), **rest} if rest.keys() <= {
             "minLength",
             "maxLength",

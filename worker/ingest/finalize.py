@@ -54,7 +54,7 @@ class Finalized:
 def score(plan: Plan, received_at: datetime) -> ScoredBatch:
     """Derives the outcome and the effective time of each attempt, and finds the late questions."""
     uuid = plan.client_session_uuid
-    sent_times = plan.batch.sent_times
+    sent_times = plan.batch.sent_times.at
     topics: dict[int, list[AttemptRow]] = {}
     pub_ids: dict[int, str] = {}
     late: set[int] = set()

@@ -1,0 +1,240 @@
+"""The message *attempt batch*, version 1: its model, its decoder, its content digest.
+
+Turns bytes into an `AttemptBatch`, or says in one sentence why not. Knows nothing of brokers,
+databases or what an answer is worth.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Annotated, Any, Final, NoReturn
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError, to_json
+
+from schemas.errors import Rejection
+from schemas.words import RejectReason
+
+MAX_BODY_BYTES: Final = 1_048_576
+MAX_ATTEMPTS: Final = 1_000
+
+_INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
+_ERRORS_SHOWN = 3
+_JSON_WORDS: Final = {
+    "dataclass_type": "should be an object",
+    "too_short": "should have at least 1 item",
+    "tuple_type": "should be an array",
+}
+"""Instead of pydantic's words where those are Python's."""
+
+_UUID: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+
+
+def _spelled_as_uuid(value: object) -> object:
+    # One spelling on the wire; and pydantic's own message would repeat what was sent.
+    if isinstance(value, UUID) or (isinstance(value, str) and re.fullmatch(_UUID, value)):
+        return value
+    raise PydanticCustomError("uuid_spelling", "should be a UUID of 36 characters")
+
+
+WireUuid = Annotated[
+    UUID,
+    BeforeValidator(_spelled_as_uuid),
+    # The lengths say it again, for readers whose `$` lets a newline pass.
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "uuid",
+            "pattern": f"^{_UUID}$",
+            "minLength": 36,
+            "maxLength": 36,
+        }
+    ),
+]
+"""A UUID as JSON has it: 32 hexadecimal digits of any case, and four hyphens."""
+
+
+# Not a model, as the others are: what a batch holds twenty of is made and read faster as this.
+@dataclass(
+    frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="ignore", title="Attempt")
+)
+class Attempt:
+    """One answered (or skipped) question of a session."""
+
+    question_pub_id: Annotated[
+        str,
+        # PostgreSQL's text can't hold U+0000.
+        Field(min_length=1, max_length=128, pattern=r"^[^\x00]*$", strict=True),
+    ] = Field(description="The published id of the question; opaque to the viewer.")
+    selected_choice: Annotated[StrictInt, Field(ge=_INT32_MIN, le=_INT32_MAX)] | None = Field(
+        default=None, description="The choice that was selected; null when none was."
+    )
+    is_unsure: StrictBool = Field(
+        default=False, description="The person said 'not sure'; beats a selection."
+    )
+    answered_at: Annotated[str, Field(strict=True)] | None = Field(
+        default=None,
+        description=(
+            "ISO 8601, by the viewer's clock. Without an offset it is UTC; null or unreadable "
+            "becomes the time of ingest; a time in the future is clamped to it."
+        ),
+        examples=["2026-03-01T09:30:00.250Z"],
+    )
+
+    def sent_at(self) -> datetime | None:
+        """`answered_at` as a time in UTC; None when it is null or can't be read."""
+        return read_time(self.answered_at)
+
+
+class AttemptBatch(BaseModel):
+    """One local session of a viewer: the unit that is ingested exactly once."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        title="AttemptBatch",
+        json_schema_extra={"$id": "urn:study-ingest:attempt-batch:v1"},
+    )
+
+    client_session_uuid: WireUuid = Field(
+        description="Made by the viewer once per local session: the idempotency key."
+    )
+    attempts: Annotated[
+        tuple[Attempt, ...],
+        Field(min_length=1, json_schema_extra={"maxItems": MAX_ATTEMPTS}),
+    ] = Field(description="In the order in which they were answered.")
+
+    @cached_property
+    def sent_times(self) -> tuple[datetime | None, ...]:
+        """`sent_at` of each attempt, read once."""
+        return tuple([attempt.sent_at() for attempt in self.attempts])
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of the content as the worker understands it.
+
+        Two bodies that mean the same have the same digest: spelling of times and numbers,
+        order of keys, unknown fields and absent defaults make no difference.
+        """
+        content = [
+            [attempt.question_pub_id, attempt.selected_choice, attempt.is_unsure, at]
+            for attempt, at in zip(self.attempts, _texts(self.sent_times), strict=True)
+        ]
+        text = _COMPACT.encode([str(self.client_session_uuid), content])
+        return hashlib.sha256(text.encode()).digest()
+
+
+def decode(
+    body: bytes, *, max_body_bytes: int = MAX_BODY_BYTES, max_attempts: int = MAX_ATTEMPTS
+) -> AttemptBatch:
+    """Reads one message body.
+
+    Raises `Rejection` with `too_large` (more than `max_body_bytes` bytes, or more than
+    `max_attempts` attempts) or `malformed` (anything else that is not an attempt batch).
+    """
+    if len(body) > max_body_bytes:
+        raise Rejection(
+            RejectReason.TOO_LARGE,
+            f"The body has {len(body)} bytes, and the limit is {max_body_bytes}: send the"
+            " session in smaller batches.",
+        )
+    document = _parse(body)
+    if not isinstance(document, dict):
+        _malformed("The body is not a JSON object")
+    attempts = document.get("attempts")
+    if isinstance(attempts, list) and len(attempts) > max_attempts:
+        raise Rejection(
+            RejectReason.TOO_LARGE,
+            f"The batch has {len(attempts)} attempts, and the limit is {max_attempts}: send the"
+            " session in smaller batches.",
+        )
+    try:
+        return AttemptBatch.model_validate(document)
+    except ValidationError as error:
+        _malformed(_sentence(error))
+
+
+def read_time(text: str | None) -> datetime | None:
+    """An ISO 8601 time as UTC; naive is taken as UTC; None when null or unreadable."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _texts(times: Sequence[datetime | None]) -> list[str | None]:
+    """`isoformat()` of times in UTC, in a third of the time: all of them at once."""
+    written = to_json(times).decode()[1:-1].replace("Z", "+00:00").split(",")
+    return [None if text == "null" else text[1:-1] for text in written]
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return _STRICT.decode(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        _malformed(f"The body is not UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        _malformed(f"The body is not JSON at line {error.lineno}, column {error.colno}")
+    except RecursionError:
+        _malformed("The body is nested too deeply")
+    except ValueError:
+        # int() refuses more than 4,300 digits.
+        _malformed("The body holds a number with too many digits")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        _malformed("The body names one key twice in the same object")
+    return members
+
+
+def _number(text: str) -> int | float:
+    # JSON has one kind of number: 1.0 is the integer 1 (JSON Schema says so too).
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= _INT32_MAX + 1 else value
+
+
+def _constant(name: str) -> NoReturn:
+    _malformed(f"The body holds {name}, which is not JSON")
+
+
+# Made once: json.loads and json.dumps make one for each call with arguments like these.
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_number, parse_constant=_constant
+)
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
+
+
+def _sentence(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    if any(len(problem["loc"]) > 1 for problem in problems):
+        # Attempts that are wrong are not missing as well.
+        problems = [problem for problem in problems if problem["type"] != "too_short"]
+    shown = "; ".join(
+        f"{'.'.join(str(step) for step in problem['loc']) or 'body'}: "
+        + _JSON_WORDS.get(problem["type"], problem["msg"].lower())
+        for problem in problems[:_ERRORS_SHOWN]
+    )
+    more = len(problems) - _ERRORS_SHOWN
+    return f"The body is not an attempt batch: {shown}" + (f"; and {more} more" if more > 0 else "")
+
+
+def _malformed(sentence: str) -> NoReturn:
+    raise Rejection(RejectReason.MALFORMED, f"{sentence}.") from None
