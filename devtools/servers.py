@@ -102,17 +102,11 @@ def choose(
 
 
 def choices(names: Collection[str] = tuple(SERVICES)) -> dict[str, Choice]:
-    """The choice for each of these services, said in one line on stderr, with the reasons.
+    """The choice for each of these services.
 
     Raises DevError where one isn't to be had, or doesn't answer at the URL that is set.
     """
     made = {name: choose(SERVICES[name], os.environ, compose.obstacle) for name in names}
-    said: dict[str, list[str]] = {}
-    for name, choice in made.items():
-        what = f"{SERVICES[name].title}: {choice.source}"
-        said.setdefault(choice.why, []).append(what)
-    line = "; ".join(f"{', '.join(what)} (because {why})" for why, what in said.items())
-    say(line)
     for name, choice in made.items():
         service = SERVICES[name]
         if choice.source == "given":
@@ -123,6 +117,14 @@ def choices(names: Collection[str] = tuple(SERVICES)) -> dict[str, Choice]:
                     "start it, correct the URL, or unset the variable."
                 )
     return made
+
+
+def _told(made: Mapping[str, Choice]) -> str:
+    """The choices in one line, with the reasons."""
+    said: dict[str, list[str]] = {}
+    for name, choice in made.items():
+        said.setdefault(choice.why, []).append(f"{SERVICES[name].title}: {choice.source}")
+    return "; ".join(f"{', '.join(what)} (because {why})" for why, what in said.items())
 
 
 def _key(name: str, choice: Choice) -> str:
@@ -212,6 +214,8 @@ def servers(
             ledger.enter(list(keys.values()), keep=False)
             ledger.settle()
             waiting = {name: server for name, server in ours.items() if not server.ready()}
+            if waiting or len(ours) < len(made):
+                say(_told(made))
             if waiting:
                 say(f"starting {' and '.join(SERVICES[name].title for name in waiting)}")
             began = time.monotonic()

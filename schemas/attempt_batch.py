@@ -141,7 +141,7 @@ class AttemptBatch(WireModel):
         texts = [attempt.answered_at for attempt in self.attempts]
         usual = usual_times(texts)
         if usual is not None:
-            if all([at.tzinfo is UTC for at in usual]):
+            if all(at.tzinfo is UTC for at in usual):
                 return SentTimes(usual, [0] * len(usual), usual)
             if (read := in_utc(usual)) is not None:
                 at = [at for at, _ in read]

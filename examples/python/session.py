@@ -2,6 +2,8 @@
 
     STUDY_VIEWER=... STUDY_PASSWORD=... STUDY_AMQP_URL=amqp://localhost:5672/ \\
         python session.py question-1=2 question-2=unsure
+
+Without STUDY_AMQP_URL the broker is that of `./dev run`.
 """
 
 import asyncio
@@ -39,8 +41,9 @@ def record(outbox: Outbox, batch: AttemptBatch) -> None:
 
 async def main(answers: list[str]) -> None:
     viewer, password = os.environ["STUDY_VIEWER"], os.environ["STUDY_PASSWORD"]
-    url = urlsplit(os.environ["STUDY_AMQP_URL"])
-    url = url._replace(netloc=f"{viewer}:{quote(password, safe='')}@{url.netloc}")
+    url = urlsplit(os.environ.get("STUDY_AMQP_URL") or os.environ["INGEST_AMQP_URL"])
+    address = url.netloc.rpartition("@")[2]
+    url = url._replace(netloc=f"{viewer}:{quote(password, safe='')}@{address}")
     session = UUID(os.environ.get("STUDY_SESSION") or str(uuid4()))
 
     with Outbox(os.environ.get("STUDY_OUTBOX", "viewer.db")) as outbox:

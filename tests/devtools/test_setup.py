@@ -1,6 +1,7 @@
 """Folders, the environment, apt's sources and the command line: what goes wrong is said."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -119,7 +120,10 @@ def test_a_suite_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
         erlang.default_suite()
 
 
-@pytest.mark.parametrize("words", [[], ["dance"], ["up", "north"], ["run"], ["run", "--"]])
+WRONG: list[list[str]] = [[], ["dance"], ["up", "north"], ["run"], ["run", "--"], ["reset", "all"]]
+
+
+@pytest.mark.parametrize("words", [*WRONG, ["test", "tests/nowhere.py::test_x"]])
 def test_a_wrong_command_line_exits_2(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, DEV, *words], capture_output=True, text=True, check=False
@@ -137,6 +141,35 @@ def test_help_names_every_command() -> None:
     for command in commands.COMMANDS:
         assert f"  {command.name} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--batches", "abc"],
+        ["demo", "--batches", "1"],
+        ["demo", "--review-log", "/nowhere"],
+        ["bench", "--rounds", "x"],
+        ["chaos", "--seconds", "soon"],
+        ["test", "--no-such-option"],
+    ],
+)
+def test_arguments_are_checked_before_servers_start(words: list[str]) -> None:
+    environ = os.environ | {"INGEST_AMQP_URL": "amqp://127.0.0.1:1/"}  # would be an error, later
+    done = subprocess.run(
+        [sys.executable, DEV, *words], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (2, 4)
+    assert words[-1] in done.stderr
+    assert "INGEST_AMQP_URL" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [command.name for command in commands.COMMANDS])
+def test_every_command_has_help(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, DEV, command, "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"usage: ./dev {command}" in done.stdout
 
 
 def test_an_unreachable_server_exits_1_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Locks that no death leaves behind, and ports that stay."""
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,6 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
+from devtools.processes import wait_until
 from devtools.state import PORTS, free_ports, locked, ports, read_json, write_json
 
 HOLD = """
@@ -29,6 +34,49 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
         holder.send_signal(signal.SIGKILL)
     with locked(lock):
         pass
+
+
+def test_a_lock_goes_on_to_the_step_that_works_under_it(tmp_path: Path) -> None:
+    """Or a second `./dev` would clear what the first one's pip still writes into."""
+    lock = tmp_path / "lock"
+    script = (
+        "import sys; from pathlib import Path; from devtools import processes, state\n"
+        "processes.log_file = lambda name: Path(sys.argv[1] + '.log')\n"
+        "with state.locked(Path(sys.argv[1])):\n"
+        "    step = ('/bin/sh', '-c', 'echo $$ >$0.pid; read line <$0.go', sys.argv[1])\n"
+        "    processes.run_step('step', step, '')"
+    )
+    os.mkfifo(f"{lock}.go")
+    with subprocess.Popen([sys.executable, "-c", script, str(lock)]) as killed:
+        assert wait_until(lambda: Path(f"{lock}.pid").exists(), 20)
+        killed.kill()
+    with lock.open() as rival:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Path(f"{lock}.go").write_text("\n")  # lets the step end
+        fcntl.flock(rival, fcntl.LOCK_EX)
+
+
+def test_a_lock_that_was_removed_while_we_waited_is_not_held_by_two(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    lock = folder / "lock"
+    argv = [sys.executable, "-c", HOLD, str(lock)]
+    with locked(lock):
+        waiter = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert wait_until(lambda: _waits(waiter.pid), 20)
+        shutil.rmtree(folder)
+    assert waiter.stdout is not None
+    assert waiter.stdout.readline() == "held\n"
+    with lock.open() as rival, pytest.raises(BlockingIOError):
+        fcntl.flock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    waiter.kill()
+    waiter.communicate()
+
+
+def _waits(pid: int) -> bool:
+    """Whether the process waits for a lock of a file."""
+    locks = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and f" {pid} " in line for line in locks)
 
 
 def test_a_lock_is_waited_for_and_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_there_is_no_block_that_is_not_tested() -> None:
-    assert {language for language, _ in BLOCKS} == {"python", "json"}
+    assert {language for language, _ in BLOCKS} == {"python", "json", "sh"}
     assert len(blocks("json")) == 2
 
 
@@ -60,7 +60,7 @@ async def test_the_programs_run(broker: Broker, tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", str(program)),
         cwd=tmp_path,
-        env=os.environ | {"BROKER_URL": broker.url, "PYTHONPATH": str(CHECKOUT)},
+        env=os.environ | {"INGEST_AMQP_URL": broker.url, "PYTHONPATH": str(CHECKOUT)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
