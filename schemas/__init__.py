@@ -1,5 +1,5 @@
-"""The wire: what viewers, workers and follow-up services say to each other.
+"""The wire: the messages that viewers, workers and follow-up services exchange.
 
-Imports nothing of the worker's or the viewer's, so that either side, or a viewer in another
-language, can be written from this package (or its `published/` documents) alone.
+This package imports nothing from the worker or the viewer's library. Either side, or a viewer in
+another language, can be written from this package or from its `published/` documents alone.
 """

@@ -13,7 +13,7 @@ PUBLISHED = Path(__file__).parent / "published"
 
 
 def main(arguments: list[str], folder: Path = PUBLISHED) -> int:
-    """Runs `write` or `check` on `folder`; returns the exit code."""
+    """Runs `write` or `check` on `folder`. Returns the exit code."""
     match arguments:
         case ["write"]:
             write(folder)
@@ -28,7 +28,7 @@ def main(arguments: list[str], folder: Path = PUBLISHED) -> int:
 
 
 def write(folder: Path) -> None:
-    """Makes `folder` hold the current documents, and no other JSON file."""
+    """Writes the current documents into `folder`, and deletes all other JSON files there."""
     folder.mkdir(exist_ok=True)
     current = documents()
     for found in folder.glob("*.json"):
@@ -39,7 +39,9 @@ def write(folder: Path) -> None:
 
 
 def stale_file(folder: Path) -> Path | None:
-    """A file that is missing, outdated or left over in `folder`; None when all is current."""
+    """The first file in `folder` that is missing, outdated or left over. None if all are
+    current.
+    """
     current = documents()
     for name, text in current.items():
         path = folder / name

@@ -1,6 +1,6 @@
 """The AMQP side of the wire: names of exchanges, queues, routing keys, types and headers.
 
-Only names and the small functions that build or read them; knows no client library.
+It contains only names, and small functions that build or read them.
 """
 
 import re
@@ -10,22 +10,23 @@ INGEST_EXCHANGE: Final = "study.ingest"
 ATTEMPTS_QUEUE: Final = "study.attempts"
 ATTEMPTS_BINDING: Final = "attempts.v1.#"
 NEWER_BINDING: Final = "attempts.#"
-"""Batches of a newer major version as well: what an older worker can't read waits."""
+"""Includes batches of a newer major version, which wait until a worker can read them."""
 NEWER_QUEUE: Final = "study.attempts.newer"
-"""Where they wait, and come back from time to time, until a worker takes them that can."""
+"""The queue in which they wait. They return from time to time, until a newer worker takes them."""
 
 RETRY_QUEUE_PREFIX: Final = "study.attempts.retry."
-"""Followed by the delay in milliseconds; a message waits there, then returns."""
+"""Followed by the delay in milliseconds. A message waits there and then returns."""
 RETURN_EXCHANGE: Final = "study.attempts.return"
-"""Where retry queues send what has waited. No viewer may write to it, so a delivery from this
-exchange has been through a worker, and its `study-*` headers can be believed."""
+"""The exchange to which retry queues send messages that have waited. No viewer may publish to it,
+so a delivery from this exchange comes from a worker, and its `study-*` headers can be trusted.
+"""
 
 DEAD_EXCHANGE: Final = "study.attempts.dlx"
 DEAD_QUEUE: Final = "study.attempts.dead"
 
 RESULTS_EXCHANGE: Final = "study.results"
 RESULTS_BINDING: Final = "result.*"
-"""The results of all viewers."""
+"""Binds the results of all viewers."""
 FOLLOWUPS_EXCHANGE: Final = "study.followups"
 EXPLANATION_REQUESTED: Final = "explanation.requested"
 REVIEW_REQUESTED: Final = "review.requested"
@@ -41,14 +42,15 @@ TRACEPARENT_HEADER: Final = "traceparent"
 VIEWER_HEADER: Final = "study-viewer"
 ROUTING_KEY_HEADER: Final = "study-routing-key"
 RETRIES_HEADER: Final = "study-retries"
-"""How often a worker has deferred the message; ours, because brokers from 4.0 on ignore a
-client's own `x-death`."""
+"""How often a worker has deferred the message. It is our own header, because brokers from 4.0 on
+ignore `x-death` in a client's message.
+"""
 REASON_HEADER: Final = "study-reason"
 DETAIL_HEADER: Final = "study-detail"
 PARKED_AT_HEADER: Final = "study-parked-at"
 
 VIEWER_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
-"""A viewer's name is one word of a routing key and part of queue names: no dots, no wildcards."""
+"""A viewer's name is one word of a routing key and a part of queue names: no dots, no wildcards."""
 
 _VIEWER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ATTEMPTS_KEY = re.compile(r"attempts\.v([1-9][0-9]{0,2})\.([A-Za-z0-9_-]{1,64})")
@@ -56,31 +58,31 @@ _BATCH_TYPE = re.compile(r"study\.attempt_batch\.v([1-9][0-9]{0,2})(?:\.([0-9]{1
 
 
 def is_viewer(name: str) -> bool:
-    """Whether `name` may name a viewer (see `VIEWER_PATTERN`)."""
+    """Whether `name` is a valid viewer's name (see `VIEWER_PATTERN`)."""
     return _VIEWER.fullmatch(name) is not None
 
 
 def attempts_key(viewer: str) -> str:
-    """The routing key under which `viewer` publishes its batches.
+    """The routing key with which `viewer` publishes its batches.
 
-    Raises ValueError when the name is not one word of letters, digits, `-` and `_`.
+    Raises ValueError if the name is not one word of letters, digits, `-` and `_`.
     """
     return f"attempts.v1.{_checked(viewer)}"
 
 
 def viewer_of_key(routing_key: str) -> str | None:
-    """The viewer that a batch's routing key names, whatever the version; None for no viewer."""
+    """The viewer in a batch's routing key, whatever the version. None if there is none."""
     match = _ATTEMPTS_KEY.fullmatch(routing_key)
     return match[2] if match else None
 
 
 def result_key(viewer: str) -> str:
-    """The routing key of results for `viewer`; raises ValueError as `attempts_key` does."""
+    """The routing key of results for `viewer`. Raises ValueError like `attempts_key`."""
     return f"result.{_checked(viewer)}"
 
 
 def results_queue(viewer: str) -> str:
-    """The durable queue where results wait for `viewer`; raises ValueError likewise."""
+    """The durable queue in which results wait for `viewer`. Raises ValueError likewise."""
     return f"study.results.{_checked(viewer)}"
 
 
@@ -90,7 +92,9 @@ def followups_queue(routing_key: str) -> str:
 
 
 def version_of_batch(message_type: str | None, routing_key: str) -> tuple[int, int] | None:
-    """Major and minor version of a batch: its type says, or else its routing key; None: neither."""
+    """The (major, minor) version of a batch, from its type or else from its routing key. None if
+    neither has it.
+    """
     if message_type:
         match = _BATCH_TYPE.fullmatch(message_type)
         return (int(match[1]), int(match[2] or 0)) if match else None

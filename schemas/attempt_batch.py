@@ -1,7 +1,6 @@
-"""The message *attempt batch*, version 1: its model, its decoder, its content digest.
+"""The message *attempt batch*, version 1: its model, its decoder and its content digest.
 
-Turns bytes into an `AttemptBatch`, or says in one sentence why not. Knows nothing of brokers,
-databases or what an answer is worth.
+It turns bytes into an `AttemptBatch`, or says in one sentence why that is not possible.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ _JSON_WORDS: Final = {
     "too_short": "should have at least 1 item",
     "tuple_type": "should be an array",
 }
-"""Instead of pydantic's words where those are Python's."""
+"""Replaces texts of pydantic that use Python's words."""
 
 _UUID: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _NIL_OR_MAX: Final = r"0{8}(-0{4}){3}-0{12}|[Ff]{8}(-[Ff]{4}){3}-[Ff]{12}"
@@ -48,7 +47,7 @@ _NIL_OR_MAX: Final = r"0{8}(-0{4}){3}-0{12}|[Ff]{8}(-[Ff]{4}){3}-[Ff]{12}"
 
 
 def _spelled_as_uuid(value: object) -> object:
-    # One spelling on the wire; and pydantic's own message would repeat what was sent.
+    # There is one spelling on the wire. Pydantic's own message would repeat what was sent.
     text = str(value) if isinstance(value, UUID) else value
     if not isinstance(text, str) or re.fullmatch(_UUID, text) is None:
         raise PydanticCustomError("uuid_spelling", "should be a UUID of 36 characters")
@@ -60,7 +59,7 @@ def _spelled_as_uuid(value: object) -> object:
 WireUuid = Annotated[
     UUID,
     BeforeValidator(_spelled_as_uuid),
-    # The lengths say it again, for readers whose `$` lets a newline pass.
+    # The lengths repeat it, for readers whose `$` allows a newline.
     WithJsonSchema(
         {
             "type": "string",
@@ -72,7 +71,7 @@ WireUuid = Annotated[
         }
     ),
 ]
-"""A UUID as JSON has it: 32 hexadecimal digits of any case, and four hyphens; not nil, not max."""
+"""A UUID in JSON: 32 hexadecimal digits in any case, and four hyphens."""
 
 
 class SentTimes(NamedTuple):
@@ -86,7 +85,7 @@ class SentTimes(NamedTuple):
     """In UTC, as `digest_time` reads them."""
 
 
-# Not a model, as the others are: what a batch holds twenty of is made and read faster as this.
+# Not a model like the others, because a dataclass is faster, and a batch contains many of them.
 @dataclass(
     frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="ignore", title="Attempt")
 )
@@ -97,12 +96,13 @@ class Attempt:
         str,
         # PostgreSQL's text can't hold U+0000.
         Field(min_length=1, max_length=128, pattern=r"^[^\x00]*$", strict=True),
-    ] = Field(description="The published id of the question; opaque to the viewer.")
+    ] = Field(description="The published id of the question. Viewers do not interpret it.")
     selected_choice: Annotated[StrictInt, Field(ge=_INT32_MIN, le=_INT32_MAX)] | None = Field(
-        default=None, description="The choice that was selected; null when none was."
+        default=None, description="The selected choice, or null if none was selected."
     )
     is_unsure: StrictBool = Field(
-        default=False, description="The person said 'not sure'; beats a selection."
+        default=False,
+        description="Whether the user said 'not sure'. It takes precedence over a selection.",
     )
     answered_at: Annotated[str, Field(strict=True)] | None = Field(
         default=None,
@@ -115,25 +115,25 @@ class Attempt:
     )
 
     def sent_at(self) -> datetime | None:
-        """`answered_at` as a time in UTC; None when it is null or can't be read."""
+        """`answered_at` as a time in UTC. None if it is null or not readable."""
         read = None if self.answered_at is None else read_time(self.answered_at)
         return None if read is None else read[0]
 
 
 class AttemptBatch(WireModel):
-    """One local session of a viewer: the unit that is ingested exactly once."""
+    """One local session of a viewer. This is the unit that is ingested exactly once."""
 
     model_config = ConfigDict(
         title="AttemptBatch", json_schema_extra={"$id": "urn:study-ingest:attempt-batch:v1"}
     )
 
     client_session_uuid: WireUuid = Field(
-        description="Made by the viewer once per local session: the idempotency key."
+        description="The idempotency key. The viewer makes it once for each local session."
     )
     attempts: Annotated[
         tuple[Attempt, ...],
         Field(min_length=1, json_schema_extra={"maxItems": MAX_ATTEMPTS}),
-    ] = Field(description="In the order in which they were answered.")
+    ] = Field(description="The attempts, in the order in which they were answered.")
 
     @cached_property
     def sent_times(self) -> SentTimes:
@@ -154,12 +154,10 @@ class AttemptBatch(WireModel):
         )
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of the content as version 0.1.0 understood it.
+        """The SHA-256 (32 bytes) of the content as the worker understands it.
 
-        Two bodies that mean the same have the same digest: spelling of times and numbers,
-        order of keys, unknown fields and absent defaults make no difference. Fields that a later
-        minor version adds never join it, and times are read as they always were, so that workers
-        of all versions agree about every body.
+        Two bodies that mean the same have the same digest. The spelling of times and numbers, the
+        order of keys, unknown fields and absent defaults make no difference.
         """
         content = [
             [attempt.question_pub_id, attempt.selected_choice, attempt.is_unsure, at]
@@ -174,8 +172,8 @@ def decode(
 ) -> AttemptBatch:
     """Reads one message body.
 
-    Raises `Rejection` with `too_large` (more than `max_body_bytes` bytes, or more than
-    `max_attempts` attempts) or `malformed` (anything else that is not an attempt batch).
+    Raises `Rejection` with `too_large` (more than `max_body_bytes` bytes or `max_attempts`
+    attempts) or `malformed` (everything else that is not an attempt batch).
     """
     if len(body) > max_body_bytes:
         raise Rejection(
@@ -222,7 +220,7 @@ def _parse(body: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        _malformed("The body names one key twice in the same object")
+        _malformed("The body has the same key twice in one object")
     return members
 
 
@@ -236,7 +234,7 @@ def _constant(name: str) -> NoReturn:
     _malformed(f"The body holds {name}, which is not JSON")
 
 
-# Made once: json.loads and json.dumps make one for each call with arguments like these.
+# Created once, because json.loads and json.dumps create one for each call with such arguments.
 _STRICT: Final = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_number, parse_constant=_constant
 )
@@ -246,7 +244,7 @@ _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 def _sentence(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if any(len(problem["loc"]) > 1 for problem in problems):
-        # Attempts that are wrong are not missing as well.
+        # If there are wrong attempts, do not report missing ones as well.
         problems = [problem for problem in problems if problem["type"] != "too_short"]
     shown = "; ".join(
         f"{'.'.join(str(step) for step in problem['loc']) or 'body'}: "

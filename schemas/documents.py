@@ -1,7 +1,7 @@
-"""The published documents: JSON Schema of each message, and AsyncAPI of how they travel.
+"""The published documents: a JSON Schema for each message, and AsyncAPI for how they travel.
 
-Pure: makes values from the models and the names in `amqp.py`, and writes nothing. Whoever has
-these documents can write a viewer in any language.
+Pure: it creates values from the models and the names in `amqp.py`, and writes nothing. With these
+documents anybody can write a viewer in any language.
 """
 
 import json
@@ -27,7 +27,7 @@ _TRACEPARENT: Final = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 
 def documents() -> dict[str, str]:
-    """Every published document: its file name and its whole text, the same on each call."""
+    """All published documents: the file name and the whole text of each, the same on each call."""
     return {
         # A batch as it may be sent, the others as they are sent.
         ATTEMPT_BATCH: _text(json_schema(AttemptBatch, "validation")),
@@ -44,7 +44,9 @@ def json_schema(model: type[BaseModel], mode: Literal["validation", "serializati
 
 
 def asyncapi() -> Json:
-    """The AsyncAPI 3.0 document, from where the ingest worker stands: it receives batches."""
+    """The AsyncAPI 3.0 document from the point of view of the ingest worker, which receives
+    batches.
+    """
     return {
         "asyncapi": "3.0.0",
         "id": "urn:study-ingest",
@@ -52,10 +54,10 @@ def asyncapi() -> Json:
             "title": "study-ingest",
             "version": "1.0.0",
             "description": (
-                "Viewers publish attempt batches and are told what became of them; services take"
-                " follow-up jobs. Everything is delivered at least once: a batch has its effect"
-                " once for each client_session_uuid, a result may come again, and a follow-up job"
-                " is told from its repetition by message_id. Unknown fields are to be ignored."
+                "Viewers publish attempt batches and receive results. Services receive follow-up"
+                " jobs. Everything is delivered at least once: a batch has its effect once for each"
+                " client_session_uuid, a result may arrive again, and a repeated follow-up job has"
+                " the same message_id. Ignore unknown fields."
             ),
         },
         "defaultContentType": amqp.CONTENT_TYPE,
@@ -64,25 +66,25 @@ def asyncapi() -> Json:
                 amqp.INGEST_EXCHANGE,
                 amqp.attempts_key("VIEWER").replace("VIEWER", "{viewer}"),
                 "attemptBatch",
-                f"Where viewers publish. The queue {amqp.ATTEMPTS_QUEUE} is bound to it with"
-                f" {amqp.ATTEMPTS_BINDING}; viewers neither declare nor read it.",
+                f"Viewers publish here. The queue {amqp.ATTEMPTS_QUEUE} is bound to it with"
+                f" {amqp.ATTEMPTS_BINDING}. Viewers neither declare nor read that queue.",
             ),
             "attemptsQueue": _queue(
-                amqp.ATTEMPTS_QUEUE, "attemptBatch", "Where any number of workers consume."
+                amqp.ATTEMPTS_QUEUE, "attemptBatch", "Any number of workers consume from it."
             ),
             "results": _sent_to(
                 amqp.RESULTS_EXCHANGE,
                 amqp.result_key("VIEWER").replace("VIEWER", "{viewer}"),
                 "ingestResult",
-                "Where workers publish results, each for one viewer.",
+                "Workers publish results here, each for one viewer.",
             ),
             "resultsQueue": _queue(
                 amqp.results_queue("VIEWER").replace("VIEWER", "{viewer}"),
                 "ingestResult",
                 "One durable queue for each viewer, without arguments, declared by the viewer or"
                 f" its operator and bound to {amqp.RESULTS_EXCHANGE} with the routing key"
-                " result.{viewer} before the first batch is published: a result that has no queue"
-                " is dropped, and told again when the batch is published again.",
+                " result.{viewer} before the first batch is published. A result without a queue is"
+                " dropped, and sent again when the batch is published again.",
             ),
             **{
                 _channel_of(kind): _sent_to(
@@ -100,29 +102,30 @@ def asyncapi() -> Json:
                 "action": "receive",
                 "channel": _ref("channels/attemptsQueue"),
                 "summary": "Ingest each batch exactly once, however often it arrives.",
-                "description": "Acknowledged after the commit of its effect, or when a copy that"
-                " can't be ingested lies in the dead-letter queue.",
+                "description": "A worker acknowledges a batch after the commit of its effect, or"
+                " after a rejected batch is stored as a dead letter.",
                 "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
             },
             "acceptBatch": {
                 "action": "receive",
                 "channel": _ref("channels/attempts"),
-                "summary": "What a viewer does to publish.",
+                "summary": "A viewer publishes a batch.",
                 "description": _PUBLISHING,
                 "bindings": {"amqp": _publish(user_id="{viewer}")},
             },
             "tellResult": {
                 "action": "send",
                 "channel": _ref("channels/results"),
-                "summary": "Tell the viewer what became of its batch.",
+                "summary": "Send a viewer the result of its batch.",
                 "bindings": {"amqp": _publish()},
             },
             "deliverResult": {
                 "action": "send",
                 "channel": _ref("channels/resultsQueue"),
-                "summary": "What a viewer does to learn results: consume its queue.",
-                "description": "Acknowledge a result when it is stored, also when it is unknown"
-                " or can't be read. The first result stands, but an ingest beats a rejection.",
+                "summary": "A viewer consumes its results.",
+                "description": "Acknowledge a result after it is stored. Also acknowledge one"
+                " that is unknown or not readable. The status ingested wins over rejected, in"
+                " whatever order they arrive. Of two ingests the later wins.",
                 "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
             },
             **{
@@ -142,45 +145,45 @@ def asyncapi() -> Json:
                     ATTEMPT_BATCH,
                     "One local session of a viewer",
                     f"At most {MAX_ATTEMPTS} attempts and {MAX_BODY_BYTES} bytes, unless the"
-                    " operator says otherwise. A later minor version is"
-                    f" {amqp.ATTEMPT_BATCH_TYPE}.1 and so on; a newer major version waits until a"
-                    " worker comes that knows it.",
-                    message_id="New for each publish, also of the same batch: what makes a batch"
-                    " the same is its client_session_uuid.",
+                    " operator has changed the limits. A later minor version is"
+                    f" {amqp.ATTEMPT_BATCH_TYPE}.1 and so on. A newer major version waits for a"
+                    " worker that knows it.",
+                    message_id="New for each publish, even of the same batch. The identity of a"
+                    " batch is its client_session_uuid.",
                     more={
                         "user_id": {
                             "type": "string",
                             "description": "The viewer's broker login, which is its name. The"
-                            " broker refuses any other; a worker may be set to require it.",
+                            " broker refuses any other, and workers require it by default.",
                         }
                     },
                 ),
                 "ingestResult": _message(
                     amqp.INGEST_RESULT_TYPE,
                     INGEST_RESULT,
-                    "What became of an attempt batch",
+                    "The result of an attempt batch",
                     "Skipped attempts have one of the reasons "
                     + ", ".join(SkipReason)
                     + "; a rejected batch one of "
                     + ", ".join(RejectReason)
-                    + ". Take a word that is not among them for one of a newer worker.",
-                    message_id="The same when the same result is sent again.",
+                    + ". A newer worker may send other words.",
+                    message_id="The same if the same result is sent again.",
                 ),
                 **{
                     _channel_of(kind): _message(
                         kind.message_type,
                         _schema_of(kind),
                         f"{_noun_of(kind)} requested",
-                        "A job for a service of its own.",
-                        message_id="The same when the same job is sent again.",
+                        "A job for another service.",
+                        message_id="The same if the same job is sent again.",
                     )
                     for kind in KINDS
                 },
             },
             "parameters": {
                 "viewer": {
-                    "description": "The viewer's name, which should be its broker login: matches"
-                    f" {amqp.VIEWER_PATTERN}. It belongs to one outbox alone, since results are"
+                    "description": "The viewer's name, which should be its broker login. It matches"
+                    f" {amqp.VIEWER_PATTERN}. It belongs to one outbox only, because results are"
                     " routed by it.",
                     "examples": ["phone-3f2a"],
                 }
@@ -191,12 +194,12 @@ def asyncapi() -> Json:
 
 _PUBLISHING: Final = (
     "Publish with publisher confirms, persistent and mandatory, one batch after another in the"
-    " order in which they were recorded. Only basic.ack without a preceding basic.return means"
-    " that the broker is answerable for the batch. basic.return: no queue is bound, and"
-    " basic.nack: the queue is full; keep the batch and try again, each time a little later. No"
-    " answer, or a lost connection: the outcome is unknown; publish the batch again, on a new"
-    " channel. A batch that has no result some time after its confirm (15 minutes, then twice as"
-    " long each time) is published again as well: its first result is then told again."
+    " order in which they were recorded. The broker has the batch only after a basic.ack without a"
+    " preceding basic.return. After a basic.return (no queue is bound) or a basic.nack (the queue"
+    " is full), keep the batch and try again after growing delays. If there is no answer, or the"
+    " connection is lost, the outcome is unknown: publish the batch again, on a new channel. If a"
+    " batch has no result 15 minutes after its confirm, publish it again, and double that time"
+    " each time. The worker then sends the first result again."
 )
 
 
@@ -214,7 +217,7 @@ def _schema_of(kind: Kind) -> str:
 
 
 class _Plain(GenerateJsonSchema):
-    """Without the titles that pydantic makes from the names of fields."""
+    """Omits the titles that pydantic makes from the names of fields."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -316,7 +319,7 @@ def _message(
                 "message_id": {"type": "string", "description": message_id},
                 "timestamp": {
                     "type": "integer",
-                    "description": "When it was published, in seconds since 1970.",
+                    "description": "The time of publishing, in seconds since 1970.",
                 },
                 "type": {"const": message_type},
                 **(more or {}),
@@ -330,7 +333,7 @@ def _headers(*, about_session: bool) -> Json:
         amqp.TRACEPARENT_HEADER: {
             "type": "string",
             "pattern": _TRACEPARENT,
-            "description": "W3C trace context, handed on from the batch to what it causes.",
+            "description": "W3C trace context, passed on from the batch to what it causes.",
         }
     }
     if not about_session:
@@ -339,7 +342,7 @@ def _headers(*, about_session: bool) -> Json:
         amqp.CLIENT_SESSION_UUID_HEADER: {
             "type": "string",
             "format": "uuid",
-            "description": "The session that it is about, readable without the body.",
+            "description": "The uuid of the session, so that it is readable without the body.",
         }
     }
     return {"type": "object", "required": list(session), "properties": session | trace}

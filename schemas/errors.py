@@ -1,12 +1,12 @@
-"""The one error of the wire: a message that cannot be taken, and why."""
+"""The only error of the wire: a message that cannot be accepted, and why."""
 
 from .words import RejectReason
 
 
 class Rejection(Exception):
-    """A delivery that will never be ingested as it is.
+    """A delivery that can never be ingested as it is.
 
-    `reason` is the stable word, `detail` one sentence for a person. The detail never repeats
+    `reason` is the stable word, and `detail` is one sentence for a person. The detail never repeats
     what the message contained, so that a message can't write into logs or headers.
     """
 

@@ -14,7 +14,9 @@ from .words import Outcome, Pattern
 
 
 class ExplanationRequested(WireModel):
-    """Asks, once for each (user, question), for an explanation of a question gone wrong."""
+    """Asks, once for each (user, question), for an explanation of a question that was not answered
+    correctly.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"$id": "urn:study-ingest:explanation-requested:v1"}
@@ -28,7 +30,7 @@ class ExplanationRequested(WireModel):
 
 
 class QuestionPattern(WireModel):
-    """A question and what its history looks like."""
+    """A question and its pattern."""
 
     question_id: int
     pattern: Pattern
@@ -49,7 +51,9 @@ class Kind(NamedTuple):
     """A kind of follow-up job as it travels."""
 
     routing_key: str
-    """As `noun.participle`; the names of its schema and of its channel are made from it."""
+    """The routing key, as `noun.participle`. The names of its schema and its channel are derived
+    from it.
+    """
     message_type: str
     model: type[BaseModel]
     how_often: str
@@ -61,13 +65,13 @@ EXPLANATION: Final = Kind(
     amqp.EXPLANATION_REQUESTED_TYPE,
     ExplanationRequested,
     "Once for each (user, question).",
-    "Ask for an explanation of a question gone wrong.",
+    "Ask for an explanation of a question that was not answered correctly.",
 )
 REVIEW: Final = Kind(
     amqp.REVIEW_REQUESTED,
     amqp.REVIEW_REQUESTED_TYPE,
     ReviewRequested,
-    "Once for each quiz session that calls for it.",
+    "At most once for each quiz session.",
     "Ask for a review of questions that are relapsed, stuck or leeches.",
 )
 KINDS: Final = (EXPLANATION, REVIEW)

@@ -1,4 +1,4 @@
-"""The message *ingest result*, version 1: what a viewer is told of one attempt batch."""
+"""The message *ingest result*, version 1: what happened to one attempt batch, for its viewer."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -13,11 +13,11 @@ from .words import RejectReason, SkipReason, Status
 Word = TypeVar("Word", bound=StrEnum)
 
 Open = Annotated[Word | str, Field(union_mode="left_to_right")]
-"""A word of the enumeration, or one that a newer worker may know: to be taken as it is."""
+"""A word of the enumeration, or an unknown word from a newer worker, which is accepted as it is."""
 
 
 class Skipped(WireModel):
-    """An attempt that was left out while the rest of its batch went on."""
+    """An attempt that was skipped while the rest of its batch was ingested."""
 
     position: int = Field(ge=0, description="Index of the attempt in the batch, from 0.")
     question_pub_id: str
@@ -25,43 +25,49 @@ class Skipped(WireModel):
 
 
 class SessionSummary(WireModel):
-    """What one topic's part of the batch came to, as of when it was ingested."""
+    """The effect of one topic's part of the batch, at the time of its ingest."""
 
     topic_id: int
     quiz_session_id: UUID
     correct: int = Field(ge=0, description="Attempts that were correct.")
     wrong: int = Field(ge=0, description="Attempts that were wrong.")
     unsure: int = Field(ge=0, description="Attempts that were unsure.")
-    newly_correct: int = Field(ge=0, description="Questions correct now, never before.")
-    recovered: int = Field(
-        ge=0, description="Questions once correct, not so last before, correct after."
+    newly_correct: int = Field(
+        ge=0, description="Questions that became correct for the first time."
     )
-    relapsed: int = Field(ge=0, description="Questions correct last before, not after.")
+    recovered: int = Field(
+        ge=0,
+        description="Questions that became correct again, after an earlier correct attempt.",
+    )
+    relapsed: int = Field(
+        ge=0,
+        description="Questions that were correct just before the session, and are not after it.",
+    )
 
 
 class Due(WireModel):
-    """When a question that the batch answered is to be asked again, as of when it was ingested."""
+    """When a question of the batch is due again, as of the time of its ingest."""
 
     question_pub_id: str
     due_at: datetime
 
 
 class IngestResult(WireModel):
-    """The receipt for one attempt batch; a duplicate is told all that the first was."""
+    """The receipt for one attempt batch. A duplicate gets the same content as the first."""
 
     model_config = ConfigDict(json_schema_extra={"$id": "urn:study-ingest:ingest-result:v1"})
 
     client_session_uuid: UUID
     status: Status
-    received_at: datetime = Field(
-        description="When the batch was ingested, or, for a rejection, when it was refused."
-    )
+    received_at: datetime = Field(description="When the batch was ingested or rejected.")
     skipped: tuple[Skipped, ...] = ()
     sessions: tuple[SessionSummary, ...] = ()
     due: tuple[Due, ...] = Field(
-        default=(), description="One for each question whose answers counted."
+        default=(), description="One entry for each question whose answers counted."
     )
     reason: Open[RejectReason] | None = Field(
-        default=None, description="Only with status rejected."
+        default=None, description="Present only with the status rejected."
     )
-    detail: str | None = Field(default=None, description="One sentence, with status rejected.")
+    detail: str | None = Field(
+        default=None, description="An explanation in one sentence, with the status rejected."
+    )

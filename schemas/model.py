@@ -1,9 +1,9 @@
-"""What all message models have in common."""
+"""The base of all message models."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class WireModel(BaseModel):
-    """Does not change, and ignores fields that a newer version has added."""
+    """It is immutable, and ignores fields that a newer version has added."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

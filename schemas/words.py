@@ -1,7 +1,7 @@
-"""The words with a fixed set of values, as they stand in messages, columns, logs and metrics.
+"""The words with a fixed set of values, as they appear in messages, columns, logs and metrics.
 
-Plain enumerations: this file knows no message model and no library, so that the pure core of
-the worker may import it.
+These are plain enumerations without a message model or a library, so that the pure core of the
+worker can import them.
 """
 
 from enum import StrEnum
@@ -9,14 +9,14 @@ from typing import Final
 
 
 class Outcome(StrEnum):
-    """What an attempt came to."""
+    """The outcome of an attempt."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     UNSURE = "unsure"
 
 
-# For what is done with each attempt: before Python 3.12 an attribute of an enumeration takes ten
+# For code that runs for each attempt: before Python 3.12 an attribute of an enumeration takes ten
 # times as long as a name.
 CORRECT: Final = Outcome.CORRECT
 WRONG: Final = Outcome.WRONG
@@ -24,7 +24,7 @@ UNSURE: Final = Outcome.UNSURE
 
 
 class Pattern(StrEnum):
-    """What a question's whole history looks like; the first that fits, in this order."""
+    """The pattern of a question's whole history. The first that applies counts, in this order."""
 
     MASTERED = "mastered"
     LEECH = "leech"
@@ -37,7 +37,7 @@ class Pattern(StrEnum):
 
 
 class Status(StrEnum):
-    """What became of an attempt batch, as its viewer is told."""
+    """What happened to an attempt batch, as its viewer learns it."""
 
     INGESTED = "ingested"
     ALREADY_INGESTED = "already_ingested"
@@ -45,7 +45,7 @@ class Status(StrEnum):
 
 
 class SkipReason(StrEnum):
-    """Why one attempt of a batch was left out while the rest went on."""
+    """Why an attempt was skipped while the rest of its batch was ingested."""
 
     UNKNOWN_PUBLICATION = "unknown_publication"
     WITHDRAWN = "withdrawn"
@@ -54,7 +54,7 @@ class SkipReason(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """Why a delivery was parked in the dead-letter queue."""
+    """Why a delivery became a dead letter."""
 
     MALFORMED = "malformed"
     TOO_LARGE = "too_large"

@@ -1,8 +1,8 @@
-"""The outbox library for viewers: record offline, publish when possible, learn what became of it.
+"""The outbox library for viewers: record offline, publish when possible, and receive the results.
 
-What is imported from here is all that an application uses; `docs/viewers.md` shows how. Needs
-aio-pika, pydantic and the standard library, nothing else. `study_viewer.schemas` is the wire: in
-the tree a link to `schemas/`, which is the one source, and in the wheel a copy of it.
+An application imports everything that it needs from here; `docs/viewers.md` shows how. The library
+needs aio-pika, pydantic and the standard library. `study_viewer.schemas` is the wire: in the source
+tree it is a link to `schemas/`, and in the wheel it is a copy.
 """
 
 from study_viewer.errors import (

@@ -1,14 +1,15 @@
-"""What the viewer's library raises, as one small tree.
+"""The errors of the viewer's library, in one tree.
 
-OutboxError
- +- BatchRefused      recording a batch that no worker would take
- +- UuidReused        recording other content under a uuid that is in the outbox
- +- NoTransaction     recording on a connection that has no transaction to join
- +- OutboxTooNew      opening tables that a newer version of this library made
- +- RelayRunning      starting a second relay for one outbox
- +- RelayStopped      waiting for a relay that no longer runs
+    OutboxError
+     +- BatchRefused      recording a batch that no worker would accept
+     +- UuidReused        recording other content under a uuid that is in the outbox
+     +- NoTransaction     recording on a connection without an open transaction
+     +- OutboxTooNew      opening tables that a newer version of this library created
+     +- RelayRunning      starting a second relay for one outbox
+     +- RelayStopped      waiting for a relay that no longer runs
 
-Trouble with the broker is not among them: the relay waits it out, and shows it in its status.
+Problems with the broker are not errors: the relay waits until they end, and shows them in its
+status.
 """
 
 from pathlib import Path
@@ -18,11 +19,11 @@ from study_viewer.schemas.errors import Rejection
 
 
 class OutboxError(Exception):
-    """The root of everything that this library raises by itself."""
+    """The base class of all errors of this library."""
 
 
 class BatchRefused(OutboxError):
-    """The worker would reject the batch as it is; `rejection` has the reason and one sentence."""
+    """The worker would reject the batch. `rejection` has the reason and one sentence."""
 
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection.detail)
@@ -30,7 +31,7 @@ class BatchRefused(OutboxError):
 
 
 class UuidReused(OutboxError):
-    """A uuid stands for one session for ever; other content needs a uuid of its own."""
+    """A uuid belongs to one session for ever. Other content needs another uuid."""
 
     def __init__(self, client_session_uuid: UUID) -> None:
         super().__init__(
@@ -41,7 +42,7 @@ class UuidReused(OutboxError):
 
 
 class NoTransaction(OutboxError):
-    """The connection commits every statement by itself, and no transaction is open on it."""
+    """The connection is in autocommit mode, and no transaction is open on it."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -51,7 +52,7 @@ class NoTransaction(OutboxError):
 
 
 class OutboxTooNew(OutboxError):
-    """The tables were upgraded by a newer version of this library; older code leaves them be."""
+    """A newer version of this library has upgraded the tables. Older code does not touch them."""
 
     def __init__(self, path: Path, found: int, known: int) -> None:
         super().__init__(
@@ -61,14 +62,16 @@ class OutboxTooNew(OutboxError):
 
 
 class RelayRunning(OutboxError):
-    """One outbox has one relay, or the order would be lost."""
+    """An outbox has only one relay, because otherwise the order would be lost."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"another relay is running for the outbox in {path}: stop it first")
 
 
 class RelayStopped(OutboxError):
-    """Nothing waited for can happen any more; what ended the relay is the cause, if anything."""
+    """The relay does not run, so the wait would never end. The cause is what ended the relay, if
+    anything.
+    """
 
     def __init__(self) -> None:
         super().__init__("the relay is not running: start it")

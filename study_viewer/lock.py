@@ -1,4 +1,4 @@
-"""Holds that one outbox has one relay, over processes and crashes."""
+"""Makes sure that an outbox has only one relay, across processes and crashes."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from study_viewer.errors import RelayRunning
 
 @contextmanager
 def only_relay(outbox: Path) -> Iterator[None]:
-    """Holds the relay's lock of the outbox at that path; raises `RelayRunning` if it is taken.
+    """Holds the relay's lock of the outbox at this path. Raises `RelayRunning` if it is taken.
 
-    The lock is SQLite's own, on an empty file beside the outbox: it works on every system that
-    SQLite works on, does not touch the viewer's transactions, and the system lets go of it when
-    the process dies, however it dies.
+    It is a lock of SQLite on an empty file beside the outbox. It works wherever SQLite works, does
+    not affect the viewer's transactions, and the operating system releases it whenever the process
+    ends.
     """
     beside = outbox.with_name(outbox.name + "-relay")
     with closing(sqlite3.connect(beside, timeout=0, isolation_level=None)) as connection:

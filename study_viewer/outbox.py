@@ -1,7 +1,7 @@
-"""The outbox: what the viewer has recorded, in its own SQLite file, and what became of it.
+"""The outbox: the batches that the viewer has recorded, in the viewer's own SQLite file.
 
 A batch is *pending* until the broker has confirmed it, *confirmed* until its result arrives, and
-then *settled* for good. Knows SQLite and the message models; nothing of brokers or event loops.
+then *settled*. This module depends on SQLite and on the message models.
 """
 
 import sqlite3
@@ -27,7 +27,7 @@ from study_viewer.trace import is_traceparent, new_traceparent
 
 
 class State(StrEnum):
-    """How far a batch has come."""
+    """The state of a batch."""
 
     PENDING = "pending"
     CONFIRMED = "confirmed"
@@ -38,8 +38,8 @@ class State(StrEnum):
 class Entry:
     """One recorded batch. Times are in UTC, by this machine's clock.
 
-    `problem` is one sentence on why the last attempt to publish failed, None when it did not.
-    `result` is there when, and only when, the state is settled.
+    `problem` is one sentence about why the last attempt to publish failed, or None if it did not
+    fail. `result` is set if, and only if, the state is settled.
     """
 
     client_session_uuid: UUID
@@ -54,12 +54,12 @@ class Entry:
 
     @property
     def batch(self) -> AttemptBatch:
-        """What was recorded."""
+        """The batch that was recorded."""
         return AttemptBatch.model_validate_json(self.body)
 
     @property
     def rejected(self) -> bool:
-        """Whether the person has to be told that this session will not count."""
+        """Whether the user has to learn that this session will not count."""
         return self.result is not None and self.result.status is Status.REJECTED
 
 
@@ -71,17 +71,18 @@ _ENTRY: Final = """
 
 
 class Outbox:
-    """The outbox in the SQLite file at `path`; makes or upgrades its tables there.
+    """The outbox in the SQLite file at `path`. It creates or upgrades its tables there.
 
     `lock_timeout` is how many seconds a call waits for another connection's transaction before it
-    raises sqlite3.OperationalError. May be used from any thread; close it, or use it in `with`.
+    raises sqlite3.OperationalError. You can use an outbox from any thread. Close it, or use it in
+    `with`.
     """
 
     def __init__(self, path: Path | str, *, lock_timeout: float = 5.0) -> None:
         if not str(path) or str(path).startswith((":memory:", "file:")):
             raise ValueError(
-                f"the outbox path {str(path)!r} is not that of a file: an outbox must outlive"
-                " the process, so name a file"
+                f"the outbox path {str(path)!r} is not the path of a file: name a file, because"
+                " an outbox must outlive the process"
             )
         self.path = Path(path).resolve()
         self._connection = sqlite3.connect(
@@ -101,14 +102,16 @@ class Outbox:
         *,
         traceparent: str | None = None,
     ) -> bool:
-        """Records `batch` in the transaction that is open, or that this opens, on `connection`.
+        """Records `batch` in the transaction that is open on `connection`, or that this call opens.
 
-        `connection` is the viewer's own, to the same file. Commits nothing: the batch becomes
-        visible with the viewer's commit, and a rollback forgets it. Without a W3C `traceparent`
-        one is made. Returns False when the same content was there already, and then changes
-        nothing. Raises `UuidReused` for other content under the same uuid, `BatchRefused` for a
-        batch that no worker would take, `NoTransaction` on a connection in autocommit mode
-        without a BEGIN, and ValueError for a traceparent that is none.
+        `connection` is the viewer's own connection to the same file. This commits nothing: the
+        batch becomes visible with the viewer's commit, and disappears with a rollback. Without a
+        W3C `traceparent` it creates one. Returns False, and changes nothing, if the same content is
+        already there.
+
+        Raises `UuidReused` for other content under the same uuid, `BatchRefused` for a batch that
+        no worker would accept, `NoTransaction` on a connection in autocommit mode without a BEGIN,
+        and ValueError for an invalid traceparent.
         """
         if traceparent is None:
             traceparent = new_traceparent()
@@ -122,7 +125,7 @@ class Outbox:
         body = _body(batch)
         digest = batch.digest()
         cursor = connection.cursor()
-        cursor.row_factory = None  # whatever the viewer has set on its connection
+        cursor.row_factory = None  # independent of what the viewer has set on its connection
         cursor.execute(
             """
             INSERT INTO study_outbox (client_session_uuid, digest, body, traceparent, recorded_at)
@@ -141,7 +144,7 @@ class Outbox:
         return False
 
     def get(self, client_session_uuid: UUID) -> Entry | None:
-        """The batch of that uuid; None when it was never recorded, or was pruned."""
+        """The batch with this uuid. None if it was never recorded, or was pruned."""
         found = self._entries("WHERE client_session_uuid = ?", str(client_session_uuid))
         return found[0] if found else None
 
@@ -150,13 +153,13 @@ class Outbox:
         return self._entries("WHERE state = 'pending' ORDER BY seq LIMIT ?", limit)
 
     def settled(self, limit: int = 1_000) -> list[Entry]:
-        """The `limit` batches that have a result and were settled last, latest first."""
+        """The `limit` batches that were settled last, latest first."""
         return self._entries(
             "WHERE state = 'settled' ORDER BY settled_at DESC, seq DESC LIMIT ?", limit
         )
 
     def unsettled(self, older_than: timedelta = timedelta(), limit: int = 1_000) -> list[Entry]:
-        """The first `limit` batches recorded `older_than` ago that have no result yet."""
+        """The first `limit` batches that the broker has not confirmed yet, oldest first."""
         return self._entries(
             "WHERE state <> 'settled' AND recorded_at <= ? ORDER BY seq LIMIT ?",
             time.time() - older_than.total_seconds(),
@@ -164,31 +167,32 @@ class Outbox:
         )
 
     def prune(self, older_than: timedelta) -> int:
-        """Forgets what was settled more than `older_than` ago; returns how many batches.
+        """Deletes batches that were settled more than `older_than` ago. Returns their number.
 
-        A pruned uuid is not known any more: recorded again, it is published again, and the
-        worker answers that it has it.
+        A pruned uuid is unknown. If it is recorded again, it is published again, and the worker
+        answers that it already has it.
         """
         return self._change(
             "DELETE FROM study_outbox WHERE state = 'settled' AND settled_at < ?",
             (time.time() - older_than.total_seconds(),),
         )
 
-    # What follows is the relay's side.
+    # The following methods are for the relay.
 
     def next_due(self, result_timeout: float, result_timeout_max: float) -> Entry | None:
-        """The batch to publish now, None when there is none.
+        """The batch to publish now. None if there is none.
 
-        That is the oldest pending one; when nothing is pending, the oldest that was confirmed
-        `result_timeout` seconds ago and has no result: twice as many for every time that it was
-        published before, up to `result_timeout_max`, so that a long backlog is not fed with its
-        own duplicates.
+        This is the oldest pending batch. If nothing is pending, it is the oldest batch that was
+        confirmed `result_timeout` seconds ago and has no result. That time doubles each time the
+        batch was published, up to `result_timeout_max`, so that a long backlog does not fill with
+        duplicates.
         """
         first = self._entries("WHERE state = 'pending' ORDER BY seq LIMIT 1")
         if not first:
             now = time.time()
             first = self._entries(
-                # Confirmed in the future: the clock was set back, so the wait can't be known.
+                # If it was confirmed in the future, the clock was set back, and the wait is
+                # unknown.
                 """
                 WHERE state = 'confirmed' AND (confirmed_at > ? OR
                     confirmed_at + min(? * (1 << min(confirms - 1, 30)), ?) <= ?)
@@ -199,7 +203,7 @@ class Outbox:
         return first[0] if first else None
 
     def confirm(self, client_session_uuid: UUID) -> None:
-        """The broker has the batch and is answerable for it."""
+        """Records that the broker has confirmed the batch."""
         self._change(
             """
             UPDATE study_outbox
@@ -210,7 +214,7 @@ class Outbox:
         )
 
     def note_problem(self, client_session_uuid: UUID, problem: str) -> None:
-        """Keeps one sentence on why the batch could not be published."""
+        """Stores one sentence about why the batch could not be published."""
         self._change(
             """
             UPDATE study_outbox SET problem = ?
@@ -220,11 +224,11 @@ class Outbox:
         )
 
     def settle(self, result: IngestResult) -> bool:
-        """Keeps `result` as what became of its batch; returns False for an unknown uuid.
+        """Stores `result` as the result of its batch. Returns False for an unknown uuid.
 
-        An ingest beats a rejection in whatever order they come: a batch that was parked and
-        replayed by an operator counts after all. Of two ingests the later stands: it repeats the
-        first, unless a wrong answer key was mended in between.
+        An ingest wins over a rejection, in whatever order they arrive, because an operator may have
+        replayed the rejected batch. Of two ingests the later wins: it repeats the first, unless an
+        answer key was corrected in between.
         """
         self._change(
             """
@@ -244,7 +248,7 @@ class Outbox:
         return self.get(result.client_session_uuid) is not None
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -266,9 +270,9 @@ class Outbox:
 def _body(batch: AttemptBatch) -> bytes:
     try:
         body = batch.model_dump_json().encode()
-        decode(body)  # the worker's own reader is the judge
+        decode(body)  # the worker's own decoder decides
     except PydanticSerializationError:
-        sentence = "The batch holds half a surrogate pair, which is not Unicode."
+        sentence = "The batch contains half of a surrogate pair, which is not valid Unicode."
         raise BatchRefused(Rejection(RejectReason.MALFORMED, sentence)) from None
     except Rejection as rejection:
         raise BatchRefused(rejection) from None
@@ -296,6 +300,6 @@ def _utc(seconds: float) -> datetime:
 
 def _opens_transactions(connection: sqlite3.Connection) -> bool:
     """Whether sqlite3 opens a transaction by itself for an INSERT on this connection."""
-    # Python 3.12 has the attribute `autocommit` beside the older `isolation_level`.
+    # Python 3.12 has the attribute `autocommit` in addition to the older `isolation_level`.
     autocommit = getattr(connection, "autocommit", False) is True
     return connection.isolation_level is not None and not autocommit

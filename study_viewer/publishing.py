@@ -1,7 +1,4 @@
-"""Publishing: one recorded batch to the broker, and its answer.
-
-Knows aio-pika and the wire's names; nothing of SQLite, retries or reconnecting.
-"""
+"""Publishes one recorded batch to the broker, and waits for the answer."""
 
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -21,21 +18,21 @@ from study_viewer.schemas.amqp import (
 
 
 async def ingest_exchange(connection: AbstractConnection) -> AbstractExchange:
-    """The exchange that takes attempt batches, on a channel of its own with publisher confirms."""
+    """The exchange for attempt batches, on a channel of its own with publisher confirms."""
     channel = connection.channel(publisher_confirms=True, on_return_raises=True)
     await channel.initialize()
-    # Not looked for: that takes a permission, and a missing exchange answers the first publish.
+    # It is not looked up, because that needs a permission. The first publish reports a missing one.
     return await channel.get_exchange(INGEST_EXCHANGE, ensure=False)
 
 
 async def publish(
     exchange: AbstractExchange, entry: Entry, routing_key: str, user_id: str | None
 ) -> str | None:
-    """Publishes one batch and waits for the broker's word.
+    """Publishes one batch and waits for the broker's answer.
 
-    Returns None when the broker has confirmed it, or one sentence on why it would not take it.
-    When it is cancelled or times out, the outcome is unknown, and nothing else may be published
-    on this channel, since a late answer could be mistaken.
+    Returns None if the broker has confirmed it, or one sentence about why it did not accept it. If
+    this is cancelled or times out, the outcome is unknown. Then nothing else may be published on
+    this channel, because a late answer could be mistaken for another one.
     """
     try:
         await exchange.publish(message(entry, user_id), routing_key=routing_key, mandatory=True)
@@ -57,8 +54,8 @@ def message(entry: Entry, user_id: str | None) -> Message:
         content_type=CONTENT_TYPE,
         type=ATTEMPT_BATCH_TYPE,
         timestamp=datetime.now(UTC),
-        # New for each attempt: aiormq finds returned messages by it, and two in flight with one
-        # id could have their answers mixed up.
+        # New for each attempt. aiormq finds returned messages by this id, and could mix up the
+        # answers of two messages in flight with the same id.
         message_id=str(uuid4()),
         user_id=user_id,
         headers={

@@ -1,8 +1,7 @@
-"""The relay: carries the outbox to the broker, and the results back, for as long as it runs.
+"""The relay: publishes the batches of the outbox, and stores the results, as long as it runs.
 
-Every state it has is in the outbox, so it may die anywhere: what was sent but not marked is sent
-again, and the worker tells duplicates by their uuid. Knows asyncio, and the order of things; how a
-message looks and how a row is stored is known elsewhere.
+All of its state is in the outbox, so it may be killed at any point. What was sent but not marked is
+sent again, and the worker detects duplicates by their uuid.
 """
 
 import asyncio
@@ -34,30 +33,32 @@ T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
 
 _LOCK_RETRY = 0.02
-"""Seconds between looks at a file that another connection has locked."""
+"""Seconds between attempts on a file that another connection has locked."""
 
 
 @dataclass(slots=True)
 class RelayStatus:
-    """How the relay is doing, for a person to see."""
+    """The state of the relay, for people."""
 
     connected: bool = False
-    """Whether the broker has been reached and results can arrive."""
+    """Whether the relay is connected, so that results can arrive."""
     problem: str | None = None
-    """One sentence on the latest failure; None when things go well."""
+    """One sentence about the latest failure. None if all is well."""
     unknown_results: int = 0
-    """Results for batches that this outbox does not have: pruned, or another outbox uses the
-    same viewer name, which must not be."""
+    """The number of results for batches that this outbox does not have. They were pruned, or
+    another outbox uses the same viewer name, which must not happen.
+    """
     unreadable_results: int = 0
-    """Results that this version of the library can't read."""
+    """The number of results that this version of the library can't read."""
 
 
 class Relay:
-    """Publishes what is recorded in `outbox` as `viewer`, and settles it when results arrive.
+    """Publishes the batches in `outbox` as `viewer`, and settles them when their results arrive.
 
-    `url` is amqp(s)://login:password@host:port/vhost. Use it in `async with`, or call `run`.
-    Trouble with the broker is waited out for ever, and shown in `status`. Raises ValueError for
-    another kind of URL, and for a viewer name that is not 1 to 64 letters, digits, '-' and '_'.
+    `url` is amqp(s)://login:password@host:port/vhost. Use the relay in `async with`, or call `run`.
+    If the broker is unreachable, it waits without limit, and shows that in `status`. Raises
+    ValueError for another kind of URL, and for a viewer name that is not 1 to 64 letters, digits,
+    '-' and '_'.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Relay:
             raise ValueError("the broker's URL must begin with amqp:// or amqps://")
         if "heartbeat" not in self._url.query:
             self._url = self._url.update_query(heartbeat=str(self._settings.heartbeat))
-        # The broker vouches for the user id when it is the login; any other it would refuse.
+        # The broker accepts a user id only if it is the login.
         self._user_id = viewer if self._url.user == viewer else None
         self._failures = 0
         self._woken = asyncio.Event()
@@ -83,11 +84,13 @@ class Relay:
         self._held = ExitStack()
 
     async def start(self) -> None:
-        """Begins to relay in the background; raises `RelayRunning` if the outbox has a relay."""
+        """Starts to relay in the background. Raises `RelayRunning` if the outbox has a relay
+        already.
+        """
         with ExitStack() as held:
             held.enter_context(only_relay(self._outbox.path))
-            # A connection of its own that never waits: SQLite is called in the event loop, since
-            # every call is one short statement, and a lock is waited for outside of it.
+            # A separate connection that never waits. SQLite is called in the event loop, because
+            # every call is one short statement, and locks are waited for outside of it.
             store = held.enter_context(Outbox(self._outbox.path, lock_timeout=0))
             self._held = held.pop_all()
         self._loop = asyncio.get_running_loop()
@@ -95,7 +98,7 @@ class Relay:
         self._task.add_done_callback(lambda _: self._announce())
 
     async def stop(self) -> None:
-        """Ends the relay; a publish in flight is sent again by the next one."""
+        """Stops the relay. The next relay sends a publish that was in flight again."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -104,7 +107,7 @@ class Relay:
         self._held.close()
         self.status.connected = False
         if not task.cancelled():
-            task.result()  # a fault of ours, not of the broker's: let it be seen
+            task.result()  # a bug of ours and not a problem with the broker: raise it
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
         """Relays until `stop` is set, or until the calling task is cancelled."""
@@ -123,16 +126,18 @@ class Relay:
         await self.stop()
 
     def wake(self) -> None:
-        """Looks at the outbox, or tries the broker again, now. May be called from any thread."""
+        """Makes the relay look at the outbox, or try the broker, now. May be called from any
+        thread.
+        """
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop has closed: there is nobody to wake
+            with suppress(RuntimeError):  # the loop has closed, so there is nothing to wake
                 self._loop.call_soon_threadsafe(self._woken.set)
 
     async def until(self, condition: Callable[[], T | None]) -> T:
-        """Waits for `condition` to give something true, and returns that.
+        """Waits until `condition` returns something true, and returns that.
 
-        Asks after every change that the relay makes to the outbox or to its status. Raises
-        `RelayStopped` when the relay isn't running.
+        It calls `condition` after every change that the relay makes to the outbox or to its status.
+        Raises `RelayStopped` if the relay does not run.
         """
         while True:
             changed = self._changed
@@ -167,7 +172,8 @@ class Relay:
             try:
                 await _first_of(self._session(store))
             except (*CONNECTION_EXCEPTIONS, sqlite3.OperationalError) as error:
-                # RuntimeError is among them: aiormq raises it on what has just been closed.
+                # RuntimeError is included, because aiormq raises it on a channel that was just
+                # closed.
                 self.status.connected = False
                 self._show(_sentence(error))
             if clock() - began > self._settings.retry_delay_max:
@@ -175,12 +181,13 @@ class Relay:
             await self._pause(self._next_delay())
 
     async def _session(self, store: Outbox) -> None:
-        """One connection, from opening it to its end; never returns without an error."""
+        """Runs one connection from its start to its end. It never returns without an error."""
         settings = self._settings
         connection = await aio_pika.connect(self._url, timeout=settings.connect_timeout)
         try:
             async with asyncio.timeout(settings.answer_timeout):
-                # First of all: a result that is routed before its queue is there would be lost.
+                # This comes first, because a result that arrives before its queue exists would be
+                # lost.
                 results = await open_results(
                     connection,
                     self._viewer,
@@ -199,7 +206,9 @@ class Relay:
                     await connection.close()
 
     async def _publish_all(self, store: Outbox, exchange: AbstractExchange) -> None:
-        """Publishes one batch at a time, so that none is sent before the last was confirmed."""
+        """Publishes one batch at a time, so that none is sent before the previous one was
+        confirmed.
+        """
         settings = self._settings
         while True:
             entry = await _unlocked(
@@ -223,9 +232,9 @@ class Relay:
         while True:
             message = await results.next()
             await self._settle(store, message)
-            # Only now is the result safe. What can't be used is acked as well, or it would come
-            # back for ever; a batch that misses its result is published again after a while,
-            # and the worker repeats what it said.
+            # Only now is the result stored. A result that can't be used is acked as well, because
+            # otherwise it would come back for ever. If a batch misses its result, it is published
+            # again after a while, and the worker repeats its answer.
             await message.ack()
 
     async def _settle(self, store: Outbox, message: AbstractIncomingMessage) -> None:
@@ -250,7 +259,7 @@ class Relay:
         return min(longest, settings.retry_delay_max) * random.uniform(0.5, 1.0)  # noqa: S311
 
     async def _pause(self, seconds: float) -> None:
-        """Waits that long, or until somebody calls `wake`."""
+        """Waits for this time, or until somebody calls `wake`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
@@ -268,10 +277,10 @@ class Relay:
 
 
 async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
-    """Runs all; when one ends, cancels the others and ends as it did.
+    """Runs all of them. When one ends, it cancels the others, and ends in the same way.
 
-    aio-pika answers some calls on a lost connection with a cancellation that nobody asked for, or
-    with `Exception` itself; both come out as ConnectionResetError.
+    aio-pika answers some calls on a lost connection with a cancellation that nobody requested, or
+    with a plain `Exception`. Both become ConnectionResetError.
     """
     tasks = [asyncio.create_task(part) for part in parts]
     try:
@@ -289,12 +298,12 @@ async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
 async def _unlocked(
     operation: Callable[Arguments, T], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> T:
-    """Does one short SQLite operation, waiting while another connection has the file locked."""
+    """Runs one short SQLite operation. It waits while another connection has locked the file."""
     while True:
         try:
             return operation(*args, **kwargs)
         except sqlite3.OperationalError as error:
-            # The low byte: the others tell kinds of busy apart.
+            # The low byte. The others distinguish kinds of busy.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
         await asyncio.sleep(_LOCK_RETRY)
@@ -302,6 +311,6 @@ async def _unlocked(
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "the broker did not answer in time: is it overloaded, or the network bad?"
+        return "the broker did not answer in time: it may be overloaded, or the network may be bad"
     whose = "outbox" if isinstance(error, sqlite3.Error) else "broker"
     return f"the {whose} can't be used: {error or type(error).__name__}"

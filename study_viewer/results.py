@@ -1,7 +1,4 @@
-"""Results: the viewer's own queue of them, and how one message is read.
-
-Knows aio-pika and the wire's names; nothing of SQLite or of what the results are for.
-"""
+"""The viewer's own queue of results, and how to read one message."""
 
 import asyncio
 import re
@@ -24,34 +21,34 @@ _VERSION_1 = re.compile(r"study\.ingest_result\.v1(\.[0-9]{1,4})?")
 
 
 class ResultsLost(ConnectionError):
-    """The broker stopped sending results: the queue was deleted, or the channel closed."""
+    """The broker stopped sending results, because the queue was deleted or the channel closed."""
 
 
 class Results:
-    """The results waiting for one viewer; made by `open_results`."""
+    """The results that wait for one viewer. `open_results` creates it."""
 
     def __init__(self, channel: AbstractChannel, prefetch: int) -> None:
-        self._channel = channel  # kept: aio-pika lets go of a channel that nobody holds
+        self._channel = channel  # kept, because aio-pika drops a channel that nobody references
         self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(prefetch)
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def next(self) -> AbstractIncomingMessage:
-        """The next delivery, which the caller has to ack."""
+        """The next delivery, which the caller must ack."""
         return await self._arrived.get()
 
     async def lost(self) -> None:
-        """Waits; raises `ResultsLost` when no more deliveries will come."""
+        """Waits, and raises `ResultsLost` when no more deliveries will arrive."""
         await asyncio.shield(self._lost)
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
-        # Nothing more happens here: aio-pika cancels this callback when the channel closes.
-        # The prefetch bounds what is not acked, and so what this queue has to hold.
+        # Nothing more happens here, because aio-pika cancels this callback when the channel closes.
+        # The prefetch limits what is not acked, and therefore the size of this queue.
         self._arrived.put_nowait(message)
 
     def _lose(self, *_: Any) -> None:
         if not self._lost.done():
             self._lost.set_exception(ResultsLost("the broker stopped sending results"))
-            self._lost.exception()  # whoever awaits it sees it; nobody has to
+            self._lost.exception()  # awaiting it is optional
 
 
 async def open_results(
@@ -59,15 +56,15 @@ async def open_results(
 ) -> Results:
     """Starts to consume the viewer's results, on a channel of its own.
 
-    The queue is durable, so that it keeps what arrives while the viewer is away. With `declare`,
-    makes it and its binding where they are not there; where that isn't allowed, or without
-    `declare`, the queue must be there.
+    The queue is durable, so that it keeps results while the viewer is away. With `declare`, it
+    creates the queue and its binding if they do not exist. If that is not allowed, or without
+    `declare`, the queue must exist.
     """
     queue = await _results_queue(connection, viewer, declare)
     results = Results(queue.channel, prefetch)
     await queue.channel.set_qos(prefetch)
     queue.channel.close_callbacks.add(results._lose)
-    # Plain channels have no other way to learn that the broker cancelled the consumer.
+    # Plain channels have no other way to notice that the broker cancelled the consumer.
     underlay = await queue.channel.get_underlay_channel()
     underlay.on_consumer_cancel_callbacks.add(results._lose)
     await queue.consume(results._take)
@@ -79,7 +76,8 @@ async def _results_queue(
 ) -> AbstractQueue:
     name = results_queue(viewer)
     if declare:
-        # A refusal closes the channel: the queue is the operator's, with what arguments it has.
+        # A refusal closes the channel. Then the queue belongs to the operator, whatever its
+        # arguments.
         with suppress(ChannelClosed):
             queue = await (await _channel(connection)).declare_queue(name, durable=True)
             await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
@@ -94,7 +92,7 @@ async def _channel(connection: AbstractConnection) -> AbstractChannel:
 
 
 def read_result(message_type: str | None, body: bytes) -> IngestResult | None:
-    """The result in a message; None when this library can't read it."""
+    """The result in a message. None if this library can't read it."""
     if message_type is None or _VERSION_1.fullmatch(message_type) is None:
         return None
     try:

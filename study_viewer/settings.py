@@ -1,47 +1,59 @@
-"""The relay's settings, and why each default. All times are in seconds."""
+"""The relay's settings, and the reasons for the defaults. All times are in seconds."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaySettings:
-    """What a viewer's author may change without changing code."""
+    """What a viewer's author can change without changing code."""
 
     declare_results_queue: bool = True
-    """Whether the relay makes its results queue. False where an operator has made it and the
-    viewer's login may not: it would work as well, but every refusal stands in the broker's log."""
+    """Whether the relay declares its results queue. Set it to False if an operator has created the
+    queue and the viewer's login may not. True would also work, but every refusal is a line in the
+    broker's log.
+    """
 
     connect_timeout: float = 10.0
-    """Reaching the broker and logging in, over a bad mobile network."""
+    """The longest time to connect and log in, over a bad mobile network."""
 
     answer_timeout: float = 10.0
-    """Any other question to the broker, such as declaring the queue."""
+    """The longest time for any other request to the broker, such as declaring the queue."""
 
     publish_timeout: float = 15.0
-    """One confirm. Beyond it the outcome is unknown, and the batch is published again."""
+    """The longest wait for a confirm. After it the outcome is unknown, and the batch is published
+    again.
+    """
 
     close_timeout: float = 3.0
-    """Saying goodbye to a broker that may no longer listen; aiormq itself gives up after 2."""
+    """The longest time to close a connection to a broker that may not answer. aiormq itself gives
+    up after 2.
+    """
 
     heartbeat: int = 10
-    """AMQP heartbeat, unless the URL has one: a dead peer is noticed within 33 seconds."""
+    """The AMQP heartbeat, unless the URL has one. A dead connection is noticed within 33
+    seconds.
+    """
 
     retry_delay_min: float = 0.5
-    """First wait after a failure; doubles each time, and is shortened by up to half at random,
-    so that viewers that lost the broker together do not come back together."""
+    """The first delay after a failure. It doubles each time, and is shortened by up to half at
+    random, so that viewers that lost the broker together do not come back together.
+    """
 
     retry_delay_max: float = 60.0
-    """Longest wait after a failure: how late a viewer may notice that it is online again."""
+    """The longest delay after a failure, which is how late a viewer may notice that it is online
+    again.
+    """
 
     poll_interval: float = 1.0
-    """How often the outbox is looked at when nobody called `wake`."""
+    """How often the relay looks at the outbox if nobody calls `wake`."""
 
     result_timeout: float = 900.0
-    """A batch without a result this long after its confirm is published again: a result is lost
-    when its queue was not there. Doubles each time."""
+    """A batch that has no result this long after its confirm is published again, because results
+    are lost if their queue does not exist. The time doubles each time.
+    """
 
     result_timeout_max: float = 86_400.0
-    """Longest wait for a result: once a day does no harm to any backlog."""
+    """The longest wait for a result. Publishing once a day does not harm any backlog."""
 
     prefetch: int = 20
-    """Results in hand at once; each is one short write to SQLite."""
+    """The number of results in hand at once. Each is one short write to SQLite."""

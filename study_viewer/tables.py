@@ -1,7 +1,6 @@
 """The outbox's tables inside the viewer's own SQLite file, and their versions.
 
-Knows SQL and nothing of batches or brokers. Sets no journal mode and no other pragma: the
-file is the viewer's.
+It sets no journal mode and no other pragma, because the file belongs to the viewer.
 """
 
 import sqlite3
@@ -36,14 +35,14 @@ _VERSION_1: Final = (
 )
 
 VERSIONS: Final = (_VERSION_1,)
-"""The statements that lead from each version to the next; append, never edit."""
+"""The statements that lead from each version to the next. Append to them, and never edit them."""
 
 
 def upgrade(connection: sqlite3.Connection, path: Path) -> None:
-    """Makes or upgrades the tables, in one transaction of its own.
+    """Creates or upgrades the tables, in one transaction of its own.
 
-    `connection` must be in autocommit mode. Raises `OutboxTooNew` when a newer version of this
-    library has been here.
+    `connection` must be in autocommit mode. Raises `OutboxTooNew` if a newer version of this
+    library has upgraded them.
     """
     if _version(connection) == len(VERSIONS):
         return
@@ -52,7 +51,8 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS study_outbox_version (version INTEGER NOT NULL)"
         )
-        # Read again: another process may have upgraded while this one waited for the lock.
+        # Read it again, because another process may have upgraded while this one waited for the
+        # lock.
         found = _version(connection)
         if found > len(VERSIONS):
             raise OutboxTooNew(path, found, len(VERSIONS))
@@ -64,7 +64,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _version(connection: sqlite3.Connection) -> int:
-    """The version in the file; 0 where there are no tables yet."""
+    """The version in the file. It is 0 if there are no tables yet."""
     exists = connection.execute(
         "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'study_outbox_version'"
     ).fetchone()

@@ -1,4 +1,4 @@
-"""W3C trace context, version 00: enough of it to begin a trace for a batch."""
+"""W3C trace context, version 00: as much as is needed to begin a trace for a batch."""
 
 import re
 import secrets
@@ -7,13 +7,13 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 
 def new_traceparent() -> str:
-    """A fresh `traceparent`, marked as sampled."""
+    """A new `traceparent` that is marked as sampled."""
     trace, span = secrets.token_hex(16), secrets.token_hex(8)
     made = f"00-{trace}-{span}-01"
-    # All zeros is the one invalid value, and as likely as any other.
+    # All zeros is the only invalid value, and as likely as any other.
     return made if is_traceparent(made) else new_traceparent()
 
 
 def is_traceparent(text: str) -> bool:
-    """Whether `text` is a `traceparent` that a receiver may take up."""
+    """Whether `text` is a `traceparent` that a receiver may use."""
     return _TRACEPARENT.fullmatch(text) is not None
