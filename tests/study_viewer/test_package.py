@@ -18,11 +18,14 @@ from pathlib import Path, PurePosixPath
 import pytest
 from packaging.requirements import Requirement
 
+from devtools import environment
+
 CHECKOUT = Path(__file__).parents[2]
 PUBLISHED_SUFFIXES = (".py", ".json", ".typed")
 
 APPLICATION = """
 import sqlite3, sys
+from contextlib import closing
 from uuid import UUID
 
 import schemas, viewer, worker
@@ -33,7 +36,7 @@ from study_viewer.schemas.documents import documents
 
 uuid = UUID("4bf92f35-77b3-4da6-a3ce-929d0e0e4736")
 attempt = Attempt(question_pub_id="q-17", selected_choice=2)
-with Outbox("app.db") as outbox, sqlite3.connect("app.db") as database:
+with Outbox("app.db") as outbox, closing(sqlite3.connect("app.db")) as database:
     assert outbox.record(database, AttemptBatch(client_session_uuid=uuid, attempts=(attempt,)))
     too_many = AttemptBatch.model_construct(client_session_uuid=uuid, attempts=(attempt,) * 1001)
     try:
@@ -115,9 +118,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = {"base": str(folder), "platbase": str(folder)}
     site = Path(sysconfig.get_path("purelib", "venv", vars=where))
     copy_with_dependencies([requirement.name for requirement in asked_by(wheel)], site)
-    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
-    for words in (("install", "--quiet", "--no-index", wheel), ("check",)):
-        subprocess.run([*pip, *words], check=True, capture_output=True)
+    for words in (("install", "--no-index", "--python", python, wheel), ("check", "--python", python)):
+        pip = [environment.ensure_uv(), "pip", *words, "--no-cache"]
+        subprocess.run(pip, check=True, capture_output=True)
     return python
 
 
