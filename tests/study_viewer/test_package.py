@@ -118,8 +118,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = {"base": str(folder), "platbase": str(folder)}
     site = Path(sysconfig.get_path("purelib", "venv", vars=where))
     copy_with_dependencies([requirement.name for requirement in asked_by(wheel)], site)
-    for words in (("install", "--no-index", "--python", python, wheel), ("check", "--python", python)):
-        pip = [environment.ensure_uv(), "pip", *words, "--no-cache"]
+    for words in (("install", "--no-index", wheel), ("check",)):
+        pip = [environment.ensure_uv(), "pip", *words, "--no-cache", "--python", python]
         subprocess.run(pip, check=True, capture_output=True)
     return python
 
