@@ -2,6 +2,7 @@
 
 IngestError                 every error that the worker reports to a person
 ├── SettingsError           a setting is missing or not valid             exit 2
+├── InstallationError       a library is not a version that works         exit 2
 ├── SchemaError             the schema is not the version of this program exit 3
 ├── TopologyError           the broker is not set up safely               exit 4
 ├── ViewerError             a viewer's name or grant is not usable        exit 2
@@ -26,6 +27,12 @@ class IngestError(Exception):
 
 class SettingsError(IngestError):
     """Raised at start if a setting is missing or not valid. The text names the variable."""
+
+    exit_code = 2
+
+
+class InstallationError(IngestError):
+    """Raised at start if an installed library does not work as this program needs it to."""
 
     exit_code = 2
 

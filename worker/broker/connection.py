@@ -28,8 +28,6 @@ from worker.settings import Settings
 CLIENT_ERRORS: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
 """What a call of the client raises if its channel or connection is lost, or it times out."""
 
-decoders.install()
-
 
 async def connect(settings: Settings, purpose: str) -> AbstractConnection:
     """Opens a connection for `purpose`, which the broker's operator sees as its name.
@@ -37,8 +35,10 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
     Publishing and consuming need one each. A broker that is short of memory stops reading from
     connections that publish, and acks on the same connection would be stuck.
 
-    Raises `BrokerAway`, without the password, if there is no connection within `connect_timeout`.
+    Raises `BrokerAway`, without the password, if there is no connection within `connect_timeout`,
+    and `InstallationError` if the client can't be protected against unreadable messages.
     """
+    decoders.install()
     url = settings.amqp_url.get_secret_value()
     parts = urlsplit(url)
     heartbeat = parse_qs(parts.query).get("heartbeat", [str(settings.heartbeat)])[0]

@@ -9,23 +9,63 @@ the good ones. So the few decoders that can fail are replaced by ones that can't
 """
 
 import struct
+from contextlib import suppress
 from typing import Final
 
-from pamqp import decode
+from pamqp import decode, frame, header
 from pamqp.common import FieldTable, FieldValue
+
+from worker.errors import InstallationError
 
 UNREADABLE_HEADERS: Final = "study-unreadable"
 """The only header of a message whose header table could not be read."""
 
 _Decoded = tuple[int, FieldValue]
 
+_NO_TIME: Final = struct.pack(">q", 2**63 - 1)
+_HEADERS, _TIMESTAMP, _TYPE = 1 << 13, 1 << 6, 1 << 5
+"""Which properties a content header has (AMQP 0-9-1, 4.2.6.1)."""
+
 
 def install() -> None:
-    """Replaces the decoders for this process. Calling it again makes no difference."""
-    decode.METHODS["shortstr"] = _short_string
-    decode.METHODS["timestamp"] = _timestamp
-    decode.METHODS["table"] = _headers
-    decode.TABLE_MAPPING[b"T"] = _timestamp
+    """Replaces the decoders for this process, and reads samples to see that they are the ones used.
+
+    Calling it again makes no difference. Raises `InstallationError` if the client reads messages
+    with other functions: a single message could then close every worker's connection.
+    """
+    with suppress(AttributeError):  # the samples tell
+        decode.METHODS["shortstr"] = _short_string
+        decode.METHODS["timestamp"] = _timestamp
+        decode.METHODS["table"] = _headers
+        decode.TABLE_MAPPING[b"T"] = _timestamp
+    table = b"\x02atT" + _NO_TIME
+    read = _read(_HEADERS | _TIMESTAMP | _TYPE, _sized(table) + _NO_TIME + b"\x01\xff")
+    unreadable = _read(_HEADERS, _sized(b"\x01a?"))
+    if (read, unreadable) != (
+        ({"at": None}, None, "\ufffd"),
+        ({UNREADABLE_HEADERS: True}, None, None),
+    ):
+        raise InstallationError(
+            "The installed version of pamqp can't be protected against unreadable messages: install"
+            " the versions in requirements.lock."
+        )
+
+
+def _sized(table: bytes) -> bytes:
+    return struct.pack(">I", len(table)) + table
+
+
+def _read(flags: int, properties: bytes) -> tuple[object, object, object] | None:
+    """What the client reads out of a content header; None if it can't."""
+    payload = struct.pack(">HHQH", 60, 0, 0, flags) + properties  # class Basic, an empty body
+    sample = struct.pack(">BHI", 2, 1, len(payload)) + payload + b"\xce"
+    try:
+        _, _, found = frame.unmarshal(sample)
+    except Exception:  # noqa: BLE001  # whatever it raises would end the client's reader
+        return None
+    assert isinstance(found, header.ContentHeader)
+    properties_read = found.properties
+    return properties_read.headers, properties_read.timestamp, properties_read.message_type
 
 
 def _short_string(value: bytes) -> tuple[int, str]:

@@ -1,9 +1,9 @@
 """The application: its commands, and its exit codes.
 
 Exit codes: 0 success; 1 `verify`, `status` or `doctor` found something, or nothing has that name,
-or the answer to a confirmation was no; 2 usage or settings; 3 schema; 4 the broker is not set up
-safely; 5 the database is unreachable; 6 the broker is unreachable; 7 stuck (`worker`); 130
-interrupted.
+or the answer to a confirmation was no; 2 usage, settings or installation; 3 schema; 4 the broker is
+not set up safely; 5 the database is unreachable; 6 the broker is unreachable; 7 stuck (`worker`);
+130 interrupted.
 """
 
 import sys

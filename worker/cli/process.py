@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
 from worker.backoff import Backoff
-from worker.broker import topology
+from worker.broker import decoders, topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.cli.shared import engine_of
@@ -56,9 +56,10 @@ def _warn(settings: Settings) -> None:
 async def run_worker(settings: Settings) -> None:
     """Consumes, and relays where the settings say so, until a signal.
 
-    Raises `SchemaError`, `TopologyError` or `SettingsError` where it can't start.
+    Raises `SchemaError`, `TopologyError`, `SettingsError` or `InstallationError` if it can't start.
     """
     logs.configure(settings)
+    decoders.install()  # ends the process before it takes anything, where that can't be done
     _warn(settings)
     connections = settings.lanes + _BESIDE_THE_LANES
     async with (
@@ -158,6 +159,7 @@ def _measure_pool(engine: AsyncEngine) -> None:
 async def run_relay(settings: Settings) -> None:
     """Relays the outbox until a signal. Raises what `run_worker` raises."""
     logs.configure(settings)
+    decoders.install()
     async with (
         engine_of(settings, connections=1, name="study-ingest relay") as engine,
         Management(settings) as management,
