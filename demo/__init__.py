@@ -1,10 +1,11 @@
-"""`./dev demo`: the whole system at work, with realistic trouble, and an honest account of it.
+"""`./dev demo`: runs the whole system with realistic faults, and accounts for every delivery.
 
-Uses the real servers, the real worker processes and the real outbox library. Everything happens
-in a database and a vhost of the demo's own, which stay to be looked at until the next demo.
+It uses the real servers, real worker processes and the real outbox library. Everything happens in a
+database and a vhost of the demo's own, which stay until the next demo, so that you can look at
+them.
 """
 
 from typing import Final
 
 DATABASE: Final = "study_demo"
-"""The database that it makes anew each time, and leaves for people to look at."""
+"""The database that each demo creates again, and leaves for you to look at."""

@@ -1,4 +1,4 @@
-"""`python -m demo`: run by `./dev demo`, which brings the servers."""
+"""`python -m demo`, which `./dev demo` runs after it has started the servers."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ from worker.settings import load_settings
 
 
 def main() -> int:
-    """Returns 0 only when nothing is lost and everything stored is what it should be."""
+    """Returns 0 only if nothing is lost and everything stored is right."""
     arguments = parser().parse_args()
     logs = in_home("demo")
     console = Console(stderr=arguments.json)

@@ -1,7 +1,7 @@
-"""The account: every result told and every message parked, counted as it passes by.
+"""The account: counts every result and every dead letter as it is published.
 
-Listens with queues of its own, so it takes nothing from viewers or operators. Knows nothing of
-what was meant to happen.
+It listens with queues of its own, so it takes nothing from viewers or operators. It does not know
+what was supposed to happen.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from schemas.words import Status
 
 
 class Account:
-    """What became of the deliveries so far."""
+    """What has happened to the deliveries so far."""
 
     def __init__(self) -> None:
         self.results: Counter[Status] = Counter()
@@ -30,12 +30,12 @@ class Account:
 
     @property
     def settled(self) -> int:
-        """Deliveries that were ingested, found to be duplicates, or parked."""
+        """The number of deliveries that were ingested, duplicates, or rejected."""
         told = self.results[Status.INGESTED] + self.results[Status.ALREADY_INGESTED]
         return told + self.parked.total()
 
     async def until(self, condition: Callable[[], bool], patience: float) -> bool:
-        """Waits until `condition`; False when nothing was settled for `patience` seconds."""
+        """Waits for `condition`. Returns False if nothing was settled for `patience` seconds."""
         while not condition():
             self._changed.clear()
             try:
@@ -45,14 +45,14 @@ class Account:
         return True
 
     async def add_result(self, message: AbstractIncomingMessage) -> None:
-        """Counts one result; the same message again counts once."""
+        """Counts one result. The same message counts once."""
         if message.message_id not in self._seen:
             self._seen.add(message.message_id or "")
             self.results[IngestResult.model_validate_json(message.body).status] += 1
             self._announce()
 
     async def add_parked(self, message: AbstractIncomingMessage) -> None:
-        """Counts one parked message by its reason."""
+        """Counts one dead letter by its reason."""
         self.parked[str(message.headers.get(amqp.REASON_HEADER, "delivery_limit"))] += 1
         self._announce()
 
@@ -63,7 +63,7 @@ class Account:
 
 @asynccontextmanager
 async def keep(amqp_url: str) -> AsyncIterator[tuple[Account, aio_pika.abc.AbstractChannel]]:
-    """An account that is kept while the block runs, and a channel with confirms to publish on."""
+    """An account that is kept while the block runs, and a channel with confirms for publishing."""
     account = Account()
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()

@@ -1,11 +1,11 @@
-"""The demo's command line: read before anything starts, with the standard library alone."""
+"""The demo's command line. It is read before anything starts, with the standard library alone."""
 
 import argparse
 from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of `./dev demo`."""
+    """The parser for `./dev demo`."""
     made = argparse.ArgumentParser(
         prog="./dev demo", description="Runs the whole system and accounts for every delivery."
     )

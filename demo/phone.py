@@ -31,7 +31,7 @@ class Phone:
         self.outbox.close()
 
     def record(self, batch: AttemptBatch) -> None:
-        """Records a session in a local transaction, as a viewer does when a quiz ends."""
+        """Records a session in a local transaction, as a viewer does at the end of a quiz."""
         with closing(sqlite3.connect(self._path)) as connection, connection:
             self.outbox.record(connection, batch)
         self._recorded.append(batch)
@@ -53,17 +53,23 @@ class Phone:
             await self.relay.until_settled(batch.client_session_uuid)
 
     async def all_settled(self) -> None:
-        """Waits until the outbox has no session without a result, of this process or before."""
+        """Waits until every session in the outbox has its result, including those of earlier
+        processes.
+        """
         await self.relay.until(lambda: not self.outbox.unsettled(limit=1))
 
     def counts(self) -> Counter[Status | None]:
-        """How many sessions the outbox holds by what became of them; None: it isn't known yet."""
+        """The number of sessions in the outbox by result. None means that there is no result
+        yet.
+        """
         with closing(sqlite3.connect(self._path)) as connection, connection:
             rows = connection.execute("SELECT status, count(*) FROM study_outbox GROUP BY status")
             return Counter({status and Status(status): count for status, count in rows})
 
     def attempts(self) -> int:
-        """How many attempts the workers say they have taken: those sent, but for the skipped."""
+        """The number of attempts that the workers have accepted: those sent, without the skipped
+        ones.
+        """
         with closing(sqlite3.connect(self._path)) as connection, connection:
             (count,) = connection.execute(
                 "SELECT sum(json_array_length(CAST(body AS TEXT), '$.attempts')"
@@ -73,12 +79,12 @@ class Phone:
         return count or 0
 
     def lost(self) -> int:
-        """How many recorded sessions never got a result."""
+        """The number of recorded sessions that never got a result."""
         entries = [self.outbox.get(batch.client_session_uuid) for batch in self._recorded]
         return sum(entry is None or entry.state is not State.SETTLED for entry in entries)
 
     def _forget_settlement(self, batch: AttemptBatch) -> None:
-        # What a phone finds that died after the publish, or was restored from a backup.
+        # The state of a phone that died after the publish, or was restored from a backup.
         with closing(sqlite3.connect(self._path)) as connection, connection:
             connection.execute(
                 "UPDATE study_outbox SET state = 'pending', status = NULL, result = NULL,"

@@ -1,4 +1,4 @@
-"""What the demo does, in order: prepare, start workers, let viewers work, draw the account."""
+"""The steps of the demo: prepare, start workers, let viewers work, and compare the numbers."""
 
 import asyncio
 import random
@@ -38,11 +38,11 @@ _WORKERS: Final = 2
 _USERS: Final = 12
 _SEED: Final = 2026
 _PATIENCE: Final = 60.0
-"""Seconds without any delivery settled after which the demo gives up waiting."""
+"""The demo gives up if no delivery is settled for this many seconds."""
 
 
 async def simulated(settings: Settings, batches: int, logs: Path, console: Console) -> Report:
-    """Simulated learners with realistic trouble: `batches` sessions and what goes wrong."""
+    """Simulated users with realistic faults: `batches` sessions, and what goes wrong."""
     rng = random.Random(_SEED)
     questions = bank.made_up(rng, _USERS)
     devices = sessions.devices(questions, batches, rng)
@@ -78,7 +78,7 @@ async def simulated(settings: Settings, batches: int, logs: Path, console: Conso
 
 
 async def from_review_log(settings: Settings, path: Path, logs: Path, console: Console) -> Report:
-    """A real review log from two devices; the same log in order must come to the same."""
+    """A real review log from two devices. Ingesting it in order must give the same progress."""
     reviews = review_log.read(path)
     questions = review_log.questions(reviews)
     batches = review_log.batches(reviews)
@@ -147,7 +147,7 @@ async def _publish_raw(channel: AbstractChannel, message: sessions.Broken) -> No
 
 @contextmanager
 def _progress(console: Console, account: Account, total: int) -> Iterator[None]:
-    """A live line of what was settled; nothing where nobody watches."""
+    """A line that shows the number of settled deliveries, only on a terminal."""
     columns = (
         TextColumn("settled"),
         BarColumn(),
@@ -187,7 +187,7 @@ async def _report(
         ingested=ingested or 0,
         duplicates=account.results[Status.ALREADY_INGESTED],
         rejected=dict(sorted(account.parked.items())),
-        # An ingested batch that the database does not have, or has and nobody was told of.
+        # An ingested batch that is missing in the database, or that is there without a result.
         lost=lost + abs((ingested or 0) - account.results[Status.INGESTED]),
         differences=len(differences),
         seconds=seconds,
@@ -198,7 +198,7 @@ async def _report(
 async def _in_order(
     settings: Settings, questions: list[bank.Question], batches: Sequence[AttemptBatch]
 ) -> set[tuple[object, ...]]:
-    """The progress rows of the same batches ingested one by one, in order, by one worker."""
+    """The progress rows after one worker has ingested the same batches one by one, in order."""
     settings = await stage.with_database(settings, f"{DATABASE}_in_order")
     async with engine_of(settings, connections=2, name="demo") as engine:
         await schema.migrate(engine)

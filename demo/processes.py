@@ -1,4 +1,6 @@
-"""The demo's worker processes: started as an operator would, and ended by SIGTERM."""
+"""The demo's worker processes. They are started as an operator would start them, and end by
+SIGTERM.
+"""
 
 import asyncio
 import os
@@ -22,9 +24,10 @@ _STOP_SECONDS: Final = 30.0
 async def workers(
     count: int, settings: Settings, environment: Mapping[str, str], logs: Path
 ) -> AsyncIterator[None]:
-    """Runs `count` workers while the block runs; each logs to a file in the folder `logs`.
+    """Runs `count` workers while the block runs. Each writes its log to a file in the folder
+    `logs`.
 
-    Raises `IngestError` when one ends early, or does not drain and exit 0 on SIGTERM.
+    Raises `IngestError` if one ends early, or does not exit with 0 after SIGTERM.
     """
     logs.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).parent / "study-ingest"
@@ -61,7 +64,7 @@ async def _consuming(
             if (queue.declaration_result.consumer_count or 0) >= count:
                 return
             await asyncio.sleep(0.1)  # the broker offers no event to wait for
-    raise IngestError(f"The workers did not begin to consume: see the logs in {logs}.")
+    raise IngestError(f"The workers did not start to consume: see the logs in {logs}.")
 
 
 async def _end(process: asyncio.subprocess.Process) -> int:

@@ -1,9 +1,9 @@
-"""`python3 -m demo.redelivery`: runs the walk-through of docs/redelivery.md, and checks it.
+"""`python3 -m demo.redelivery`: runs the walk-through in docs/redelivery.md, and checks it.
 
-The document is the script: under each numbered heading the first `sh` block is run as it stands,
-what it must have led to is waited for, and the blocks that show it are run. Needs Docker with
-Compose, and nothing of Python but its library. Exit code 0 only if all of it held; takes
-everything down again.
+The document is the script. For each numbered heading, this runs the first `sh` block as it is
+written, waits for its effect, and runs the blocks that show it. It needs Docker with Compose, and
+Python with its standard library. It exits with 0 only if everything was as expected, and removes
+everything again.
 """
 
 import argparse
@@ -39,11 +39,11 @@ _COMPOSE_1 = (
     'docker() { if [ "$1" = compose ]; then shift; command docker-compose "$@";'
     ' else command docker "$@"; fi; }\n'
 )
-"""Gives a machine that has Compose 1 alone the command that the document uses."""
+"""Provides the command that the document uses on a machine with Compose 1 only."""
 
 
 class Failed(Exception):
-    """What did not hold, in one sentence."""
+    """What was not as expected, in one sentence."""
 
 
 class Event(NamedTuple):
@@ -56,7 +56,7 @@ class Event(NamedTuple):
 
 
 class Walk:
-    """The walk-through, with what is known of it so far; each check is named by its heading."""
+    """The walk-through, and what is known so far. The name of each check is its heading."""
 
     def __init__(self) -> None:
         self._environment = os.environ | {
@@ -81,7 +81,7 @@ class Walk:
         }
 
     def run(self, commands: str, *, quiet: bool = False) -> str:
-        """Runs shell commands as the document has them; shows and returns what they print."""
+        """Runs shell commands as they are in the document. Shows and returns their output."""
         shim = "" if _has_compose_2() else _COMPOSE_1
         done = subprocess.run(  # noqa: S603  # the document's words
             ["bash", "-euo", "pipefail", "-c", shim + commands],  # noqa: S607
@@ -100,7 +100,7 @@ class Walk:
         return output
 
     def note(self) -> None:
-        """Keeps how things stand before a step."""
+        """Remembers the state before a step."""
         self._sessions_before = self.ingested()
         self._before = Counter(event.name for event in self.events())
 
@@ -113,7 +113,9 @@ class Walk:
         return f"{found} sessions are ingested by {_WORKERS} workers"
 
     def duplicates_acked(self) -> str:
-        """What one worker committed and could not ack, another found to be a duplicate."""
+        """Another worker found that what the first one committed and could not ack is a
+        duplicate.
+        """
 
         def twice() -> set[str]:
             events = self.events()
@@ -125,7 +127,7 @@ class Walk:
         return f"{len(found)} sessions came again, were found to be duplicates, and acked"
 
     def restored(self) -> str:
-        """All workers consume again, as the broker sees it, and sessions come in."""
+        """The broker lists all workers as consumers again, and sessions are ingested."""
         lost = _until(
             lambda: self._more("consumer.lost") or self._more("consumer.started"),
             "No worker has noticed anything",
@@ -134,13 +136,13 @@ class Walk:
         return f"consumers lost: {lost}, and all are back; {self.goes_on()}"
 
     def goes_on(self) -> str:
-        """Sessions come in that were not there before."""
+        """More sessions are ingested than before."""
         enough = self._sessions_before + 50
         found = _until(lambda: (count := self.ingested()) >= enough and count, "Nothing goes on")
         return f"{found - self._sessions_before} more sessions are ingested"
 
     def nothing_doubled(self) -> str:
-        """The viewers' account and the database's are the same."""
+        """The numbers of the viewers and of the database are the same."""
         lines = self.run("docker compose logs --no-color viewers", quiet=True).splitlines()
         account = json.loads(lines[-1][lines[-1].index("{") :])
         stored = {
@@ -164,13 +166,13 @@ class Walk:
     # How it is known.
 
     def psql(self, query: str) -> str:
-        """The one value that a query gives."""
+        """The single value that a query returns."""
         return self.run(
             f'docker compose exec -T postgres psql -U study -d study -tAc "{query}"', quiet=True
         ).strip()
 
     def ingested(self) -> int:
-        """Sessions in the inbox."""
+        """The number of sessions in the inbox."""
         try:
             return int(self.psql("SELECT count(*) FROM ingest_inbox"))
         except Failed:
@@ -191,18 +193,18 @@ class Walk:
         return found
 
     def is_empty(self, name: str) -> bool:
-        """Whether nothing is in the queue, nor in a worker's hands from it."""
+        """Whether nothing is in the queue or held by a worker."""
         return self.queue(name)["messages"] == 0
 
     def consumers(self) -> int:
-        """Workers that the broker knows; none while it is away."""
+        """The number of workers that the broker lists. 0 while it is unreachable."""
         try:
             return self.queue("study.attempts").get("consumers", 0)
         except OSError:
             return 0
 
     def events(self) -> list[Event]:
-        """What the workers have logged."""
+        """The lines that the workers have logged."""
         log = self.run("docker compose logs --no-color worker", quiet=True)
         return list(_events(log))
 
@@ -211,7 +213,7 @@ class Walk:
 
 
 def main() -> int:
-    """Returns 0 only if everything held."""
+    """Returns 0 only if everything was as expected."""
     parser = argparse.ArgumentParser(
         prog="python3 -m demo.redelivery", description="Runs docs/redelivery.md and checks it."
     )
@@ -246,7 +248,7 @@ def _show(walk: Walk, block: str) -> None:
 
 
 def steps(document: str) -> Iterator[tuple[str, list[str]]]:
-    """Each numbered heading of the document, and the blocks of commands under it."""
+    """The numbered headings of the document, each with its blocks of commands."""
     for section in re.split(r"^(?=## )", document, flags=re.MULTILINE):
         if match := _STEP.match(section.partition("\n")[0]):
             yield match[1], _BLOCK.findall(section)

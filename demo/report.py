@@ -1,4 +1,4 @@
-"""The demo's account as a table for people and as one JSON object for machines."""
+"""The demo's numbers, as a table for people and as one JSON object for programs."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,7 +9,9 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Counts of deliveries; `seconds` from the first batch recorded to the last one settled."""
+    """The numbers of deliveries. `seconds` is from the first recorded batch to the last settled
+    one.
+    """
 
     sent: int
     ingested: int
@@ -21,11 +23,11 @@ class Report:
     attempts: int
     reviews: int | None = None
     differing: int = 0
-    """Progress rows that differ from those of the same log ingested in order."""
+    """The number of progress rows that differ from those of the same log ingested in order."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is lost and everything stored is what it should be."""
+        """Whether nothing is lost and everything stored is right."""
         return self.lost == 0 and self.differences == 0 and self.differing == 0
 
     @property
@@ -34,7 +36,7 @@ class Report:
         return self.differences or "ok"
 
     def compared_with_order(self, *, reviews: int, differing: int) -> "Report":
-        """The same, with what the comparison with the log in order found."""
+        """The same report with the result of the comparison with the log in order."""
         return replace(self, reviews=reviews, differing=differing)
 
     def as_json(self) -> str:
@@ -54,7 +56,7 @@ class Report:
 
     def show(self, console: Console) -> None:
         """The table."""
-        table = Table(title="What became of every delivery", min_width=60)
+        table = Table(title="What happened to every delivery", min_width=60)
         table.add_column("")
         table.add_column("count", justify="right")
         table.add_row("sent", f"{self.sent:,}")
@@ -65,12 +67,12 @@ class Report:
         table.add_row("lost", f"{self.lost:,}", style="green" if self.lost == 0 else "bold red")
         table.add_section()
         table.add_row("attempts stored", f"{self.attempts:,}")
-        table.add_row("deliveries settled a second", f"{self.sent / self.seconds:,.0f}")
+        table.add_row("deliveries settled per second", f"{self.sent / self.seconds:,.0f}")
         table.add_row("seconds", f"{self.seconds:.1f}")
         table.add_row("verify", "ok" if self.differences == 0 else f"{self.differences} differ")
         if self.reviews is not None:
             table.add_section()
             table.add_row("reviews in the log", f"{self.reviews:,}")
-            table.add_row("progress rows unlike those of the log in order", f"{self.differing:,}")
+            table.add_row("progress rows that differ from the log in order", f"{self.differing:,}")
         console.print(table)
-        console.print("To look at it: ./dev psql")
+        console.print("To look at the database: ./dev psql")

@@ -1,7 +1,6 @@
-"""The subcommands of ./dev: one table, and what stands behind each.
+"""The subcommands of ./dev, in one table.
 
-Knows where servers and the environment come from, and nothing of how they are made. To add
-a command, add a row to COMMANDS.
+`servers` and `environment` do the work. To add a command, add a row to COMMANDS.
 """
 
 import errno
@@ -29,7 +28,7 @@ from devtools.processes import send, started_at, tree
 from devtools.progress import say
 from devtools.state import held, locked
 
-GRACE = 20  # s that a command has to end after SIGTERM before it is killed
+GRACE = 20  # seconds that a command gets after SIGTERM before it is killed
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -44,11 +43,11 @@ OTHER_CACHES = (".pytest_cache", ".import_linter_cache")
 
 
 class Usage(Exception):
-    """The command line makes no sense; says why."""
+    """The command line is not valid. The text says why."""
 
 
 class Terminated(Exception):
-    """We were asked to end, by this signal."""
+    """The process was asked to end, by this signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -56,7 +55,7 @@ class Terminated(Exception):
 
 
 class Command(NamedTuple):
-    """One row of the table: `run` takes what follows the name, and returns the exit code."""
+    """One row of the table. `run` gets the words after the name and returns the exit code."""
 
     name: str
     arguments: str
@@ -76,45 +75,45 @@ def up(words: Sequence[str]) -> int:
 def down(words: Sequence[str]) -> int:
     """Stop the servers that ./dev started."""
     _expect(words, "--now")
-    for line in servers.stop(now="--now" in words) or ["nothing of ours is running"]:
+    for line in servers.stop(now="--now" in words) or ["no servers of this checkout are running"]:
         print(line)
     return 0
 
 
 def reset(words: Sequence[str]) -> int:
-    """Stop the servers and remove all that ./dev has made, wherever it is."""
+    """Stop the servers and delete everything that ./dev has created, wherever it is."""
     _expect(words)
     made = [".venv", *CACHES.values(), *OTHER_CACHES]
     freed = servers.reset(
         [*(CHECKOUT / name for name in made), *CHECKOUT.rglob("__pycache__")] if writable() else []
     )
-    print(f"{freed // 1_000_000:,} MB given back: ./dev is as new")
+    print(f"{freed // 1_000_000:,} MB freed: ./dev is as in a new checkout")
     return 0
 
 
 def status(words: Sequence[str]) -> int:
-    """Say what runs, where, and for whom."""
+    """Show what is running, where, and who uses it."""
     _expect(words)
-    for line in servers.report() or ["no servers yet: ./dev up starts them"]:
+    for line in servers.report() or ["there are no servers: start them with ./dev up"]:
         print(line)
     print(f"state: {home()}")
     return 0
 
 
 def run(words: Sequence[str]) -> int:
-    """Run a command of the user's, in the user's folder, with the servers."""
+    """Run a command in the current folder, with the servers."""
     command = list(words[1:] if words[:1] == ["--"] else words)
     if not command:
-        raise Usage("run needs a command")
+        raise Usage("run needs a command, as in ./dev run -- study-ingest --help")
     return _with_servers(command, Path.cwd())
 
 
 def psql(words: Sequence[str]) -> int:
-    """Open the database that the demo filled; what follows is for psql."""
+    """Open the database that the demo filled. The remaining arguments go to psql."""
     with servers.servers(names=["postgres"]) as variables:
         url = urlsplit(variables["INGEST_DATABASE_URL"])
         env = dict(os.environ)
-        if url.password is not None:  # where `ps` can't see it
+        if url.password is not None:  # so that `ps` does not show it
             env["PGPASSWORD"] = unquote(url.password)
             login, _, address = url.netloc.rpartition("@")
             url = url._replace(netloc=f"{login.partition(':')[0]}@{address}")
@@ -122,12 +121,12 @@ def psql(words: Sequence[str]) -> int:
         program = shutil.which("psql") or str(postgres.binaries() / "psql")
         code = _foreground([program, database, *words], Path.cwd(), env)
     if code == 2:
-        say(f"./dev demo makes and fills the database {demo.DATABASE}")
+        say(f"run ./dev demo first, which creates and fills the database {demo.DATABASE}")
     return code
 
 
 def check(words: Sequence[str]) -> int:
-    """Lint, format, types, imports: all of them at once, and all of them told."""
+    """Run lint, format, types and import contracts at the same time, and report all of them."""
     _expect(words)
     environment.ensure()
     checks = (*CHECKS, ("lint-imports", "--cache-dir", str(beside(".import_linter_cache"))))
@@ -156,7 +155,9 @@ def check(words: Sequence[str]) -> int:
 
 
 def tests(words: Sequence[str]) -> int:
-    """Run pytest, on as many processes as there are cores (four at most: they share servers)."""
+    """Run pytest on as many processes as there are cores, but at most four, which share the
+    servers.
+    """
     spread = ["-n", str(min(4, os.cpu_count() or 1))]
     if any(
         word.startswith(("-n", "--numprocesses", "--pdb", "--collect-only", "--co"))
@@ -170,7 +171,7 @@ def tests(words: Sequence[str]) -> int:
             raise Usage(f"there is no {path}")
     if words:
         environment.ensure()
-        asked = [*argv, "--markers", "--noconftest"]  # reads the command line, and does nothing
+        asked = [*argv, "--markers", "--noconftest"]  # reads the command line and does nothing else
         done = subprocess.run(
             asked, cwd=CHECKOUT, env=_variables({}), capture_output=True, text=True, check=False
         )
@@ -181,12 +182,14 @@ def tests(words: Sequence[str]) -> int:
 
 
 def _module(name: str) -> Callable[[Sequence[str]], int]:
-    """The command that runs a module of the checkout; its arguments are checked before that."""
+    """The command that runs a module of this checkout. Its arguments are checked before the servers
+    start.
+    """
 
     def command(words: Sequence[str]) -> int:
-        os.chdir(CHECKOUT)  # the module runs there: a path among its arguments is read the same
+        os.chdir(CHECKOUT)  # the module runs there, so a path in its arguments means the same
         importlib.import_module(f"{name}.arguments").parser().parse_args(words)
-        # Two demos would drop each other's database.
+        # Two demos at once would drop each other's database.
         alone = locked(in_home() / f"{name}.lock", f"another ./dev {name} runs here: waiting")
         with alone if name == "demo" else nullcontext():
             return _with_servers(["python", "-m", name, *words], CHECKOUT)
@@ -196,43 +199,49 @@ def _module(name: str) -> Callable[[Sequence[str]], int]:
 
 COMMANDS = (
     Command(
-        "demo", "[ARGS]", "the way of a study session, from viewer to schedule", _module("demo")
+        "demo",
+        "[ARGS]",
+        "show the way of a study session, from viewer to schedule",
+        _module("demo"),
     ),
-    Command("test", "[PYTEST ARGS]", "the tests, against real servers", tests),
-    Command("check", "", "lint, format, types and the direction of imports", check),
+    Command("test", "[PYTEST ARGS]", "run the tests against real servers", tests),
+    Command("check", "", "check lint, format, types and the direction of imports", check),
     Command("bench", "[ARGS]", "the benchmark", _module("bench")),
     Command(
         "chaos",
         "[ARGS]",
-        "kill and cut servers and workers, and count what arrives",
+        "kill servers and workers, cut links, and check that nothing is lost",
         _module("chaos"),
     ),
-    Command("run", "-- CMD", "any command, with INGEST_*_URL set and .venv first on PATH", run),
+    Command("run", "-- CMD", "run any command with INGEST_*_URL set and .venv first on PATH", run),
     Command("psql", "[PSQL ARGS]", "look at the database that the demo filled", psql),
-    Command("up", "", "start PostgreSQL and RabbitMQ, and leave them running", up),
-    Command("down", "[--now]", "stop them (--now: even while another ./dev uses them)", down),
-    Command("status", "", "what runs, where, and for whom", status),
-    Command("reset", "", "stop them, and remove all that ./dev has made, wherever it is", reset),
+    Command("up", "", "start PostgreSQL and RabbitMQ, and keep them running", up),
+    Command(
+        "down", "[--now]", "stop the servers (--now: even while another ./dev uses them)", down
+    ),
+    Command("status", "", "show what is running, where, and who uses it", status),
+    Command("reset", "", "stop the servers, and delete everything that ./dev has created", reset),
 )
 
 MODULES = ("demo", "bench", "chaos")
-"""Commands with arguments of their own, whose help is theirs."""
+"""Commands that have their own arguments and their own help."""
 
 HELP = """\
 usage: ./dev COMMAND [ARGUMENTS]
 
 {commands}
 
-Servers: those at INGEST_DATABASE_URL and INGEST_AMQP_URL where these are set; else a
-PostgreSQL 18 and a RabbitMQ of our own on free ports of the loopback, with no root and
-no Docker; else docker compose. What a command starts it also stops, unless `up` did.
+Servers: if INGEST_DATABASE_URL and INGEST_AMQP_URL are set, these servers are used.
+Otherwise ./dev starts a PostgreSQL 18 and a RabbitMQ on free ports of the loopback
+interface, without root and without Docker, or else with docker compose. Each command
+stops the servers that it started, except for `up`.
 
-  INGEST_DATABASE_URL, INGEST_AMQP_URL   use this server, or fail (INGEST_MANAGEMENT_URL too)
-  DEV_BACKEND=auto|embedded|docker       which servers, where no URL is set
-  DEV_RABBITMQ_SUITE=bookworm|trixie     RabbitMQ 3.10 or 4.0, out of this Debian suite
+  INGEST_DATABASE_URL, INGEST_AMQP_URL   use this server or fail (also INGEST_MANAGEMENT_URL)
+  DEV_BACKEND=auto|embedded|docker       which servers to start if no URL is set
+  DEV_RABBITMQ_SUITE=bookworm|trixie     RabbitMQ 3.10 or 4.0, from this Debian suite
 
 examples:
-  ./dev demo                             from nothing to a result
+  ./dev demo                             from an empty machine to a result
   ./dev test -k duplicate                some of the tests
   ./dev up; ./dev test; ./dev down       keep the servers while you work
   ./dev run -- study-ingest --help       any command, in the environment
@@ -241,7 +250,9 @@ examples:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one subcommand; its exit code, 1 for what we can't do, 2 for a wrong command line."""
+    """Run one subcommand. Returns its exit code, 1 if it fails, or 2 for an invalid command
+    line.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
     try:
@@ -280,7 +291,7 @@ def _help() -> str:
 
 
 def _traceback() -> str:
-    """Where the details of an unforeseen error were written; a full disk leaves nowhere."""
+    """The file with the details of an unexpected error. A full disk has no room for it."""
     try:
         log = log_file("dev")
         log.write_text(traceback.format_exc())
@@ -300,7 +311,9 @@ def _expect(words: Sequence[str], *known: str) -> None:
 
 
 def _variables(variables: Mapping[str, str]) -> dict[str, str]:
-    """Our environment, these variables, and the virtual environment's programs (and uv) first."""
+    """The environment, with these variables, and with the programs of the virtual environment
+    first.
+    """
     path = [str(environment.bin_folder()), str(environment.uv_folder())]
     ours = {
         **os.environ,
@@ -319,10 +332,10 @@ def _with_servers(argv: Sequence[str], folder: Path) -> int:
 
 
 def _foreground(argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> int:
-    """Run a command in front of the user; its exit code, as a shell counts.
+    """Run a command in the foreground. Returns its exit code, like a shell.
 
-    Signals are passed on, and it is waited for: the servers must not end under it.
-    Raises DevError where there is no such command.
+    It passes signals on and waits for the command, because the servers must not stop before it.
+    Raises DevError if there is no such command.
     """
     try:
         child = subprocess.Popen(argv, cwd=folder, env=env, pass_fds=held())
@@ -349,7 +362,7 @@ def _foreground(argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> in
 
 
 def _terminal_told_it() -> bool:
-    """Whether a Ctrl-C reached the command as well, so that passing it on would be a second."""
+    """Whether the command also got the Ctrl-C, so that it must not get it a second time."""
     try:
         return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except (OSError, ValueError):
