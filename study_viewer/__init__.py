@@ -21,6 +21,8 @@ from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import RejectReason, SkipReason, Status
 from study_viewer.settings import RelaySettings
 
+__version__ = "0.2.0"
+
 __all__ = [
     "Attempt",
     "AttemptBatch",

@@ -2,3 +2,5 @@
 
 docs/architecture.md shows the way of a batch through these files, and the layers.
 """
+
+__version__ = "0.2.0"

@@ -1,19 +1,29 @@
 """The project's own papers agree with its metadata."""
 
 import re
-import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
+
+from packaging.version import Version
+
+import study_viewer
+import worker
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_newest_release_in_the_changelog_is_the_version_of_the_package() -> None:
-    releases = re.findall(
-        r"^## (\d+\.\d+\.\d+) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
-    )
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert releases[0] == project["version"]
+def test_the_changelog_leads_to_the_version() -> None:
+    page = (ROOT / "CHANGELOG.md").read_text()
+    releases = re.findall(r"^## (\d+\.\d+\.\d+) - \d{4}-\d\d-\d\d$", page, re.MULTILINE)
+    newest, version = Version(releases[0]), Version(worker.__version__)
+    assert newest < version if "\n## Unreleased\n" in page else newest == version
+
+
+def test_there_is_one_version() -> None:
+    assert metadata("study-ingest")["Version"] == worker.__version__
+    assert study_viewer.__version__ == worker.__version__
+    for manifest in (ROOT / "deploy" / "kubernetes").glob("*/kustomization.yaml"):
+        assert f"newTag: {worker.__version__}\n" in manifest.read_text(), manifest
 
 
 def test_the_installed_package_names_its_license_and_authors() -> None:

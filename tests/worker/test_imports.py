@@ -42,11 +42,12 @@ HEAVY = {
     ("words", "variables"),
     [
         (("--help",), {}),
+        (("--version",), {}),
         (("dead", "replay", "--help"), {}),
         (("worker", "--no-such-option"), {}),
         ((), {"_STUDY_INGEST_COMPLETE": "complete_bash", "COMP_WORDS": "st d", "COMP_CWORD": "1"}),
     ],
-    ids=["help", "help of a command", "usage error", "completion"],
+    ids=["help", "version", "help of a command", "usage error", "completion"],
 )
 def test_a_command_line_that_starts_no_work_loads_nothing_that_work_needs(
     words: tuple[str, ...], variables: dict[str, str]

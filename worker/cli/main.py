@@ -7,9 +7,11 @@ not set up safely; 5 the database is unreachable; 6 the broker is unreachable; 7
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
+from worker import __version__
 from worker.cli import (
     correct,
     dead,
@@ -28,12 +30,31 @@ from worker.errors import IngestError
 
 app = typer.Typer(
     name="study-ingest",
-    help="Ingests learners' study sessions from RabbitMQ into PostgreSQL, exactly once.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"study-ingest {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Ingests learners' study sessions from RabbitMQ into PostgreSQL, exactly once."""
+
+
 setup.add_to(app)
 settings.add_to(app)
 run.add_to(app)

@@ -5,6 +5,7 @@ SIGTERM and SIGINT drain and exit with 0. A second signal exits at once.
 
 import asyncio
 import os
+import platform
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -14,6 +15,7 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
+from worker import __version__
 from worker.backoff import Backoff
 from worker.broker import decoders, topology
 from worker.broker.management import Management
@@ -110,6 +112,7 @@ async def _watched(
 
     It starts before the servers are reachable, and ends after the last delivery is settled.
     """
+    _measure_build()
     _measure_pool(engine)
     watching = asyncio.create_task(_end_if_stuck(watch))
     try:
@@ -146,6 +149,10 @@ def _served(settings: Settings, watch: Watch | RelayWatch) -> Iterator[None]:
             ) from None
         _log.info("http.serving", host=settings.http_host, port=port)
         yield
+
+
+def _measure_build() -> None:
+    metrics.BUILD.info({"version": __version__, "python": platform.python_version()})
 
 
 def _measure_pool(engine: AsyncEngine) -> None:

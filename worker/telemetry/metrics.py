@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Literal
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Info
 
 _SHORT: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LONG: Final = (
@@ -17,6 +17,7 @@ _LONG: Final = (
 )
 """Seconds, from a hundredth to three months, because a phone may come back after a season."""
 
+BUILD: Final = Info("study_ingest_build", "The version of the worker, and of its Python.")
 SETTLED: Final = Counter(
     "study_ingest_deliveries_settled",
     "Deliveries settled, by disposition. The reason is empty unless they were rejected.",

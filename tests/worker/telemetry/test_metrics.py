@@ -1,5 +1,6 @@
 """Metrics of a real worker process: right after known traffic, and named by the conventions."""
 
+import platform
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from schemas.attempt_batch import AttemptBatch
 from tests import factories as make
 from tests.broker_fixtures import Broker
 from tests.worker_process import running
+from worker import __version__ as worker_version
 from worker.broker import topology
 from worker.broker.management import Management
 from worker.settings import Settings
@@ -44,6 +46,8 @@ async def test_known_traffic_is_measured_as_what_it_was(
         await worker.until_metric('study_ingest_outbox_relayed_total{outcome="confirmed"}', 4)
         await worker.until_metric("study_ingest_deliveries_in_hand", 0)
         seen = await worker.metrics()
+        build = f'{{python="{platform.python_version()}",version="{worker_version}"}}'
+        assert seen[f"study_ingest_build_info{build}"] == 1
         _look_at_settled(seen)
         _look_at_ages(seen)
         assert seen['study_ingest_batches_by_version_total{version="1.0"}'] == 3
@@ -148,6 +152,6 @@ def test_every_metric_is_set_by_somebody() -> None:
     unset = [
         name
         for name in _mine()
-        if not re.search(rf"\b{name}(\.labels\([^)]*\)+)?\.(inc|set|observe|time)", sources)
+        if not re.search(rf"\b{name}(\.labels\([^)]*\)+)?\.(inc|set|observe|time|info)", sources)
     ]
     assert unset == []
