@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.exceptions import ConnectionInternalError
 from pamqp.commands import Basic
 
 from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
@@ -124,6 +125,9 @@ class Subscription:
         self.lost: str | None = None
         self.was_cancelled = False
         """Whether it was lost because the broker cancelled its consumer."""
+        self.broke_down = False
+        """Whether it was lost by an internal error of the broker. RabbitMQ 4 fails in this way on a
+        message that came by AMQP 1.0 and has something that AMQP 0-9-1 can't carry."""
         self._settings = settings
         self._connection = connection
         self._channel = channel
@@ -204,7 +208,7 @@ class Subscription:
                     timeout=self._settings.connect_timeout,
                 )
         except CLIENT_ERRORS as error:
-            self.lose(describe(error))
+            self._lose_by(error)
             raise BrokerAway(f"Queue {self.queue} can't be consumed: {describe(error)}.") from None
         self.tag = tag
         self.is_proved = True
@@ -362,7 +366,14 @@ class Subscription:
 
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
-        self.lose(describe(error) if error is not None else "the channel was closed")
+        if error is None:
+            self.lose("the channel was closed")
+        else:
+            self._lose_by(error)
+
+    def _lose_by(self, error: BaseException) -> None:
+        self.broke_down |= isinstance(error, ConnectionInternalError)
+        self.lose(describe(error))
 
 
 async def consumer_count(settings: Settings, queue: str) -> int:

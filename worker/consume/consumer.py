@@ -195,7 +195,10 @@ class Consumer:
                 if trouble is None:
                     _log.warning("consumer.lost", reason=str(error))
                 trouble = str(error)
-                await conditions.turned.until(lambda: conditions.draining, timeout=backoff.next())
+                if not await self._recovers_from_failure():
+                    await conditions.turned.until(
+                        lambda: conditions.draining, timeout=backoff.next()
+                    )
                 continue
             backoff.reset()
             if started:
@@ -209,11 +212,12 @@ class Consumer:
             _log.warning("consumer.lost", reason=trouble)
             await subscription.close()
             self._hand.drop_stale()
-            if subscription.was_cancelled:
+            if not await self._recovers_from_failure() and subscription.was_cancelled:
                 # RabbitMQ 4 fails if a consumer subscribes while the queue is being deleted.
                 await conditions.turned.until(lambda: conditions.draining, timeout=backoff.next())
 
     async def _subscribe(self) -> Subscription:
+        self._subscription = None
         subscription = await Subscription.open(
             self._settings, amqp.ATTEMPTS_QUEUE, self._hand.arrived, self._conditions.tell
         )
@@ -226,6 +230,19 @@ class Consumer:
             await subscription.close()
             raise
         return subscription
+
+    async def _recovers_from_failure(self) -> bool:
+        """Returns whether an internal error of the broker ended the subscription. If so, it first
+        waits a moment.
+
+        The broker fails on the same message again and again until it gives that message up, so the
+        delays must not grow: everything else waits for it.
+        """
+        if self._subscription is None or not self._subscription.broke_down:
+            return False
+        self._hand.be_careful()
+        await self._drains_within(self._settings.pause_delay_min)
+        return True
 
     async def _attend(self, subscription: Subscription) -> None:
         """Keeps the subscription in the wanted state until it is lost or the worker drains."""

@@ -5,14 +5,24 @@ several times may be the one that crashes workers, and when a worker crashes, th
 return of every message that it held. Such a *suspect* is therefore processed alone, with nothing
 else in hand. The broker sends one message at a time, which is how every subscription begins, until
 it sends one that is not a suspect.
+
+A message that the broker itself can't deliver never arrives, and ends the connection each time it
+is tried. After such a failure the broker therefore also sends one message at a time, until many
+others have arrived: then nothing else is in hand, and nothing else is counted, when the broker
+tries that message again.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from worker.broker.subscription import Delivery
 from worker.settings import Settings
 from worker.telemetry import metrics
+
+_CAREFUL_FOR: Final = 1_000
+"""How many deliveries arrive one at a time after an internal error of the broker. The message at
+fault returns behind those that were in hand with it: one prefetch for each worker."""
 
 
 class Hand:
@@ -41,6 +51,7 @@ class Hand:
         """The number of messages that the broker should send at once."""
         self.granted = 1
         """The number that the broker was last told to send."""
+        self._careful_for = 0
 
     def __len__(self) -> int:
         """The number of deliveries that are not settled yet."""
@@ -70,12 +81,22 @@ class Hand:
             wanted = 1
         else:
             self._ordinary.append(delivery)
-            # Other deliveries may still arrive while suspects are processed alone.
-            wanted = self._settings.prefetch if self.granted == 1 else self.prefetch
+            if self.granted > 1:
+                # Other deliveries may still arrive while suspects are processed alone.
+                wanted = self.prefetch
+            elif self._careful_for:
+                self._careful_for -= 1
+                wanted = 1
+            else:
+                wanted = self._settings.prefetch
         if wanted != self.prefetch:
             self.prefetch = wanted
             self._on_turn()
         self._on_change()
+
+    def be_careful(self) -> None:
+        """Makes deliveries arrive one at a time for a while, because the broker failed on one."""
+        self._careful_for = _CAREFUL_FOR
 
     def take(self) -> list[Delivery]:
         """Takes what has arrived, in order, up to `group_max`. A suspect is taken alone."""

@@ -1,0 +1,85 @@
+"""A viewer that speaks AMQP 1.0, as RabbitMQ 4 does by default: a real client, in Node.
+
+What it publishes a worker gets by AMQP 0-9-1, which can't carry all of it. Knows how the client
+is installed and told what to send; may not know what a message means.
+"""
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
+
+from devtools.places import in_home
+from devtools.state import locked
+from schemas import amqp
+
+_SCRIPT: Final = Path(__file__).with_suffix(".mjs")
+_CLIENT: Final = "rhea@^3.0.5"
+_INSTALL: Final = ("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", _CLIENT)
+_PATIENCE: Final = 120.0
+
+Message = Mapping[str, Any]
+"""As the script takes it; see there."""
+
+
+def client() -> Path | None:
+    """The folder with the client, installed once; None where Node or a network is missing."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return None
+    folder = in_home("amqp10")
+    with locked(in_home() / "amqp10.lock"):
+        if not (folder / "node_modules" / "rhea").exists():
+            (folder / "package.json").write_text('{"private": true}\n')
+            done = subprocess.run(_INSTALL, cwd=folder, capture_output=True, check=False)
+            if done.returncode:
+                return None
+        shutil.copyfile(_SCRIPT, folder / _SCRIPT.name)
+    return folder
+
+
+def speaks(version: str) -> bool:
+    """Whether a RabbitMQ of this version speaks it without being told to."""
+    return int(version.partition(".")[0]) >= 4
+
+
+async def publish(
+    folder: Path, url: str, viewer: str, messages: Sequence[Message]
+) -> tuple[list[str], str]:
+    """Publishes batches of `viewer` at an AMQP URL; the outcomes, and what the client complains of.
+
+    An outcome is `accepted`, `rejected`, `released`, `modified` or `unanswered`.
+    """
+    at = urlsplit(url)
+    key = quote(amqp.attempts_key(viewer), safe="")
+    asked = {
+        "connection": {
+            "host": at.hostname,
+            "port": at.port,
+            "username": unquote(at.username or "guest"),
+            "password": unquote(at.password or "guest"),
+            "hostname": f"vhost:{unquote(at.path[1:]) or '/'}",
+        },
+        "address": f"/exchanges/{amqp.INGEST_EXCHANGE}/{key}",
+        "messages": list(messages),
+    }
+    process = await asyncio.create_subprocess_exec(
+        "node",
+        _SCRIPT.name,
+        cwd=folder,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            said, complaints = await process.communicate(json.dumps(asked).encode())
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    outcomes: list[str] = json.loads(said or "[]") or ["unanswered"] * len(messages)
+    return outcomes, complaints.decode(errors="replace").strip()

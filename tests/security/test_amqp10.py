@@ -1,0 +1,174 @@
+"""What a viewer can say by AMQP 1.0, and what it costs the batches beside it: next to nothing.
+
+RabbitMQ 4 speaks AMQP 1.0 on the same port by default, and what AMQP 0-9-1 can't carry of such a
+message it can't deliver: it closes the worker's connection over it, again and again, until the
+delivery limit. A real client publishes each case, other viewers' batches around it.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
+
+from chaos import amqp10
+from schemas import amqp
+from tests import factories
+from tests.broker_fixtures import PATIENCE, VIEWER, Broker
+from tests.whole_worker import working
+from worker.broker import topology
+from worker.broker.management import Management
+
+pytestmark = pytest.mark.broker
+
+LIMIT = 6
+"""Returns until the broker parks a message; the default of 20 has a test of its own."""
+BESIDE = 8
+"""Bystanders before the odd message, and as many after it."""
+
+DATA = {"data": ["{}"]}
+HEX = "00112233445566778899aabbccddeeff"
+
+TEXTS = (
+    *("message_id", "to", "subject", "reply_to", "correlation_id", "content_type"),
+    *("content_encoding", "group_id", "reply_to_group_id"),
+)
+LENGTHS = (256, 5_000)
+"""A short string of AMQP 0-9-1 holds 255 bytes."""
+
+TYPED: dict[str, Any] = {
+    "null": None,
+    "boolean": True,
+    "ubyte": {"ubyte": 255},
+    "ushort": {"ushort": 65_535},
+    "uint": {"uint": 2**32 - 1},
+    "ulong": {"ulong": 2**53},
+    "byte": {"byte": -128},
+    "short": {"short": -(2**15)},
+    "int": {"int": -(2**31)},
+    "long": {"long": -(2**53)},
+    "float": {"float": 1.5},
+    "double": {"double": 1.5},
+    "decimal32": {"decimal32": "00" * 4},
+    "decimal64": {"decimal64": "00" * 8},
+    "decimal128": {"decimal128": "00" * 16},
+    "char": {"char": 0x1F600},
+    "timestamp": {"timestamp": -1},
+    "timestamp of a far year": {"timestamp": 2**52},
+    "uuid": {"uuid": HEX},
+    "binary": {"binary": "ff" * 300},
+    "string": {"repeat": ["x", 70_000]},
+    "symbol": {"symbol": "y" * 300},
+    "list": {"list": [1]},
+    "map": {"map": {"a": 1}},
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        f"{name} of {length} bytes": {
+            "properties": {name: {"repeat": ["x", length]}},
+            "body": DATA,
+        }
+        for name in TEXTS
+        for length in LENGTHS
+    },
+    **{
+        f"user_id of {length} bytes": {
+            "properties": {"user_id": {"bytes": ["x", length]}},
+            "body": DATA,
+        }
+        for length in LENGTHS
+    },
+    "absolute_expiry_time": {"properties": {"absolute_expiry_time": 1}, "body": DATA},
+    "creation_time before 1970": {"properties": {"creation_time": -1}, "body": DATA},
+    "creation_time of a far year": {"properties": {"creation_time": 2**52}, "body": DATA},
+    "group_sequence": {"properties": {"group_sequence": 2**32 - 1}, "body": DATA},
+    **{
+        f"{name} as {what}": {"properties": {name: value}, "body": DATA}
+        for name in ("message_id", "correlation_id")
+        for what, value in {
+            "number": {"ulong": 2**53},
+            "uuid": {"uuid": HEX},
+            "binary": {"binary": "ff00fe"},
+            "long binary": {"binary": "ff" * 5_000},
+        }.items()
+    },
+    **{
+        f"application property: {what}": {"application": {"odd": value}, "body": DATA}
+        for what, value in TYPED.items()
+    },
+    "application property with a long name": {"application": {"k" * 300: 1}, "body": DATA},
+    "annotation of our protocol's": {"annotations": {"x-basic-type": "y" * 300}, "body": DATA},
+    "annotation that copies": {"annotations": {"x-cc": {"list": ["attempts.v1.bob"]}}},
+    "no body": {},
+    "two data sections": {"body": {"data": ["{", "}"]}},
+    "a value section": {"body": {"value": "{}"}},
+    "a sequence section": {"body": {"sequence": [[1, 2], [3]]}},
+    "a lifetime": {"header": {"ttl": 600_000}, "body": DATA},
+    "not durable": {"header": {"durable": False}, "body": DATA},
+    "a high priority": {"header": {"priority": 255}, "body": DATA},
+    "reply_to of the broker's own": {
+        "properties": {"reply_to": "amq.rabbitmq.reply-to"},
+        "body": DATA,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def client() -> Path:
+    folder = amqp10.client()
+    if folder is None:
+        pytest.skip("node and npm, or a network for them, are missing")
+    return folder
+
+
+@pytest.fixture
+async def newer(bare_broker: Broker, management: Management) -> AsyncIterator[Broker]:
+    """A vhost of a broker that speaks AMQP 1.0, with a low delivery limit."""
+    if not amqp10.speaks(await management.version()):
+        pytest.skip("this RabbitMQ does not speak AMQP 1.0 by itself")
+    bare_broker.settings = bare_broker.settings.model_copy(update={"delivery_limit": LIMIT})
+    await topology.apply(management, bare_broker.settings)
+    yield bare_broker
+
+
+async def bystanders(broker: Broker, engine: AsyncEngine, count: int, user_id: int) -> None:
+    published = await factories.publish(engine, 1, user_id=user_id)
+    for _ in range(count):
+        batch = factories.batch(factories.right(published[0]))
+        await broker.publish(batch.model_dump_json(), routing_key=amqp.attempts_key("bob"))
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_an_odd_message_costs_the_others_nothing(
+    case: str, client: Path, newer: Broker, engine: AsyncEngine
+) -> None:
+    await bystanders(newer, engine, BESIDE, user_id=1)
+    url = newer.settings.amqp_url.get_secret_value()
+    outcomes, _ = await amqp10.publish(client, url, VIEWER, [CASES[case]])
+    refused = outcomes != ["accepted"]
+    await bystanders(newer, engine, BESIDE, user_id=2)
+
+    with capture_logs() as events:
+        async with working(newer.settings, engine) as consumer:
+
+            def done() -> int:
+                # One whose ack was lost with the connection comes again.
+                return consumer.counts["ingested"] + consumer.counts["duplicate"]
+
+            await consumer.changed.until(lambda: done() == 2 * BESIDE, PATIENCE)
+            assert done() == 2 * BESIDE
+            # The odd one is dealt with as well: it stops nobody for longer.
+            await newer.until_depth(amqp.ATTEMPTS_QUEUE, 0)
+            await consumer.changed.until(lambda: consumer.in_hand == 0, PATIENCE)
+            assert consumer.state == "consuming"
+    lost = [event for event in events if event["event"] == "consumer.lost"]
+    assert len(lost) <= LIMIT + 1
+    settled = [event for event in events if event["event"] == "delivery.settled"]
+    rejected = [event for event in settled if event["disposition"] == "rejected"]
+    assert refused or len(rejected) == 1 or lost, json.dumps(outcomes)
+    good = [event for event in settled if event["disposition"] in ("ingested", "duplicate")]
+    assert max(event["delivery_count"] for event in good) <= 1, "what is in hand when it first comes is returned with it, once"
