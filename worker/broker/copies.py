@@ -104,7 +104,6 @@ def _copy(delivery: Delivery, headers: Mapping[str, str | int]) -> Message:
         content_encoding=_short(properties.content_encoding),
         delivery_mode=DeliveryMode.PERSISTENT,
         correlation_id=_short(properties.correlation_id),
-        reply_to=_short(properties.reply_to),
         message_id=new_message_id(),
         timestamp=properties.timestamp,
         type=_short(properties.message_type),
