@@ -70,6 +70,7 @@ class RabbitMQ(Server):
             # that the watermark is reached now and then, and publishers wait.
             "raft.wal_max_size_bytes": "256000000",
             "collect_statistics_interval": "1000",
+            "max_message_size": "4194304",  # as deploy/rabbitmq/study-ingest.conf says
             "log.console": "false",
             **(settings or {}),
         }

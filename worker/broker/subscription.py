@@ -16,9 +16,11 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.channel import Channel
 from aiormq.exceptions import ConnectionInternalError
 from pamqp.commands import Basic
 
+from worker.broker.bodies import Room, bound
 from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
 from worker.broker.management import Management
 from worker.errors import BrokerAway, TopologyError
@@ -53,6 +55,7 @@ class Delivery:
         "properties",
         "redelivered",
         "routing_key",
+        "size",
         "times_busy",
     )
 
@@ -61,6 +64,9 @@ class Delivery:
         self._tag = message.delivery_tag or 0
         self.arrived_at = time.time()
         self.body: bytes = message.body
+        self.size: int = message.header.body_size
+        """Of the body as it was sent, in bytes; `body` holds no more of it than there was room for.
+        """
         self.exchange: str = message.exchange or ""
         self.routing_key: str = message.routing_key or ""
         self.redelivered: bool = bool(message.redelivered)
@@ -146,6 +152,8 @@ class Subscription:
         """Acks that wait until everything before them is settled. There are at most `_most_owed`.
         """
         self._most_owed = 0
+        self._turned_away: list[int] = []
+        """Deliveries for which there was no room."""
         self.is_proved = False
         """Whether the broker confirmed, when it was last asked, that it lists our consumer. A new
         consumer on the same channel is trusted until the next check, because the broker has just
@@ -161,11 +169,13 @@ class Subscription:
         queue: str,
         on_delivery: Callable[[Delivery], None],
         on_lost: Callable[[], None],
+        room: Room | None = None,
     ) -> "Subscription":
         """Connects, without consuming yet.
 
         `on_delivery` is called for each delivery and must not wait or raise. `on_lost` is called
-        once, when the subscription ends. Raises `BrokerAway`.
+        once, when the subscription ends. `room` says how much of a body to keep (by default all); a
+        delivery without room goes back when deliveries are next cancelled. Raises `BrokerAway`.
         """
         connection = await connect(settings, "consumer")
         try:
@@ -178,6 +188,9 @@ class Subscription:
         except CLIENT_ERRORS as error:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
+        if room is not None:
+            assert isinstance(channel, Channel)
+            bound(channel, room)
         return cls(settings, queue, connection, channel, on_delivery, on_lost)
 
     @property
@@ -235,6 +248,9 @@ class Subscription:
         self._most_owed = 0
         async with self._settling:
             await self._send_owed()
+        turned_away, self._turned_away = self._turned_away, []
+        for tag in turned_away:
+            await self.give_back(tag)
 
     async def ack(self, tags: Sequence[int]) -> bool:
         """Acks the deliveries. Returns False if the channel is gone, and the deliveries are stale
@@ -358,7 +374,10 @@ class Subscription:
             self.lose("the broker does not list our consumer")
 
     async def _delivered(self, message: DeliveredMessage) -> None:
-        self._on_delivery(Delivery(message, self))
+        if message.header.body_size and not message.body:
+            self._turned_away.append(message.delivery_tag or 0)
+        else:
+            self._on_delivery(Delivery(message, self))
 
     def _cancelled_by_broker(self, frame: Basic.Cancel) -> None:
         self.was_cancelled = True

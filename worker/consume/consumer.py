@@ -219,7 +219,11 @@ class Consumer:
     async def _subscribe(self) -> Subscription:
         self._subscription = None
         subscription = await Subscription.open(
-            self._settings, amqp.ATTEMPTS_QUEUE, self._hand.arrived, self._conditions.tell
+            self._settings,
+            amqp.ATTEMPTS_QUEUE,
+            self._hand.arrived,
+            self._conditions.tell,
+            self._hand.room_for,
         )
         self._subscription = subscription
         # The first message in the queue may have ended the last subscription: let it come alone.
@@ -260,9 +264,9 @@ class Consumer:
                 return
             if conditions.paused:
                 await self._sit_out(subscription)
-            if hand.holds_suspects and hand.granted != 1:
+            if hand.must_clear:
                 # Finish the others first. Then return the suspects, which come again one at a time.
-                await conditions.turned.until(lambda: disturbed() or hand.holds_only_suspects)
+                await conditions.turned.until(lambda: disturbed() or hand.is_clear)
                 if not disturbed():
                     await hand.give_back_unstarted()
             if not disturbed():

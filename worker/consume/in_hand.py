@@ -10,12 +10,16 @@ A message that the broker itself can't deliver never arrives, and ends the conne
 is tried. After such a failure the broker therefore also sends one message at a time, until many
 others have arrived: then nothing else is in hand, and nothing else is counted, when the broker
 tries that message again.
+
+A prefetch of large bodies would take more memory than there is. So the bytes in hand are bounded as
+well: what would exceed them goes back, and large bodies arrive one at a time.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from worker.broker.message_size import MAX_MESSAGE_SIZE
 from worker.broker.subscription import Delivery
 from worker.settings import Settings
 from worker.telemetry import metrics
@@ -23,6 +27,10 @@ from worker.telemetry import metrics
 _CAREFUL_FOR: Final = 1_000
 """How many deliveries arrive one at a time after an internal error of the broker. The message at
 fault returns behind those that were in hand with it: one prefetch for each worker."""
+
+BYTES_IN_HAND: Final = 64 * 1024**2
+"""The most bytes of bodies in hand. A prefetch of the largest usual batches, with 1,000 attempts,
+takes half of it."""
 
 
 class Hand:
@@ -46,7 +54,7 @@ class Hand:
         self._on_change = on_change
         self._ordinary: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
-        self.in_work = 0
+        self._in_work: set[Delivery] = set()
         self.prefetch = 1
         """The number of messages that the broker should send at once."""
         self.granted = 1
@@ -55,7 +63,7 @@ class Hand:
 
     def __len__(self) -> int:
         """The number of deliveries that are not settled yet."""
-        return len(self._ordinary) + len(self._suspects) + self.in_work
+        return len(self._ordinary) + len(self._suspects) + len(self._in_work)
 
     @property
     def has_work(self) -> bool:
@@ -67,12 +75,34 @@ class Hand:
         )
 
     @property
-    def holds_only_suspects(self) -> bool:
-        return bool(self._suspects) and not self._ordinary and not self.in_work
+    def must_clear(self) -> bool:
+        """Whether the deliveries in hand must go before the broker sends one at a time."""
+        return self.prefetch == 1 and self.granted != 1
 
     @property
-    def holds_suspects(self) -> bool:
-        return bool(self._suspects)
+    def is_clear(self) -> bool:
+        """Whether there is nothing in hand but suspects."""
+        return not self._ordinary and not self._in_work
+
+    def room_for(self, size: int) -> int:
+        """How many bytes to keep of a body that begins to arrive; 0 if it must go back for now."""
+        # A body that the broker should have refused is cut: it is too large for a batch anyway.
+        kept = min(size, max(MAX_MESSAGE_SIZE, self._settings.max_body_bytes + 1))
+        if self.granted > 1 and self._is_large(size) and self._bytes + kept > BYTES_IN_HAND:
+            if self.prefetch != 1:
+                self.prefetch = 1
+                self._on_turn()
+            return 0
+        return kept
+
+    @property
+    def _bytes(self) -> int:
+        everything = (*self._ordinary, *self._suspects, *self._in_work)
+        return sum(len(delivery.body) for delivery in everything)
+
+    def _is_large(self, size: int) -> bool:
+        """Whether a prefetch of such bodies would be too much."""
+        return size * self._settings.prefetch > BYTES_IN_HAND
 
     def arrived(self, delivery: Delivery) -> None:
         """Adds a delivery that the broker sent."""
@@ -87,6 +117,8 @@ class Hand:
             elif self._careful_for:
                 self._careful_for -= 1
                 wanted = 1
+            elif self._is_large(delivery.size):
+                wanted = 1
             else:
                 wanted = self._settings.prefetch
         if wanted != self.prefetch:
@@ -99,15 +131,22 @@ class Hand:
         self._careful_for = _CAREFUL_FOR
 
     def take(self) -> list[Delivery]:
-        """Takes what has arrived, in order, up to `group_max`. A suspect is taken alone."""
+        """Takes what has arrived, in order, up to `group_max`. A suspect is taken alone.
+
+        The group stays in hand until it is passed to `done`.
+        """
         self.drop_stale()
         if self._suspects and self.granted == 1:
-            return [self._suspects.popleft()]
-        most = min(len(self._ordinary), self._settings.group_max)
-        return [self._ordinary.popleft() for _ in range(most)]
+            group = [self._suspects.popleft()]
+        else:
+            most = min(len(self._ordinary), self._settings.group_max)
+            group = [self._ordinary.popleft() for _ in range(most)]
+        self._in_work.update(group)
+        return group
 
-    def put_back(self, busy: Sequence[Delivery]) -> None:
-        """Puts deliveries that a lane found busy back, in front of all others."""
+    def done(self, group: Sequence[Delivery], busy: Sequence[Delivery]) -> None:
+        """Lets go of a group. Deliveries that a lane found busy come first again."""
+        self._in_work.difference_update(group)
         for delivery in reversed(busy):
             delivery.times_busy += 1
             self._ordinary.appendleft(delivery)

@@ -70,7 +70,6 @@ class Lanes:
             if conditions.draining:
                 return
             group = hand.take()
-            hand.in_work += len(group)
             busy: list[Delivery] = []
             try:
                 with metrics.stage("read"):
@@ -78,8 +77,7 @@ class Lanes:
                 with _traced(read_group) as traced:
                     busy = await self._deal_with(traced)
             finally:
-                hand.in_work -= len(group)
-                hand.put_back(busy)
+                hand.done(group, busy)
                 conditions.tell()
 
     async def _read(self, group: list[Delivery]) -> list[Taken]:

@@ -9,7 +9,8 @@ from schemas import amqp
 from worker.broker import topology
 from worker.broker.inspection import Inspection
 from worker.broker.management import Json
-from worker.errors import TopologyError
+from worker.broker.message_size import MAX_MESSAGE_SIZE, accepts
+from worker.errors import BrokerAway, TopologyError
 from worker.operate.doctor.finding import Finding, by_sentence
 from worker.settings import Settings
 
@@ -49,6 +50,7 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
         ]
     found += _members([queue for name, queue in queues.items() if name.startswith("study.")])
     found += await _nodes(inspection)
+    found.append(await _message_size(settings))
     found += await _rights(inspection)
     found += _clock(await inspection.clock(), datetime.now(UTC))
     return found
@@ -222,6 +224,29 @@ async def _nodes(inspection: Inspection) -> list[Finding]:
             )
         )
     return found
+
+
+async def _message_size(settings: Settings) -> Finding:
+    what = "message size"
+    megabytes = MAX_MESSAGE_SIZE // 1024**2
+    try:
+        accepted = await accepts(settings, MAX_MESSAGE_SIZE + 1)
+    except BrokerAway as error:
+        return Finding(
+            what,
+            "note",
+            f"The largest message that the broker accepts can't be found out: {error}",
+            "Run the doctor again when the broker accepts messages.",
+        )
+    if accepted:
+        return Finding(
+            what,
+            "warning",
+            f"The broker accepts messages of more than {megabytes} MiB: each takes that much memory"
+            " of a worker, only to be rejected.",
+            f"Set max_message_size = {MAX_MESSAGE_SIZE} in rabbitmq.conf.",
+        )
+    return Finding(what, "ok", f"The broker accepts messages of at most {megabytes} MiB.")
 
 
 async def _rights(inspection: Inspection) -> list[Finding]:
