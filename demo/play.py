@@ -179,7 +179,7 @@ async def _report(
             attempts = await connection.scalar(text("SELECT count(*) FROM study_question_attempts"))
         differences = [
             difference
-            for user_id in await repair.users(engine)
+            async for user_id in repair.users(engine)
             for difference in await repair.verify(engine, user_id, settings.policy())
         ]
     return Report(

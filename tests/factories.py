@@ -24,6 +24,7 @@ from schemas.ingest_result import IngestResult
 from schemas.words import Outcome
 from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
 from worker.ingest.resolve import Incoming
+from worker.operate import repair
 
 MONDAY: Final = datetime(2024, 3, 4, 9, 0, tzinfo=UTC)
 """Long past, so that nothing told relative to it is clamped."""
@@ -259,6 +260,11 @@ async def progress(engine: AsyncEngine) -> dict[tuple[int, int], dict[str, Any]]
     """Every progress row, all columns, by (user, question)."""
     found = await rows(engine, "SELECT * FROM study_question_progress")
     return {(row["user_id"], row["study_question_id"]): row for row in found}
+
+
+async def users(engine: AsyncEngine) -> list[int]:
+    """Everybody whom `verify` and `rebuild` go through."""
+    return [user_id async for user_id in repair.users(engine)]
 
 
 async def outbox(engine: AsyncEngine) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from worker.domain.dispositions import Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
-from worker.operate.repair import users, verify
+from worker.operate.repair import verify
 
 SEED = 20260
 POLICY = Policy(21.0, 4, 10, 5)
@@ -115,7 +115,7 @@ async def fuzz_transaction(engine: AsyncEngine, seed: int, groups: int) -> set[t
 
 async def check_rows(engine: AsyncEngine) -> None:
     """Whatever was stored is what the log comes to, and everything in it is finite."""
-    for user_id in await users(engine):
+    for user_id in await factories.users(engine):
         assert await verify(engine, user_id, POLICY) == []
     odd = await factories.rows(
         engine,

@@ -1,20 +1,75 @@
 """Commands that compute progress again from the attempts: `verify` and `rebuild`."""
 
 import json
+import re
+import sys
+import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from worker.cli.asking import Json, bar
+from worker.cli.asking import Json, bar, duration
 from worker.cli.shared import engine_of, load_settings, run
+from worker.errors import IngestError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from worker.store.operate.repair import Part
+
+
+def _moment(text: str) -> datetime:
+    """Reads an age, such as `2d`, or a time in ISO 8601; UTC if it has no offset."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            return datetime.now(UTC) - duration(text)
+        except (typer.BadParameter, OverflowError):
+            raise typer.BadParameter(
+                "write an age, such as 12h or 7d, or a time, such as 2026-11-28T09:00"
+            ) from None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at
+
+
+def _one_of(text: str) -> tuple[int, int]:
+    """Reads `3/16`."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise typer.BadParameter("write it as 3/16: the third of sixteen parts")
+    return int(match[1]), int(match[2])
+
+
 _USER = Annotated[
     int | None, typer.Option("--user", help="Only this user. The default is all users.")
 ]
+_SINCE = Annotated[
+    datetime | None,
+    typer.Option(
+        "--since",
+        parser=_moment,
+        metavar="TIME",
+        help="Only users with sessions ingested or corrected since: an age (2d) or a time.",
+    ),
+]
+_SHARD = Annotated[
+    Any,
+    typer.Option(
+        "--shard",
+        parser=_one_of,
+        metavar="N/OF",
+        help="Only this part of the users, as 3/16: run several parts side by side.",
+    ),
+]
+_AFTER = Annotated[
+    int | None,
+    typer.Option("--after", metavar="USER", help="Start after this user: to continue a run."),
+]
+_TELL_EVERY: Final = 10.0
+"""Seconds between two lines about the progress, where there is no terminal."""
+One = Callable[["AsyncEngine", int], Awaitable[None]]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,7 +78,13 @@ def add_to(app: typer.Typer) -> None:
     app.command()(rebuild)
 
 
-def verify(user: _USER = None, as_json: Json = False) -> None:
+def verify(
+    user: _USER = None,
+    since: _SINCE = None,
+    shard: _SHARD = None,
+    after: _AFTER = None,
+    as_json: Json = False,
+) -> None:
     """Computes all progress again from the attempts, and lists each difference.
 
     It changes nothing, and may run while workers ingest. It exits with 1 if anything differs.
@@ -42,7 +103,9 @@ def verify(user: _USER = None, as_json: Json = False) -> None:
             if not as_json:
                 typer.echo(found[-1])
 
-    users = run(_for_each_user("Verifying", user, one))
+    walk = _Walk("Verifying", after)
+    walk.run(user, _part(since, shard), one)
+    users = walk.done
     if as_json:
         typer.echo(json.dumps({"users": users, "differences": found}))
     elif not found:
@@ -53,11 +116,17 @@ def verify(user: _USER = None, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def rebuild(user: _USER = None, as_json: Json = False) -> None:
+def rebuild(
+    user: _USER = None,
+    since: _SINCE = None,
+    shard: _SHARD = None,
+    after: _AFTER = None,
+    as_json: Json = False,
+) -> None:
     """Corrects progress that differs from what the attempts give.
 
     It runs one transaction for each user, and may run while workers ingest. If it is interrupted,
-    run it again.
+    it says how to continue.
 
     Example: study-ingest rebuild
     """
@@ -71,23 +140,65 @@ def rebuild(user: _USER = None, as_json: Json = False) -> None:
         nonlocal changed
         changed += await repair.rebuild(engine, user_id, policy)
 
-    users = run(_for_each_user("Rebuilding", user, one))
+    walk = _Walk("Rebuilding", after)
+    walk.run(user, _part(since, shard), one)
+    users = walk.done
     if as_json:
         typer.echo(json.dumps({"users": users, "changed": changed}))
     else:
         typer.echo(f"Checked {users} users and corrected {changed} progress rows.")
 
 
-async def _for_each_user(
-    title: str, user: int | None, one: "Callable[[AsyncEngine, int], Awaitable[None]]"
-) -> int:
-    from worker.operate import repair
+class _Walk:
+    """How far a command has come."""
 
-    settings = load_settings()
-    async with engine_of(settings, connections=1, name=f"study-ingest {title.lower()}") as engine:
-        users = [user] if user is not None else await repair.users(engine)
-        with bar(title) as progress:
-            for number, user_id in enumerate(users):
-                progress(number, len(users))
-                await one(engine, user_id)
-    return len(users)
+    def __init__(self, doing: str, after: int | None) -> None:
+        self.doing = doing
+        self.done = 0
+        self.last = after
+        self._told = time.monotonic()
+
+    def run(self, user: int | None, part: "Part", one: "One") -> None:
+        """Calls `one` with each user. If it is interrupted, it says how to continue."""
+        try:
+            run(self._each(user, part, one))
+        except (KeyboardInterrupt, IngestError):
+            if user is None and self.last is not None:
+                typer.echo(
+                    f"Stopped after user {self.last}. To continue, repeat the command with"
+                    f" --after {self.last}.",
+                    err=True,
+                )
+            raise
+
+    async def _each(self, user: int | None, part: "Part", one: "One") -> None:
+        from worker.operate import repair
+        from worker.store.operate.repair import BEFORE_ALL
+
+        name = f"study-ingest {self.doing.lower()}"
+        async with engine_of(load_settings(), connections=1, name=name) as engine:
+            if user is not None:
+                await one(engine, user)
+                self.done = 1
+                return
+            after = BEFORE_ALL if self.last is None else self.last
+            with bar(self.doing) as progress:
+                async for user_id in repair.users(engine, part, after):
+                    await one(engine, user_id)
+                    self.done += 1
+                    self.last = user_id
+                    progress(self.done, 0)
+                    self._tell()
+
+    def _tell(self) -> None:
+        """On a terminal the bar shows it. A log gets a line from time to time."""
+        now = time.monotonic()
+        if now - self._told >= _TELL_EVERY and not sys.stderr.isatty():
+            self._told = now
+            typer.echo(f"{self.doing}: {self.done:,} users, up to user {self.last}.", err=True)
+
+
+def _part(since: datetime | None, shard: tuple[int, int] | None) -> "Part":
+    from worker.store.operate.repair import Part
+
+    return Part(since) if shard is None else Part(since, *shard)

@@ -5,6 +5,7 @@ It reads the log of one user at a time, question by question, so that memory sta
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -17,8 +18,11 @@ from worker.domain.scoring import ScoredAttempt
 from worker.store import attempts, principals, progress
 from worker.store.driver import write
 from worker.store.engine import transaction
+from worker.store.operate import repair
+from worker.store.operate.repair import BEFORE_ALL, Part
 
-_WRITE_AT_ONCE = 1_000
+EVERYBODY: Final = Part()
+_WRITE_AT_ONCE: Final = 1_000
 """The number of progress rows in one statement of a rebuild."""
 
 
@@ -46,10 +50,19 @@ class Difference:
         )
 
 
-async def users(engine: AsyncEngine) -> list[int]:
-    """All users who have attempts or progress, in order."""
-    async with transaction(engine) as connection:
-        return await attempts.users(connection)
+async def users(
+    engine: AsyncEngine, part: Part = EVERYBODY, after: int = BEFORE_ALL
+) -> AsyncIterator[int]:
+    """The users of `part` who have attempts or progress, in the order of their ids.
+
+    Starts after the id `after`. No transaction stays open between two users.
+    """
+    last: int | None = after
+    while last is not None:
+        async with transaction(engine) as connection:
+            last, wanted = await repair.walk(connection, part, last)
+        for user_id in wanted:
+            yield user_id
 
 
 async def verify(engine: AsyncEngine, user_id: int, policy: Policy) -> list[Difference]:

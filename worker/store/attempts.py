@@ -106,11 +106,6 @@ _HISTORY: Final = text(
     " WHERE session.voided_at IS NULL"
 )
 
-_USERS: Final = text(
-    "SELECT user_id FROM study_quiz_sessions UNION SELECT user_id FROM study_question_progress"
-    " ORDER BY user_id"
-)
-
 _LOG: Final = (
     f"SELECT attempt.study_question_id, question.study_topic_id, {_SCORED}"
     " FROM study_question_attempts AS attempt"
@@ -181,11 +176,6 @@ async def histories(
             ScoredAttempt(answered_at, ordered_at, uuid, position, _OUTCOMES[outcome], is_correct)
         )
     return found
-
-
-async def users(connection: AsyncConnection) -> list[int]:
-    """All users who have attempts, voided or not, or progress, in order."""
-    return list((await connection.scalars(_USERS)).all())
 
 
 async def log(

@@ -19,7 +19,7 @@ from worker.domain.dispositions import Disposition, Duplicate, Ingested
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
-from worker.operate.repair import users, verify
+from worker.operate.repair import verify
 from worker.store import principals
 from worker.store.engine import transaction
 
@@ -84,7 +84,7 @@ async def _agrees_with_the_contract(engine: AsyncEngine) -> None:
         assert row["stability"] == pytest.approx(stability, rel=1e-9)
         assert row["difficulty"] == pytest.approx(difficulty, rel=1e-9)
         assert row["pattern"] == naive.pattern(attempts, row["stability"])
-    for user_id in await users(engine):
+    for user_id in await make.users(engine):
         assert await verify(engine, user_id, Policy()) == []
 
 

@@ -19,7 +19,7 @@ from worker.domain.policy import Policy
 from worker.errors import DatabaseAway, TransientFault
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
-from worker.operate.repair import users, verify
+from worker.operate.repair import verify
 from worker.settings import Settings
 from worker.store import principals
 from worker.store.engine import make_engine, transaction
@@ -47,7 +47,7 @@ async def _at_once(*calls: tuple[Ingest, list[Incoming]]) -> list[list[Dispositi
 
 
 async def _healthy(engine: AsyncEngine) -> None:
-    for user_id in await users(engine):
+    for user_id in await make.users(engine):
         assert await verify(engine, user_id, Policy()) == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 from typer.testing import CliRunner, Result
 
 from schemas import amqp
@@ -21,8 +22,9 @@ from tests.worker.operate.conftest import Site
 from worker.broker.dead_queue import open_dead_queue
 from worker.cli.main import app
 from worker.domain.policy import Policy
-from worker.errors import IngestError, NotConfirmed, SettingsError, Unfinished
+from worker.errors import DatabaseAway, IngestError, NotConfirmed, SettingsError, Unfinished
 from worker.ingest.transaction import Ingest
+from worker.operate import repair
 from worker.operate.erase import erase
 from worker.store.operate.erase import Erased
 
@@ -167,6 +169,38 @@ async def test_an_erasure_that_could_not_have_every_letter_says_so(
     assert "0 batches, 0 progress rows, 0 messages and 1 dead" in await said(
         site, "erase", "--user", "7", "--yes"
     )
+
+
+@pytest.mark.parametrize("command", ["verify", "rebuild"])
+async def test_a_command_that_is_stopped_says_how_to_continue(
+    site: Site, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for user_id in (1, 2, 3, 4):
+        (question,) = await make.publish(site.engine, user_id=user_id)
+        await Ingest(site.engine, Policy())([sent(right(question))])
+    real = getattr(repair, command)
+
+    async def until_the_third(engine: AsyncEngine, user_id: int, policy: Policy) -> Any:
+        if user_id == 3:
+            raise DatabaseAway("The database is away.")
+        return await real(engine, user_id, policy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repair, command, until_the_third)
+        stopped = await invoke(site, command)
+    assert isinstance(stopped.exception, DatabaseAway)
+    assert "--after 2" in stopped.stderr
+
+    assert json.loads(await said(site, command, "--after", "2", "--json"))["users"] == 2
+    assert json.loads(await said(site, command, "--since", "1h", "--json"))["users"] == 4
+    assert json.loads(await said(site, command, "--shard", "2/2", "--json"))["users"] == 2
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "4", "1/0", "a/b", "1/-2"])
+async def test_a_shard_that_is_none_is_refused(site: Site, shard: str) -> None:
+    refused = await invoke(site, "verify", "--shard", shard)
+    assert refused.exit_code == 2
+    assert "write it as 3/16" in refused.stderr
 
 
 async def test_void_rescore_erase_and_verify(site: Site) -> None:

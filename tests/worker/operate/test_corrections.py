@@ -17,7 +17,7 @@ from worker.domain.dispositions import Disposition, Duplicate, Ingested
 from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.ingest.transaction import Ingest
-from worker.operate.repair import users, verify
+from worker.operate.repair import verify
 from worker.operate.rescore import rescore
 from worker.operate.void import void
 from worker.store.audit import By
@@ -32,7 +32,7 @@ def ingest(engine: AsyncEngine) -> Ingest:
 
 
 async def _nothing_amiss(engine: AsyncEngine) -> None:
-    for user_id in await users(engine):
+    for user_id in await make.users(engine):
         assert await verify(engine, user_id, POLICY) == []
 
 

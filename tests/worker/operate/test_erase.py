@@ -15,7 +15,7 @@ from worker.domain.dispositions import Duplicate, Ingested
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.erase import Found, erase, survey
-from worker.operate.repair import users, verify
+from worker.operate.repair import verify
 from worker.store import schema
 from worker.store.audit import By
 from worker.store.operate.erase import Erased
@@ -63,7 +63,7 @@ async def test_nothing_of_the_user_is_left_and_nobody_else_is_touched(site: Site
     (line,) = await make.rows(site.engine, "SELECT * FROM ingest_audit")
     assert (line["actor"], line["operation"], line["subject"]) == ("ops", "erase", "user 770077")
     assert line["reason"] == BY.reason and line["effect"]["attempts"] == 3
-    for user_id in await users(site.engine):
+    for user_id in await make.users(site.engine):
         assert await verify(site.engine, user_id, Policy()) == []
 
 

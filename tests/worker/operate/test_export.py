@@ -22,7 +22,7 @@ from worker.ingest.transaction import Ingest
 from worker.operate.archive import json_lines
 from worker.operate.archive.json_lines import Imported, export, import_lines
 from worker.operate.archive.xapi import statements
-from worker.operate.repair import users, verify
+from worker.operate.repair import verify
 from worker.operate.rescore import rescore
 from worker.operate.void import void
 from worker.store.audit import By
@@ -95,7 +95,7 @@ async def test_an_export_imported_into_an_empty_database_gives_the_same(
 
     assert (done.batches, done.known, done.users) == (6, 0, {7, 8})
     assert await _all(other_engine) == await _all(engine)
-    for user_id in await users(other_engine):
+    for user_id in await make.users(other_engine):
         assert await verify(other_engine, user_id, POLICY) == []
     assert await _lines(other_engine) == await _lines(engine)
 

@@ -1,6 +1,7 @@
 """Verify finds every way in which progress can be wrong, and rebuild puts it right."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -10,6 +11,7 @@ from tests.factories import Published, at, right, sent, unsure, wrong
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import Difference, rebuild, users, verify
+from worker.store.operate.repair import Part
 
 TAMPERED = {
     "study_topic_id": "study_topic_id = study_topic_id + 1000",
@@ -67,8 +69,8 @@ async def test_what_ingest_stored_is_right_and_a_rebuild_writes_nothing(
     engine: AsyncEngine, questions: list[Published]
 ) -> None:
     before = await _versions(engine)
-    assert await users(engine) == [1, 2]
-    for user_id in await users(engine):
+    assert await make.users(engine) == [1, 2]
+    for user_id in await make.users(engine):
         assert await _verify(engine, user_id) == []
         assert await _rebuild(engine, user_id) == 0
     assert await _versions(engine) == before
@@ -143,10 +145,10 @@ async def test_progress_of_somebody_without_any_attempt_is_found(
         "UPDATE study_question_progress SET user_id = 77 WHERE study_question_id = :id",
         id=questions[2].question_id,
     )
-    assert await users(engine) == [1, 2, 77]
+    assert await make.users(engine) == [1, 2, 77]
     assert len(await _verify(engine, 77)) == len(await _verify(engine, 1)) == 1
     assert await _rebuild(engine, 77) == await _rebuild(engine, 1) == 1
-    assert await users(engine) == [1, 2]
+    assert await make.users(engine) == [1, 2]
 
 
 async def test_all_progress_comes_back_from_the_log_alone(
@@ -240,3 +242,51 @@ async def test_rebuild_and_verify_are_safe_while_batches_come_in(
     assert await _verify(engine) == []
     row = (await make.progress(engine))[1, questions[0].question_id]
     assert row["attempts_count"] == 5 + 40
+
+
+# ------------------------------------------------------------------------------- by part
+
+
+@pytest.fixture
+async def crowd(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """More users than one statement walks over; one of them has progress and nothing else."""
+    monkeypatch.setattr("worker.store.operate.repair.AT_ONCE", 3)
+    user_ids = [-7, 1, 2, 5, 2**40, 2**62]
+    for user_id in user_ids:
+        (question,) = await make.publish(engine, user_id=user_id)
+        await Ingest(engine, Policy())([sent(right(question))])
+    await make.execute(engine, "UPDATE study_question_progress SET user_id = 3 WHERE user_id = 2")
+    return sorted([*user_ids, 3])
+
+
+async def _of(engine: AsyncEngine, part: Part, **more: int) -> list[int]:
+    return [user_id async for user_id in users(engine, part, **more)]
+
+
+async def test_every_user_is_in_one_shard(engine: AsyncEngine, crowd: list[int]) -> None:
+    assert await _of(engine, Part()) == crowd
+    shards = [await _of(engine, Part(shard=number, shards=4)) for number in range(1, 5)]
+    assert sorted(user_id for shard in shards for user_id in shard) == crowd
+    assert all(shard == sorted(shard) for shard in shards)
+
+
+@pytest.mark.parametrize("after", [-8, -7, 0, 3, 2**62])
+async def test_a_walk_continues_after_a_user(
+    engine: AsyncEngine, crowd: list[int], after: int
+) -> None:
+    assert await _of(engine, Part(), after=after) == [each for each in crowd if each > after]
+
+
+async def test_since_is_when_a_session_was_ingested_or_corrected(
+    engine: AsyncEngine, crowd: list[int]
+) -> None:
+    hour = timedelta(hours=1)
+    assert await _of(engine, Part(datetime.now(UTC) + hour)) == []
+    assert await _of(engine, Part(datetime.now(UTC) - hour)) == [
+        each for each in crowd if each != 3
+    ], "who has no session has nothing since"
+    await make.execute(
+        engine,
+        "UPDATE study_quiz_sessions SET updated_at = now() + interval '2 h' WHERE user_id = 5",
+    )
+    assert await _of(engine, Part(datetime.now(UTC) + hour)) == [5]
