@@ -151,7 +151,7 @@ async def _start(
         *command,
         env=environment(settings)
         | {"INGEST_HTTP_PORT": "0", "INGEST_LOG_FORMAT": "json"}
-        | variables,
+        | dict(variables),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,7 +26,7 @@ from worker.store.engine import transaction
 pytestmark = pytest.mark.broker
 
 COMMIT = "COMMIT of .*INSERT INTO outbox"
-QUICK = {
+QUICK: Final[dict[str, Any]] = {
     "heartbeat": 1,
     "connect_timeout": 2,
     "statement_timeout": 1,

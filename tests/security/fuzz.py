@@ -61,7 +61,7 @@ _TOKENS: Final = (
     ),
 )
 
-_WILD: Final = (
+_WILD: Final[tuple[Any, ...]] = (
     *(None, True, False, 0, -1, 1.0, 1.5, 2**31, -(2**31) - 1, 2**63, 10**400, float("1e308")),
     *("", MARKER, "\x00", "\ud800", "\x1b[2J\n", "x" * 129, "x" * 5_000, _UUID, _UUID.upper()),
     *("9999-12-31T23:59:59.999999-00:01", "0001-01-01T00:00+14", "24:00", "2024-02-30", "now"),
@@ -284,7 +284,7 @@ def memory() -> int:
 
 
 def _guided() -> None:
-    import atheris  # type: ignore[import-not-found]  # an extra of whoever wants it
+    import atheris  # an extra of whoever wants it
 
     size = len(_GOOD_FRAME) - 1 - _TABLE_AT
 

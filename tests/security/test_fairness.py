@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 import time
 from contextlib import AsyncExitStack, closing
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -44,9 +45,13 @@ class Phone:
     def record(self, batches: list[AttemptBatch]) -> list[UUID]:
         with closing(sqlite3.connect(self.outbox.path)) as local, local:
             for batch in batches:
-                self.outbox.record(local, batch)
+                self.outbox.record(local, batch)  # type: ignore[arg-type]  # the same wire, copied into the library
         self.relay.wake()
         return [batch.client_session_uuid for batch in batches]
+
+
+def _connected(relay: Relay) -> bool:
+    return relay.status.connected
 
 
 async def sessions(engine: AsyncEngine, user_id: int, count: int) -> list[AttemptBatch]:
@@ -67,7 +72,7 @@ async def test_a_backlog_of_months_leaves_room_for_the_others(
             phone = Phone(tmp_path, await viewers.add(user_id + 1))
             stack.callback(phone.outbox.close)
             await stack.enter_async_context(phone.relay)
-            await phone.relay.until(lambda phone=phone: phone.relay.status.connected)
+            await phone.relay.until(partial(_connected, phone.relay))
             phones.append(phone)
         away, *others = phones
         backlog = await sessions(engine, 1, BACKLOG)

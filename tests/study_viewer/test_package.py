@@ -102,7 +102,7 @@ def copy_with_dependencies(names: list[str], target: Path) -> None:
             if ".." not in file.parts and "__pycache__" not in file.parts:
                 destination = target / file
                 destination.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(found.locate_file(file), destination)
+                shutil.copyfile(str(found.locate_file(file)), destination)
         needed = (Requirement(line) for line in found.requires or ())
         names += [
             each.name for each in needed if not each.marker or each.marker.evaluate({"extra": ""})

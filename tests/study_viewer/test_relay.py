@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
@@ -334,7 +334,7 @@ async def test_a_results_queue_that_is_deleted_comes_back(outbox: Outbox, broker
 
 async def test_a_full_queue_keeps_batches_here(outbox: Outbox, broker: Broker) -> None:
     await broker.channel.queue_delete(ATTEMPTS_QUEUE)
-    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    full: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
     queue = await broker.channel.declare_queue(ATTEMPTS_QUEUE, durable=True, arguments=full)
     await queue.bind(INGEST_EXCHANGE, ATTEMPTS_BINDING)
     uuids = record(outbox, *(make_batch() for _ in range(3)))

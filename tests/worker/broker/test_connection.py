@@ -25,7 +25,7 @@ async def test_a_call_that_waits_while_its_channel_ends_without_a_reason_fails_a
     await asyncio.sleep(0)  # it has asked, and the answer has yet to be read
     # As the client does when its reader ends: it raises `Exception` itself in whatever waits,
     # which nothing could wait for by name.
-    await channel._cancel_tasks(None)
+    await channel._cancel_tasks(None)  # type: ignore[attr-defined]
     with pytest.raises(CLIENT_ERRORS) as caught:
         await asking
     assert describe(caught.value) == "the client lost its connection, and does not say why"

@@ -443,7 +443,7 @@ async def live_and_die(settings: Settings, poisons: set[UUID]) -> dict[UUID, int
     Returns what it settled, and how often that had been returned before.
     """
 
-    async def ingest(group: Sequence[Incoming]) -> list[Disposition]:
+    async def ingest(group: Sequence[Incoming]) -> list[Disposition | Busy]:
         if poisons & {incoming.client_session_uuid for incoming in group}:
             # It takes a moment to die: time for neighbours to arrive, where they do.
             await consumer.changed.until(lambda: consumer.in_hand == 16, timeout=0.05)

@@ -1,5 +1,8 @@
 """A batch of a newer major version waits for a worker that knows it, and is lost on no way."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -38,7 +41,7 @@ async def test_an_older_worker_lets_it_wait_and_a_newer_one_takes_it_by_itself(
     await topology.apply(management, settings)
     (question,) = await factories.publish(engine)
     batch = factories.batch(factories.right(question))
-    more = {} if message_type is None else {"type": message_type}
+    more: dict[str, Any] = {} if message_type is None else {"type": message_type}
 
     async with working(settings, engine) as older:
         await bare_broker.publish(batch.model_dump_json(), routing_key=key, **more)
@@ -53,7 +56,7 @@ async def test_an_older_worker_lets_it_wait_and_a_newer_one_takes_it_by_itself(
     (row,) = await factories.rows(engine, "SELECT client_session_uuid, viewer FROM ingest_inbox")
     assert (row["client_session_uuid"], row["viewer"]) == (batch.client_session_uuid, VIEWER)
     for queue in (amqp.NEWER_QUEUE, amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE):
-        assert await until(lambda queue=queue: bare_broker.depth(queue), (0).__eq__) == 0
+        assert await until(partial(bare_broker.depth, queue), (0).__eq__) == 0
 
 
 async def test_what_is_no_version_at_all_is_refused(broker: Broker, engine: AsyncEngine) -> None:

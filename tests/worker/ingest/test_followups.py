@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from schemas import amqp
 from schemas.documents import asyncapi
@@ -20,7 +21,9 @@ def test_the_worker_has_rules_for_each_kind_and_no_other() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.routing_key)
 def test_a_kind_has_a_queue_a_channel_and_a_place_in_the_documents(kind: Kind) -> None:
-    topology = wanted(Settings(database_url="postgresql://unused", amqp_url="amqp://unused"))
+    topology = wanted(
+        Settings(database_url=SecretStr("postgresql://unused"), amqp_url=SecretStr("amqp://unused"))
+    )
     queue = amqp.followups_queue(kind.routing_key)
     assert queue in {each.name for each in topology.queues}
     assert kind.routing_key in {

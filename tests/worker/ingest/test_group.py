@@ -18,7 +18,7 @@ from schemas.errors import Rejection
 from schemas.words import RejectReason
 from tests import factories as make
 from tests.factories import Published, answer, at, incoming, sent
-from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
@@ -48,7 +48,7 @@ def _attempt(questions: list[Published | str], drawn: tuple[int, int | None, boo
     return answer(questions[number], choice, at(hours=hour), unsure=unsure)
 
 
-def _plain(disposition: Disposition) -> tuple[str, RejectReason | None]:
+def _plain(disposition: Disposition | Busy) -> tuple[str, RejectReason | None]:
     match disposition:
         case Ingested():
             return "ingested", None
@@ -56,6 +56,8 @@ def _plain(disposition: Disposition) -> tuple[str, RejectReason | None]:
             return "duplicate", None
         case Rejected(reason=reason):
             return "rejected", reason
+        case Busy():
+            return "busy", None
 
 
 def _whatever_the_group(contents: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _whatever_the_group(contents: dict[str, list[dict[str, Any]]]) -> dict[str, 
 
 async def _both_ways(
     engine: AsyncEngine, group: list[Incoming]
-) -> tuple[list[Disposition], list[Disposition]]:
+) -> tuple[list[Disposition | Busy], list[Disposition | Busy]]:
     ingest = Ingest(engine, Policy())
     one_by_one = [each for delivery in group for each in await ingest([delivery])]
     expected = await make.contents(engine)
@@ -106,7 +108,7 @@ async def test_a_group_is_its_batches_one_after_another(
     mine, other_topic = await make.publish(engine, 3, user_id=1), await make.publish(engine)
     (yours,) = await make.publish(engine, user_id=2)
     await make.withdraw(engine, mine[2])
-    questions = [*mine, *other_topic, yours, "unknown", mine[0]]
+    questions: list[Published | str] = [*mine, *other_topic, yours, "unknown", mine[0]]
 
     drawn = data.draw(DELIVERIES)
     repeats = data.draw(st.lists(st.integers(0, len(drawn) - 1), max_size=3))

@@ -20,7 +20,7 @@ from schemas.ingest_result import IngestResult
 from schemas.words import Outcome, Pattern, RejectReason, SkipReason, Status
 from tests import factories as make
 from tests.factories import RIGHT, WRONG, at, batch, incoming, right, sent, unsure, wrong
-from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
@@ -32,7 +32,7 @@ def ingest(engine: AsyncEngine) -> Ingest:
     return Ingest(engine, Policy())
 
 
-async def _one(ingest: Ingest, delivery: Incoming) -> Disposition:
+async def _one(ingest: Ingest, delivery: Incoming) -> Disposition | Busy:
     (disposition,) = await ingest([delivery])
     return disposition
 

@@ -15,7 +15,7 @@ from tests import factories as make
 from tests.factories import Published, answer, at, sent
 from tests.worker.domain import naive
 from tests.worker.domain.strategies import ANSWERS, MINUTES
-from worker.domain.dispositions import Disposition, Duplicate, Ingested
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
@@ -68,7 +68,7 @@ def _first_time(delivery: Incoming) -> datetime:
     return min(time for attempt in attempts if (time := attempt.sent_at()))
 
 
-async def _worker(ingest: Ingest, groups: list[list[Incoming]]) -> list[Disposition]:
+async def _worker(ingest: Ingest, groups: list[list[Incoming]]) -> list[Disposition | Busy]:
     return [each for group in groups for each in await ingest(group)]
 
 

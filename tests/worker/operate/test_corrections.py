@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas.words import Outcome, Pattern, Status
 from tests import factories as make
 from tests.factories import RIGHT, WRONG, answer, at, right, sent, unsure, wrong
-from worker.domain.dispositions import Disposition, Duplicate, Ingested
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested
 from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.ingest.transaction import Ingest
@@ -331,7 +331,7 @@ async def test_a_rescore_amid_ingest_leaves_one_key(engine: AsyncEngine, ingest:
     (question,) = await make.publish(engine)
     await ingest([sent(wrong(question, at(0)))])
 
-    async def batches(start: float) -> list[list[Disposition]]:
+    async def batches(start: float) -> list[list[Disposition | Busy]]:
         return [
             await ingest([sent(wrong(question, at(start) + timedelta(minutes=n)))])
             for n in range(4)

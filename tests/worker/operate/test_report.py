@@ -84,7 +84,7 @@ def test_retention_is_of_the_last_weeks_and_every_week_is_there() -> None:
 
 
 def test_topics_with_most_to_do_come_first_and_the_worst_leech_too() -> None:
-    wrong = {"last_outcome": Outcome.WRONG, "topic_id": 2, "topic_name": ""}
+    wrong: dict[str, Any] = {"last_outcome": Outcome.WRONG, "topic_id": 2, "topic_name": ""}
     found = picture(
         1,
         [

@@ -1,9 +1,9 @@
 """What failures of the database mean: away, passing, or a fault of ours. All of them are real."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import pytest
@@ -24,7 +24,7 @@ from worker.store.driver import fetch
 from worker.store.engine import is_ready, make_engine, transaction
 
 Connect = Callable[..., AsyncEngine]
-Run = Callable[..., Awaitable[object]]
+Run = Callable[..., Coroutine[Any, Any, object]]
 
 _UNKNOWN: Final = "SELECT * FROM no_such_table"
 _REFUSED: Final = "INSERT INTO published (pub_id, kind, source_id) VALUES ('', 'x', 1)"
@@ -270,7 +270,7 @@ async def test_a_backend_ended_in_the_middle_is_away_and_the_next_connection_is_
     engine: AsyncEngine, connect: Connect, run: Run
 ) -> None:
     ours = connect(connections=1)
-    task = asyncio.create_task(run(ours, "SELECT pg_sleep(10)"))
+    task: asyncio.Task[object] = asyncio.create_task(run(ours, "SELECT pg_sleep(10)"))
     await asyncio.sleep(0.2)
     await _terminate(engine)
     with pytest.raises(DatabaseAway):

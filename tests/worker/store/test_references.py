@@ -180,7 +180,7 @@ async def test_a_batch_that_comes_in_while_a_question_goes_waits_and_tells_witho
     # As the worker does: the next try finds what there is now.
     (done,) = await _ingest(engine, asked[0], gone)
     assert isinstance(done, Ingested)
-    skipped = (await make.told(engine))[-1].skipped or []
+    skipped = (await make.told(engine))[-1].skipped
     assert [each.reason for each in skipped] == ["question_deleted"]
 
 
@@ -189,7 +189,7 @@ async def test_nothing_goes_where_an_attempt_that_just_came_in_would_not_be_seen
     engine: AsyncEngine, asked: list[Published], level: str
 ) -> None:
     async with engine.connect() as other:
-        await other.execution_options(isolation_level=level)  # type: ignore[call-overload]
+        await other.execution_options(isolation_level=level)
         await other.execute(text("SELECT count(*) FROM study_questions"))  # its snapshot is taken
         (done,) = await _ingest(engine, asked[2])
         assert isinstance(done, Ingested)

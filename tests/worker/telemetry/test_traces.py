@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -30,7 +31,7 @@ async def test_a_trace_goes_on_from_the_viewer_to_the_result_and_the_follow_up(
         await management.bind(amqp.RESULTS_EXCHANGE, "results", amqp.result_key(VIEWER))
     batch = make.batch(make.wrong(question))
     async with collecting() as collector:
-        variables = {
+        variables: dict[str, Any] = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
             "OTEL_BSP_SCHEDULE_DELAY": "50",
         }
