@@ -1,4 +1,6 @@
-"""`python -m chaos`: run by `./dev chaos`. Exits with 0 only when the checker is satisfied."""
+"""`python -m chaos`, which `./dev chaos` runs. It exits with 0 only if the checker finds nothing
+wrong.
+"""
 
 import asyncio
 import logging
@@ -20,9 +22,11 @@ from devtools.processes import started_at
 
 
 def main() -> int:
-    """0: nothing lost, nothing doubled. 1: something was. 130: interrupted."""
+    """Returns 0 if nothing was lost or doubled, 1 if something was, and 130 if it was
+    interrupted.
+    """
     arguments = parser().parse_args()
-    # The clients' despair over servers that we kill is no news.
+    # Hide the clients' errors about the servers that this run kills.
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     seed = int(time.time()) if arguments.seed is None else arguments.seed
@@ -60,7 +64,7 @@ def main() -> int:
 
 
 def _folder(seed: int) -> Path:
-    """A folder for this run; those of runs that are over are removed."""
+    """A folder for this run. It deletes those of runs that have ended."""
     for old in in_home("chaos").iterdir():
         if started_at(int(old.name.rpartition("-")[2])) is None:
             shutil.rmtree(old)

@@ -1,7 +1,6 @@
-"""The processes under fire: started, killed, stopped, and started again as a supervisor would.
+"""The processes of a run: started, killed, stopped, and restarted as a supervisor would do.
 
-Each logs to a file of its own, and dies with us whatever happens to us. Knows processes and
-signals; may not know what they do.
+Each writes a log file of its own, and ends with this process, whatever happens to it.
 """
 
 import asyncio
@@ -16,15 +15,16 @@ from typing import Final
 from devtools.processes import die_with_parent
 
 _RESTART_DELAY: Final = 0.5
-"""Seconds before a process that ended is started again, as by compose's `restart: always`."""
+"""Seconds before a process that ended is restarted, like compose's `restart: always`."""
 _STOP_SECONDS: Final = 40.0
-"""After SIGTERM; beyond the worker's own drain timeout."""
+"""Seconds after SIGTERM, more than the worker's own drain timeout."""
 
 
 class Actor:
-    """One process that is kept running while it is wanted.
+    """One process that is kept running as long as it is wanted.
 
-    `exits` counts how it ended: "killed" by us, "asked" (SIGTERM, exit 0), or "exit N" by itself.
+    `exits` counts how it ended: "killed" by this run, "asked" (SIGTERM, exit 0), or "exit N" by
+    itself.
     """
 
     def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
@@ -38,24 +38,24 @@ class Actor:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it is kept running."""
+        """Whether it should be running."""
         return self._keeper is not None
 
     @property
     def pid(self) -> int | None:
-        """Its process id; None while it doesn't run."""
+        """Its process id. None if it does not run."""
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
     async def start(self) -> None:
-        """Starts it, and from now on again whenever it ends."""
+        """Starts it, and restarts it whenever it ends."""
         if self._keeper is None:
             self._begun.clear()
             self._keeper = asyncio.create_task(self._keep(), name=self.name)
             await self._begun.wait()
 
     async def stop(self) -> None:
-        """SIGTERM, and kill -9 if it does not end in time; it is not started again."""
+        """Sends SIGTERM, and kill -9 if it does not end in time. It is not restarted."""
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
@@ -70,7 +70,7 @@ class Actor:
             await keeper
 
     async def abort(self) -> None:
-        """kill -9, and it is not started again."""
+        """Sends kill -9. It is not restarted."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             self._expected = "killed"
@@ -78,25 +78,25 @@ class Actor:
             await keeper
 
     def kill(self) -> None:
-        """kill -9: it is started again."""
+        """Sends kill -9. It is restarted."""
         self._expected = "killed"
         self._signal(signal.SIGKILL)
 
     def drain(self) -> None:
-        """SIGTERM: it ends in good order, and is started again."""
+        """Sends SIGTERM. It drains, and is restarted."""
         self._expected = "asked"
         self._signal(signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, and nothing answers."""
+        """Sends SIGSTOP. Connections stay open, and nothing answers."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Sends SIGCONT."""
         self._signal(signal.SIGCONT)
 
     def tell(self, line: str) -> None:
-        """Writes a line to its standard input; lost if it doesn't run."""
+        """Writes a line to its standard input. The line is lost if the process does not run."""
         process = self._process
         if process is not None and process.stdin is not None and process.returncode is None:
             process.stdin.write(f"{line}\n".encode())
@@ -111,7 +111,7 @@ class Actor:
                     stdin=asyncio.subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # a Ctrl-C is ours to pass on
+                    start_new_session=True,  # this process decides what happens on Ctrl-C
                     preexec_fn=die_with_parent,
                 )
             self._begun.set()

@@ -1,7 +1,6 @@
-"""A viewer that speaks AMQP 1.0, as RabbitMQ 4 does by default: a real client, in Node.
+"""A viewer that uses AMQP 1.0, which RabbitMQ 4 supports by default: a real client, in Node.
 
-What it publishes a worker gets by AMQP 0-9-1, which can't carry all of it. Knows how the client
-is installed and told what to send; may not know what a message means.
+A worker receives what it publishes by AMQP 0-9-1, which can't carry all of it.
 """
 
 import asyncio
@@ -23,11 +22,11 @@ _INSTALL: Final = ("npm", "install", "--no-audit", "--no-fund", "--no-package-lo
 _PATIENCE: Final = 120.0
 
 Message = Mapping[str, Any]
-"""As the script takes it; see there."""
+"""A message in the form that the script takes."""
 
 
 def client() -> Path | None:
-    """The folder with the client, installed once; None where Node or a network is missing."""
+    """The folder with the client, which is installed once. None without Node or a network."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         return None
     folder = in_home("amqp10")
@@ -44,14 +43,15 @@ def client() -> Path | None:
 
 
 def speaks(version: str) -> bool:
-    """Whether a RabbitMQ of this version speaks it without being told to."""
+    """Whether a RabbitMQ of this version supports it without configuration."""
     return int(version.partition(".")[0]) >= 4
 
 
 async def publish(
     folder: Path, url: str, viewer: str, messages: Sequence[Message]
 ) -> tuple[list[str], str]:
-    """Publishes batches of `viewer` at an AMQP URL; the outcomes, and what the client complains of.
+    """Publishes batches of `viewer` at an AMQP URL. Returns the outcomes, and the client's
+    complaints.
 
     An outcome is `accepted`, `rejected`, `released`, `modified` or `unanswered`.
     """

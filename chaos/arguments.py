@@ -1,28 +1,36 @@
-"""The storm's command line: read before anything starts, with the standard library alone."""
+"""The command line of the chaos run. It is read before anything starts, with the standard library
+alone.
+"""
 
 import argparse
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of `./dev chaos`."""
+    """The parser for `./dev chaos`."""
     made = argparse.ArgumentParser(
         prog="./dev chaos",
         description="Kills and cuts servers, workers, viewers and links, and proves that nothing"
         " was lost and nothing doubled.",
     )
     made.add_argument("--seconds", type=float, default=60, help="how long (default 60)")
-    made.add_argument("--seed", type=int, help="the same seed, the same schedule")
+    made.add_argument("--seed", type=int, help="the same seed gives the same schedule")
     made.add_argument(
         "--pace", type=float, default=1.8, help="seconds between faults, on average (default 1.8)"
     )
     made.add_argument(
-        "--rate", type=float, default=1.5, help="sessions a second of each viewer (default 1.5)"
+        "--rate", type=float, default=1.5, help="sessions per second of each viewer (default 1.5)"
     )
     made.add_argument(
-        "--patience", type=float, default=120, help="longest drain in seconds (default 120)"
+        "--patience",
+        type=float,
+        default=120,
+        help="longest time for the drain, in seconds (default 120)",
     )
     made.add_argument(
-        "--only", action="append", metavar="KIND", help="this kind of fault; may be given again"
+        "--only",
+        action="append",
+        metavar="KIND",
+        help="only this kind of fault; can be given several times",
     )
-    made.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return made

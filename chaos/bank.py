@@ -1,4 +1,4 @@
-"""The question bank of a run, and how it is handed to the phones, which are other processes."""
+"""The question bank of a run, and how the phones, which are other processes, get it."""
 
 import json
 import random
@@ -16,16 +16,16 @@ _DELETED_SHARE: Final = 0.03
 
 
 def made_up(seed: int, users: int, questions_each: int) -> list[Question]:
-    """The same bank for the same seed."""
+    """A bank, always the same for the same seed."""
     rng = random.Random(seed)
     return bank.made_up(rng, users, questions_each, deleted_share=_DELETED_SHARE)
 
 
 def save(path: Path, questions: Sequence[Question]) -> None:
-    """Hands the bank to the viewers."""
+    """Writes the bank for the viewers."""
     path.write_text(json.dumps([asdict(question) for question in questions]))
 
 
 def load(path: Path) -> list[Question]:
-    """What `save` wrote."""
+    """Reads what `save` wrote."""
     return [Question(**fields) for fields in json.loads(path.read_text())]

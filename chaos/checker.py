@@ -16,13 +16,13 @@ from chaos.evidence import Evidence, Recorded, Row
 from chaos.expected import Ingested, Replay, Verdict, verdict
 
 _GIVEN_UP: Final = ("retries_exhausted", "delivery_limit", None)
-"""Reasons for which a good batch may be parked; the broker itself gives none."""
+"""Reasons for which a good batch may be a dead letter. The broker itself gives none."""
 _SAME: Final = 1e-9
-"""Relative difference up to which two floating-point results are the same."""
+"""The relative difference up to which two floating-point results count as equal."""
 
 
 class Violation(NamedTuple):
-    """What is wrong, in one sentence that names it."""
+    """What is wrong, in one sentence that names the batch or row."""
 
     kind: Literal["lost", "doubled", "wrong"]
     sentence: str
@@ -47,7 +47,7 @@ class Case:
 
 
 def check(found: Evidence) -> list[Violation]:
-    """Every violation; none when the law holds."""
+    """Every violation. Empty if the law holds."""
     case = judge(found)
     return [violation for rule in RULES for violation in rule(case)]
 
@@ -99,7 +99,9 @@ def outboxes_hold_what_was_played(case: Case) -> Iterator[Violation]:
 
 
 def every_batch_came_to_its_end(case: Case) -> Iterator[Violation]:
-    """Ingested or parked with a reason, as its content deserves; told to its viewer."""
+    """Each batch is ingested, or a dead letter with the right reason, and its viewer got that
+    result.
+    """
     for recorded in case.found.recorded:
         uuid = recorded.client_session_uuid
         must = case.verdicts[uuid]
@@ -135,7 +137,9 @@ def _viewer_knows(case: Case, recorded: Recorded, must: Verdict, where: str) -> 
 
 
 def inbox_holds_each_batch_once(case: Case) -> Iterator[Violation]:
-    """One row, with the digest of the content, the principal, and what was told."""
+    """Each ingested batch has one row with the digest of its content, the principal and the
+    result.
+    """
     for uuid, count in Counter(row["client_session_uuid"] for row in case.found.inbox).items():
         if count > 1:
             yield doubled(f"The inbox has batch {uuid} {count} times.")
@@ -152,7 +156,7 @@ def inbox_holds_each_batch_once(case: Case) -> Iterator[Violation]:
 
 
 def summaries_are_right(case: Case) -> Iterator[Violation]:
-    """What the inbox keeps of a batch: its skipped attempts and its sessions' six counts."""
+    """The stored results are right: the skipped attempts, and six counts for each session."""
     for uuid, done in case.accepted.items():
         summary = case.inbox[uuid]["summary"] or {}
         if summary.get("client_session_uuid") != str(uuid) or summary.get("status") != "ingested":
@@ -199,7 +203,7 @@ def sessions_and_attempts_are_the_batches(case: Case) -> Iterator[Violation]:
 
 
 def progress_is_the_fold(case: Case) -> Iterator[Violation]:
-    """Each progress row is what the checker's own fold of all attempts comes to."""
+    """Each progress row equals the checker's own fold of all attempts."""
     rows: dict[tuple[int, int], list[Row]] = defaultdict(list)
     for row in case.found.progress:
         rows[row["user_id"], row["study_question_id"]].append(row)
@@ -222,7 +226,7 @@ def progress_is_the_fold(case: Case) -> Iterator[Violation]:
 
 
 def results_on_the_wire_are_right(case: Case) -> Iterator[Violation]:
-    """One result `ingested` for each ingested batch, under one id; nothing untrue of any."""
+    """Each ingested batch has one result `ingested`, under one id, and no result is false."""
     bodies: dict[str, Row] = {}
     ingested: dict[UUID, set[str]] = defaultdict(set)
     strange = _strange_expectations(case)
@@ -252,9 +256,10 @@ def results_on_the_wire_are_right(case: Case) -> Iterator[Violation]:
 
 
 def followups_are_right(case: Case) -> Iterator[Violation]:
-    """An explanation once for each (user, question), a review once for each session that needs it.
+    """An explanation was requested once for each (user, question), and a review once for each
+    session that needs it.
 
-    The same message may come again; other content, or another id, is a second job.
+    The same message may be published again. Other content, or another id, is a second job.
     """
     sessions = {row["id"]: row for row in case.found.sessions}
     contents: dict[str, Row] = {}
@@ -283,7 +288,9 @@ def followups_are_right(case: Case) -> Iterator[Violation]:
 
 
 def strangers_were_answered(case: Case) -> Iterator[Violation]:
-    """Each message from no outbox is parked for its own reason, or was an echo and is not."""
+    """Each message of the stranger is a dead letter with the right reason, or a copy that is
+    not.
+    """
     reasons: dict[str, set[str | None]] = defaultdict(set)
     for parked in case.found.parked:
         if parked.mark is not None:
@@ -311,7 +318,7 @@ def strangers_were_answered(case: Case) -> Iterator[Violation]:
 
 
 def nothing_waits(case: Case) -> Iterator[Violation]:
-    """Queues and the database's outbox are empty."""
+    """The queues and the outbox table are empty."""
     for place, count in case.found.waiting.items():
         if count:
             yield lost(f"{count} messages still wait in {place}.")
@@ -332,7 +339,7 @@ RULES: Final[tuple[Callable[[Case], Iterator[Violation]], ...]] = (
 
 
 def lost(sentence: str) -> Violation:
-    """Something that was recorded has left no trace, or not the one it should."""
+    """Something that was recorded has left no trace, or a wrong one."""
     return Violation("lost", sentence)
 
 
@@ -342,7 +349,7 @@ def doubled(sentence: str) -> Violation:
 
 
 def wrong(sentence: str) -> Violation:
-    """Something is there once, and is not what it should be."""
+    """Something exists once, and is not as it should be."""
     return Violation("wrong", sentence)
 
 
@@ -356,7 +363,7 @@ def _one(what: str, rows: list[Row], must: Mapping[str, Any]) -> Iterator[Violat
 
 
 def _differing(must: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """Names each value that is not what it must be; empty when all are."""
+    """Describes each value that differs from what it must be. Empty if there is none."""
     return "; ".join(
         f"{name} is {row.get(name)}, should be {value}"
         for name, value in must.items()
@@ -371,7 +378,9 @@ def _same(found: object, must: object) -> bool:
 
 
 def _same_result(told: Row, kept: Row) -> bool:
-    """Whether a viewer was told what the inbox keeps; the status may say 'already'."""
+    """Whether a viewer got the result that the inbox keeps. The status may be
+    'already_ingested'.
+    """
     return _trimmed(told) == _trimmed(kept)
 
 

@@ -1,10 +1,10 @@
-"""`python -m chaos.cluster`: three RabbitMQ nodes, of which each is killed in turn, under load.
+"""`python -m chaos.cluster`: kills each of three RabbitMQ nodes in turn, under load.
 
-The leader of the queue of batches first, then the others, one at a time; each comes back before
-the next is killed. Viewers and workers know one address, behind which is whatever node lets them
-in, as behind an operator's load balancer; no worker is started again. Then drain, check, and one
-JSON object: for how long nothing was committed after each kill. A few minutes, most of them
-starting nodes.
+It kills the leader of the queue of batches first, then the others, one at a time, and waits until
+each is back before it kills the next. Viewers and workers use one address, which leads to any node
+that accepts connections, like an operator's load balancer. No worker is restarted. At the end it
+drains, checks, and prints one JSON object with the time without a commit after each kill. It takes
+a few minutes, mostly for starting nodes.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ from schemas import amqp
 
 _VIEWERS: Final = 3
 _RATE: Final = 2.0
-"""Sessions a second of each viewer."""
+"""Sessions per second of each viewer."""
 _BEFORE: Final = 5.0
-"""Seconds of undisturbed work before each kill."""
+"""Seconds of normal work before each kill."""
 _PATIENCE: Final = 180.0
 _LOOK_EVERY: Final = 0.3
 
 
 class Balancer:
-    """One address for several: each connection goes to the next that lets it in."""
+    """One address for several nodes. Each connection goes to the next node that accepts it."""
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = list(ports)
@@ -101,7 +101,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 @dataclass(slots=True)
 class Outcome:
-    """What is told in the end; `paused` is in seconds, for each node that was killed."""
+    """The result of the run. `paused` is in seconds, for each node that was killed."""
 
     members: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Outcome:
 
 
 async def run(folder: Path, say: Callable[[str], None]) -> Outcome:
-    """The whole run; leaves logs and outboxes in `folder`."""
+    """Runs everything. Logs and outboxes stay in `folder`."""
     outcome = Outcome()
     questions = bank.made_up(1, _VIEWERS, 40)
     bank.save(folder / "bank.json", questions)
@@ -129,7 +129,7 @@ async def run(folder: Path, say: Callable[[str], None]) -> Outcome:
         stage = Stage(postgres, cluster.nodes[0], folder)
         await prepare(stage, questions)
         outcome.members = (await _queue(cluster.nodes[0]))["members"]
-        # Else a node that is killed before it has written down its queues comes back without.
+        # Otherwise a node that is killed before it has stored its queues comes back without them.
         for node in cluster.nodes:
             await asyncio.to_thread(node.remember_queues)
         say(f"three nodes; the queue's members are {outcome.members}")
@@ -211,7 +211,7 @@ async def _queue(node: RabbitMQ, name: str = amqp.ATTEMPTS_QUEUE) -> Any:
 
 
 async def _whole(cluster: RabbitMQCluster) -> bool:
-    """Whether every member of the queue takes part again."""
+    """Whether all members of the queue are in sync again."""
     with suppress(httpx.HTTPError):
         found = await _queue(cluster.nodes[0])
         return len(found.get("online", ())) == len(found["members"]) == len(cluster.nodes)
@@ -256,7 +256,7 @@ async def _until(done: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def _beats(pulse: Pulse, moment: float) -> None:
-    """Waits until something was committed after that."""
+    """Waits until something was committed after that time."""
 
     async def beaten() -> bool:
         return pulse.first_after(moment) is not None
@@ -269,7 +269,7 @@ async def _abort(actors: Sequence[Actor]) -> None:
 
 
 def main() -> int:
-    """0 when nothing was lost or doubled, and no worker had to be started again."""
+    """Returns 0 if nothing was lost or doubled, and no worker had to be restarted."""
     with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
         outcome = asyncio.run(run(Path(folder), lambda line: print(line, file=sys.stderr)))
     print(json.dumps(asdict(outcome), indent=2))

@@ -1,7 +1,7 @@
-"""What is found when all is over: the viewers' files, the database's rows, the queues' messages.
+"""The evidence after a run: the viewers' files, the database's rows, and the messages in the
+queues.
 
-Plain values that the checker judges, and how they are collected. Knows SQLite, SQL and AMQP; may
-not know what any of it should be.
+This module collects plain values, and the checker judges them.
 """
 
 import json
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 class Recorded(NamedTuple):
-    """One row of a viewer's outbox; `result` is what the viewer was told, None when nothing."""
+    """One row of a viewer's outbox. `result` is the result that the viewer got, or None."""
 
     viewer: str
     client_session_uuid: UUID
@@ -41,10 +41,10 @@ class Played(NamedTuple):
 
 
 class Strange(NamedTuple):
-    """A message from no outbox that the broker has confirmed, and what must become of it.
+    """A message of the stranger that the broker has confirmed, and what must happen to it.
 
-    `mark` is a header that travels with every copy. `expected` is a rejection's reason, or
-    `already_ingested` for an echo of a batch that was ingested before.
+    `mark` is a header that every copy carries. `expected` is the reason of a rejection, or
+    `already_ingested` for a copy of a batch that was ingested before.
     """
 
     mark: str
@@ -78,7 +78,9 @@ class Parked(NamedTuple):
 
 @dataclass(slots=True)
 class Evidence:
-    """All of it. `waiting` is the number of messages that a queue or table should not have."""
+    """All evidence. `waiting` is the number of messages in queues or tables that should be
+    empty.
+    """
 
     recorded: list[Recorded] = field(default_factory=list)
     played: list[Played] = field(default_factory=list)
@@ -114,11 +116,11 @@ _PUBLISHED: Final = (
     " WHERE kind = 'question'"
 )
 _DRAINED_AFTER: Final = 15.0
-"""Seconds for one answer of the broker while a queue is emptied."""
+"""Seconds for one answer of the broker while a queue is being emptied."""
 
 
 def read_outbox(evidence: Evidence, path: Path, viewer: str) -> None:
-    """Adds what one viewer's file holds; reads the file, not the library."""
+    """Adds the content of one viewer's file, read without the library."""
     with closing(sqlite3.connect(path)) as file:
         for uuid, digest, body, state, result, confirms in file.execute(
             "SELECT client_session_uuid, digest, body, state, result, confirms"
@@ -134,7 +136,7 @@ def read_outbox(evidence: Evidence, path: Path, viewer: str) -> None:
 
 
 async def read_database(evidence: Evidence, url: str) -> None:
-    """Adds every row that matters, of one snapshot."""
+    """Adds all relevant rows, from one snapshot."""
     connection = await asyncpg.connect(url)
     try:
         await connection.set_type_codec(

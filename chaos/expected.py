@@ -28,7 +28,7 @@ class Counted(NamedTuple):
 
 @dataclass(slots=True)
 class Verdict:
-    """What must become of one batch: ingested for `user_id`, or rejected for `reason`."""
+    """What must happen to one batch: ingested for `user_id`, or rejected for `reason`."""
 
     uuid: UUID
     digest: bytes
@@ -40,7 +40,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class Ingested:
-    """What the ingest of one batch must have left behind, keyed as the checker compares it."""
+    """What the ingest of one batch must have stored, by the keys that the checker compares."""
 
     sessions: dict[int, Row] = field(default_factory=dict)
     attempts: dict[int, Row] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Ingested:
 
 
 def verdict(recorded: Recorded, published: Mapping[str, Row]) -> Verdict:
-    """Resolve: which attempts count, for whom, or why none of them does."""
+    """Resolve: which attempts count and for whom, or why none does."""
     found = Verdict(
         recorded.client_session_uuid, digest(recorded.body), None, None, counted=[], skipped=[]
     )
@@ -84,7 +84,7 @@ def verdict(recorded: Recorded, published: Mapping[str, Row]) -> Verdict:
 
 
 def digest(body: Row) -> bytes:
-    """SHA-256 of the normalized content: the same for two bodies that mean the same."""
+    """The SHA-256 of the normalized content, which is equal for two bodies that mean the same."""
     attempts = [
         [
             attempt["question_pub_id"],
@@ -100,7 +100,7 @@ def digest(body: Row) -> bytes:
 
 
 class Replay:
-    """Ingests batches again, each user's in the order given, and keeps every history."""
+    """Ingests batches again, each user's in the given order, and keeps every history."""
 
     def __init__(self) -> None:
         self.histories: dict[tuple[int, int], History] = {}
@@ -203,7 +203,7 @@ def _unresolved(question: Row | None) -> str | None:
 
 
 def _sent_at(attempt: Mapping[str, Any]) -> datetime | None:
-    """The time as sent, in UTC; None where it is null or can't be read."""
+    """The time as sent, in UTC. None if it is null or not readable."""
     try:
         at = datetime.fromisoformat(attempt.get("answered_at") or "")
     except ValueError:

@@ -1,7 +1,7 @@
-"""The faults, as data: what each is called, how long it lasts, what it occupies, how it is done.
+"""The faults, as data: the name of each, how long it lasts, what it occupies, and how it is done.
 
-A fault is an asynchronous context manager: entering it hurts and says what was hit, leaving it
-ends the cause. Those that occupy one server take turns; all others may overlap.
+A fault is an asynchronous context manager. Entering it causes the fault and returns what was hit,
+and leaving it ends the cause. Faults of the same server take turns, and all others may overlap.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ Inflict = Callable[[World, random.Random], AbstractAsyncContextManager[str]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`seconds` is the shortest and longest time that it lasts; 0 for what is over at once."""
+    """`seconds` is the shortest and the longest duration. It is 0 for a fault that ends at once."""
 
     kind: str
     seconds: tuple[float, float]
@@ -78,7 +78,7 @@ async def _scale(world: World, rng: random.Random) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _restore_viewer(world: World, rng: random.Random) -> AsyncIterator[str]:
-    """A phone set up anew from a backup: it has forgotten its latest results."""
+    """Restores a phone from a backup, so that it has lost its latest results."""
     phone = _running(world.phones, rng)
     await phone.abort()
     try:
@@ -154,9 +154,9 @@ _FEW: Final = 3
 
 @asynccontextmanager
 async def _close_connections(world: World, rng: random.Random) -> AsyncIterator[str]:
-    """As an operator does in the management pages."""
+    """Closes connections as an operator does in the management pages."""
     names: list[str] = []
-    for _ in range(_LOOKS):  # the list comes late, most of all when the broker has just begun
+    for _ in range(_LOOKS):  # the list is late, most of all just after the broker has started
         names = sorted(each["name"] for each in await world.stage.management("GET", "connections"))
         if len(names) > _FEW:
             break
@@ -182,7 +182,7 @@ async def _read_only(world: World, rng: random.Random) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _no_connections(world: World, rng: random.Random) -> AsyncIterator[str]:
-    """What PostgreSQL answers is the same (53300) as when all its connections are taken."""
+    """Has the same effect as when all connections are in use: PostgreSQL answers 53300."""
     await world.stage.sql(f"ALTER ROLE {ROLE} CONNECTION LIMIT 0")
     ended = await _terminate(world)
     try:
@@ -240,7 +240,7 @@ def _link(act: Callable[[Proxy, random.Random], object]) -> Inflict:
 
 
 def _partition(*whom: str) -> Inflict:
-    """Nobody reaches these servers, and nobody is told."""
+    """Cuts off these servers. Nobody gets an error."""
 
     @asynccontextmanager
     async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:

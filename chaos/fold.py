@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class History:
-    """All answers of one user to one question that are known so far."""
+    """All known answers of one user to one question."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -41,7 +41,7 @@ class History:
         self._memories: list[fsrs6.Memory] = []
 
     def add(self, answer: Answer) -> None:
-        """Puts the answer at its place in history."""
+        """Inserts the answer at its place in the history."""
         insort(self.answers, answer)
         del self._memories[self.answers.index(answer) :]
 
@@ -110,7 +110,7 @@ class History:
 
 
 def run_at_end(outcomes: Sequence[str]) -> int:
-    """How many answers at the end were correct in a row."""
+    """The number of correct answers in a row at the end."""
     run = 0
     while run < len(outcomes) and outcomes[-1 - run] == CORRECT:
         run += 1
@@ -118,13 +118,13 @@ def run_at_end(outcomes: Sequence[str]) -> int:
 
 
 def longest_run(outcomes: Sequence[str]) -> int:
-    """The most correct answers in a row there ever were."""
+    """The largest number of correct answers in a row in the whole history."""
     marks = "".join("+" if outcome == CORRECT else " " for outcome in outcomes)
     return max(map(len, marks.split()), default=0)
 
 
 def lapses(outcomes: Sequence[str]) -> int:
-    """Correct answers directly followed by one that was not."""
+    """The number of correct answers directly followed by one that is not correct."""
     return sum(
         before == CORRECT and after != CORRECT for before, after in itertools.pairwise(outcomes)
     )

@@ -1,7 +1,7 @@
-"""FSRS-6 by its published formulas and default parameters: the checker's own memory model.
+"""FSRS-6 from its published formulas and default parameters: the checker's own memory model.
 
-https://github.com/open-spaced-repetition/awesome-fsrs/wiki/The-Algorithm. Pure; does not use the
-package that the worker uses, so that a mistake in using it shows.
+https://github.com/open-spaced-repetition/awesome-fsrs/wiki/The-Algorithm. Pure. It does not use the
+package that the worker uses, so that it would reveal a mistake in using that package.
 """
 
 from datetime import datetime, timedelta
@@ -34,7 +34,7 @@ def first(grade: int, at: datetime) -> Memory:
 
 
 def next_(memory: Memory, reviewed_at: datetime, grade: int, at: datetime) -> Memory:
-    """The memory after one more review at `at`; `reviewed_at` is when the last one was."""
+    """The memory after one more review at `at`. `reviewed_at` is the time of the previous one."""
     days = (at - reviewed_at).days
     if days < 1:
         stability = _same_day(memory.stability, grade)

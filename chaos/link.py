@@ -1,4 +1,4 @@
-"""What every link on the loopback does: it lets clients in, serves each of them, and ends."""
+"""The base of links on the loopback interface: accepts clients, serves each of them, and ends."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -8,7 +8,7 @@ Direction = Literal["to_server", "to_client"]
 
 
 class Link(ABC):
-    """Open for clients at `port` of the loopback while it is entered."""
+    """Accepts clients at `port` of the loopback interface while it is entered."""
 
     def __init__(self) -> None:
         self._listener: asyncio.Server | None = None
@@ -41,7 +41,7 @@ class Link(ABC):
 
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connects one client with the server until either ends; leaves nothing open."""
+        """Connects one client with the server until either ends, and leaves nothing open."""
 
     @abstractmethod
     def _abort(self) -> None:

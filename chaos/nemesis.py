@@ -1,6 +1,7 @@
-"""The run: prepare, hurt by schedule, heal, drain, and hand what is found to the checker.
+"""The run: prepare, cause faults by the schedule, end them, drain, and pass the evidence to the
+checker.
 
-Reads as its own table of contents. Decides nothing about right or wrong.
+It reads like a table of contents. It does not decide what is right or wrong.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ _VIEWERS: Final = 5
 _USERS: Final = 5
 _QUESTIONS_EACH: Final = 40
 _WARM_UP: Final = 90.0
-"""Seconds for the first commit; ten processes start at once, on a machine that may be busy."""
+"""Seconds until the first commit. Ten processes start at once, perhaps on a busy machine."""
 _STRANGE_EVERY: Final = 1.5
 _LOOK_EVERY: Final = 0.5
 _KNOWN_WITHIN: Final = 3.0
@@ -43,7 +44,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Inflicted:
-    """A fault that happened: when its cause began and ended, in seconds of the run."""
+    """A fault that happened, with the start and the end of its cause, in seconds of the run."""
 
     kind: str
     hit: str
@@ -54,7 +55,7 @@ class Inflicted:
 
 @dataclass(slots=True)
 class Outcome:
-    """What the report tells."""
+    """The content of the report."""
 
     seed: int
     seconds: float
@@ -78,10 +79,10 @@ async def run(
     folder: Path,
     say: Say,
 ) -> Outcome:
-    """The whole run; leaves logs and outboxes in `folder`.
+    """Runs everything. Logs and outboxes stay in `folder`.
 
-    `rate` is sessions a second of each viewer. A fault comes every `pace` seconds, with `only`
-    just of these kinds; `patience` bounds the drain.
+    `rate` is the number of sessions per second of each viewer. There is a fault every `pace`
+    seconds, with `only` just of these kinds. `patience` limits the drain.
     """
     outcome = Outcome(seed, seconds)
     questions = bank.made_up(seed, _USERS, _QUESTIONS_EACH)
@@ -105,7 +106,7 @@ async def run(
             odd = asyncio.create_task(stranger.run())
             try:
                 await _first_commit(pulse)
-                say("the first batches are in; the storm begins")
+                say("the first batches are ingested; the faults begin")
                 began = time.monotonic()
                 await _hurt(everything, plan, seconds, outcome, say)
                 say("healing")
@@ -144,7 +145,7 @@ async def _first_commit(pulse: Pulse) -> None:
 async def _hurt(
     world: World, plan: list[Planned], seconds: float, outcome: Outcome, say: Say
 ) -> None:
-    """Inflicts what is planned, each in a task of its own; those begun are seen to their end."""
+    """Causes the planned faults, each in a task of its own, and sees each to its end."""
     faults = {fault.kind: fault for fault in FAULTS}
     turns = {"broker": asyncio.Lock(), "database": asyncio.Lock()}
     began = time.monotonic()
@@ -163,7 +164,7 @@ async def _hurt(
                     say(f"{started:6.1f} s  {fault.kind}: {hit}")
                     await asyncio.sleep(planned.seconds)
                 outcome.inflicted.append(Inflicted(fault.kind, hit, started, now()))
-            except Exception as error:  # noqa: BLE001  # a missed fault is told, and no more
+            except Exception as error:  # noqa: BLE001  # a missed fault is only reported
                 outcome.missed.append(f"{fault.kind}: {type(error).__name__}: {error}")
                 say(f"{now():6.1f} s  {outcome.missed[-1]}")
 
@@ -177,9 +178,9 @@ async def _hurt(
 async def _drained(
     world: World, queues: list[str], odd: asyncio.Task[None], patience: float
 ) -> float | None:
-    """Waits until nothing is on its way; since when (`time.monotonic`) that is so.
+    """Waits until nothing is in flight. Returns since when (`time.monotonic`).
 
-    None when it takes more than `patience` seconds.
+    Returns None if that takes more than `patience` seconds.
     """
     began = time.monotonic()
     since: float | None = None
@@ -196,9 +197,11 @@ async def _drained(
 
 
 async def _on_the_way(world: World, queues: list[str]) -> int:
-    """Viewers at play, batches without a result, messages in queues and the database's outbox."""
+    """What is in flight: viewers that record, batches without a result, messages in queues and
+    outbox.
+    """
     outboxes = [world.outbox(phone) for phone in world.phones]
-    # One that has just been started may not have heard that it is to be quiet.
+    # A process that has just started may not have read that it should be quiet.
     playing = sum(not quiet_mark(outbox).exists() for outbox in outboxes)
     unsettled = sum(_unsettled(outbox) for outbox in outboxes)
     if playing + unsettled:
@@ -216,7 +219,7 @@ def _unsettled(outbox: Path) -> int:
 
 
 async def _waiting(world: World, queues: list[str]) -> int:
-    """Messages in the queues, those that a worker has in hand included."""
+    """The messages in the queues, including those that a worker holds."""
     listed = await world.stage.management("GET", "queues")
     in_hand = sum(
         queue.get("messages_unacknowledged", 0) for queue in listed if queue["name"] in queues
@@ -241,7 +244,7 @@ async def _working_queues(world: World) -> list[str]:
 
 
 async def _stop(world: World) -> None:
-    """Ends workers and relays as an operator would, which they must do well; then the phones."""
+    """Stops workers and relays as an operator would, which must succeed, and then the phones."""
     await asyncio.gather(*(each.stop() for each in (*world.workers, *world.relays)))
     await asyncio.gather(*(phone.abort() for phone in world.phones))
 
@@ -263,10 +266,10 @@ async def _collect(found: Evidence, world: World, queues: list[str]) -> None:
 def _recovered(
     each: Inflicted, others: Sequence[Inflicted], pulse: Pulse, began: float
 ) -> Inflicted:
-    """With the time from the end of the fault to the next commit.
+    """Adds the time from the end of each fault to the next commit.
 
-    Where other faults overlapped it, and nothing was committed before they were over as well,
-    that time begins when the last of them was.
+    If other faults overlapped it, and nothing was committed before they ended, the time begins at
+    the end of the last of them.
     """
     clear = each.ended
     for other in sorted(others, key=lambda other: other.began):

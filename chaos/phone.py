@@ -1,8 +1,8 @@
-"""One viewer, as a process of its own that can be killed: `python -m chaos.phone '<json>'`.
+"""One viewer, as a process that can be killed: `python -m chaos.phone '<json>'`.
 
-Plays sessions and records each in one transaction with its batch, by the viewers' library, whose
-relay does the rest. Told by lines on standard input: `clock <seconds>` sets its clock ahead,
-`quiet` ends the playing; the end of the input ends the process.
+It plays sessions and records each in one transaction with its batch, through the viewers' library,
+whose relay does the rest. It reads commands from standard input: `clock <seconds>` sets its clock
+ahead, and `quiet` ends the playing. The end of the input ends the process.
 """
 
 import asyncio
@@ -29,10 +29,11 @@ _real_time = time.time
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a phone is told at its start; the same after it was killed.
+    """The arguments of a phone, which stay the same after it is killed.
 
-    `began` and `seconds` say when the run began and how long it lasts; `rate` is sessions a
-    second, `impatience` how many seconds after a confirm a batch without a result is sent again.
+    `began` and `seconds` say when the run began and how long it lasts. `rate` is the number of
+    sessions per second. `impatience` is the number of seconds after a confirm until a batch without
+    a result is sent again.
     """
 
     viewer: str
@@ -47,17 +48,17 @@ class Plan:
     impatience: float
 
     def as_argument(self) -> str:
-        """For the command line."""
+        """The plan as a command-line argument."""
         return json.dumps(asdict(self))
 
 
 def quiet_mark(outbox: Path) -> Path:
-    """The file by which a phone says that it has heard `quiet`, and records nothing more."""
+    """The file that a phone creates after it has read `quiet` and records nothing more."""
     return outbox.with_suffix(".quiet")
 
 
 class Phone:
-    """The person and the app."""
+    """The user and the app."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -72,7 +73,7 @@ class Phone:
         self._playing = True
 
     async def run(self) -> None:
-        """Plays until told to be quiet, and relays until the input ends."""
+        """Plays until it reads `quiet`, and relays until the input ends."""
         plan = self._plan
         settings = RelaySettings(
             connect_timeout=5,
@@ -123,13 +124,13 @@ class Phone:
                     quiet_mark(Path(self._plan.outbox)).touch()
 
     def _set_clock(self, ahead: float) -> None:
-        """The whole process believes in another time: the library as well."""
+        """Sets the clock of the whole process, including the library."""
         self._skew = ahead
         time.time = lambda: _real_time() + ahead
 
 
 def main() -> None:
-    """Runs the phone of the plan in the first argument."""
+    """Runs the phone with the plan in the first argument."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     phone = Phone(Plan(**json.loads(sys.argv[1])))
     with suppress(KeyboardInterrupt):

@@ -3,13 +3,13 @@
     async with Proxy("127.0.0.1", 5672) as link:
         link.slow(0.2, jitter=0.1)      # each piece of data takes 0.1 to 0.3 s longer
         link.black_hole()               # nothing passes, nothing closes; new connections too
-        link.half_open("to_client")     # these connections have lost one direction for good
+        link.half_open("to_client")     # these connections permanently lose one direction
         link.cut(); link.reset()        # these connections end, politely or with RST
-        link.refuse()                   # whoever connects is sent away
-        link.heal()                     # whatever is open goes on, and new connections pass
+        link.refuse()                   # new connections are refused
+        link.heal()                     # open connections continue, and new ones are accepted
 
-Bytes held back by a black hole come through when it heals, as TCP's repetitions would bring them;
-those of a lost direction never do. Knows bytes; may not know what they mean.
+Bytes that a black hole held back arrive after it heals, as TCP would retransmit them. Those of a
+lost direction never arrive.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from typing import Final
 from chaos.link import Direction, Link
 
 _PIECE: Final = 65_536
-"""Bytes read at once; also what one direction holds in hand, at most."""
+"""The number of bytes read at once, which is also the most that one direction holds."""
 _RST: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER: on, for 0 seconds: the kernel forgets what is unsent, and says so with RST."""
+"""SO_LINGER on, with 0 seconds: the kernel drops unsent data and sends RST."""
 
 
 @dataclass(eq=False, slots=True)
@@ -41,7 +41,7 @@ class _Connection:
 
 
 class Proxy(Link):
-    """A link to `host`:`port`, open for clients at `port` of the loopback while it is entered."""
+    """A link to `host`:`port`. It accepts clients at `port` of the loopback while it is entered."""
 
     def __init__(self, host: str, port: int, *, seed: int = 0) -> None:
         super().__init__()
@@ -56,46 +56,50 @@ class Proxy(Link):
 
     @property
     def connections(self) -> int:
-        """How many connections are open through it now."""
+        """The number of connections that are open through it now."""
         return len(self._connections)
 
-    # What can be done to it.
+    # The troubles that it can have.
 
     def slow(
         self, delay: float, *, jitter: float = 0.0, bytes_per_second: float | None = None
     ) -> None:
-        """Holds each piece of data for `delay` seconds, give or take `jitter`; bounds the rate."""
+        """Delays each piece of data by `delay` seconds, plus or minus `jitter`, which limits the
+        rate.
+        """
         self._delay, self._jitter, self._bytes_per_second = delay, jitter, bytes_per_second
 
     def black_hole(self) -> None:
-        """From now on nothing passes, and nobody learns of it; connecting seems to work."""
+        """From now on nothing passes, and nobody is informed. Connecting seems to work."""
         self._open.clear()
 
     def half_open(self, direction: Direction) -> int:
-        """Loses one direction of each open connection, for good; returns of how many."""
+        """Permanently loses one direction of each open connection. Returns their number."""
         for connection in self._connections:
             connection.lost.add(direction)
         return len(self._connections)
 
     def refuse(self) -> None:
-        """Sends away whoever connects from now on."""
+        """Refuses new connections from now on."""
         self._refuses = True
 
     def cut(self) -> int:
-        """Ends each open connection with FIN, as a restarted middlebox might; returns how many."""
+        """Ends each open connection with FIN, as a restarted middlebox might. Returns their
+        number.
+        """
         return self._end(abruptly=False)
 
     def reset(self) -> int:
-        """Ends each open connection with RST; returns how many."""
+        """Ends each open connection with RST. Returns their number."""
         return self._end(abruptly=True)
 
     def heal(self) -> None:
-        """Lets everything pass again, at full speed. Lost directions stay lost."""
+        """Lets everything pass again at full speed. Lost directions stay lost."""
         self.slow(0.0)
         self._refuses = False
         self._open.set()
 
-    # How it does it.
+    # How it forwards.
 
     def _end(self, *, abruptly: bool) -> int:
         connections = list(self._connections)
@@ -139,7 +143,9 @@ class Proxy(Link):
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Carries one direction until it ends; then the other end is told, if that can pass."""
+        """Forwards one direction until it ends. Then it ends the other side, if that is
+        possible.
+        """
         with suppress(ConnectionError):
             while piece := await reader.read(_PIECE):
                 if direction in connection.lost:

@@ -1,7 +1,7 @@
-"""The pulse: when the database took commits of batches, seen from outside.
+"""The pulse: the times at which the database committed batches, observed from outside.
 
-Looks past every proxy, many times a second, at the newest attempt; a database that is away has no
-pulse.
+It looks at the newest attempt many times a second, past every proxy. A database that is unreachable
+has no pulse.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from typing import Final
 import asyncpg
 
 _INTERVAL: Final = 0.05
-"""Seconds between looks: how exact the times are."""
+"""Seconds between looks, which is the precision of the times."""
 _NEWEST: Final = "SELECT coalesce(max(id), 0) FROM study_question_attempts"
 
 
 class Pulse:
-    """`beats` are the times (`time.monotonic`) at which something new was seen."""
+    """`beats` are the times (`time.monotonic`) at which it saw something new."""
 
     def __init__(self, url: str) -> None:
         self.beats: list[float] = []
@@ -44,7 +44,7 @@ class Pulse:
                 await asyncio.sleep(_INTERVAL)
 
     def first_after(self, moment: float) -> float | None:
-        """Seconds from `moment` to the next beat; None when there was none."""
+        """Seconds from `moment` to the next beat. None if there was none."""
         place = bisect_left(self.beats, moment)
         return self.beats[place] - moment if place < len(self.beats) else None
 

@@ -1,7 +1,7 @@
-"""Made-up study sessions: what a person answers, when, and what is odd about it.
+"""Simulated study sessions: what a user answers, when, and what is unusual about it.
 
-Pure, and the same for the same random numbers. Most answers are of about now on the person's
-calendar; some come from a week ago, some from a clock that is ahead, some have no time at all.
+Pure, and the same for the same random numbers. Most answers are from about now, some from a week
+ago, some from a clock that is ahead, and some have no time.
 """
 
 import random
@@ -11,16 +11,17 @@ from typing import Any, Final
 from chaos.bank import CHOICES, Question
 
 CALENDAR: Final = timedelta(days=60)
-"""What the run pretends to last, so that schedules and patterns get far."""
+"""The time span that the run simulates, so that schedules and patterns develop."""
 
 
 def session(
     rng: random.Random, bank: list[Question], users: list[int], passed: float, skew: float
 ) -> list[dict[str, Any]]:
-    """The attempts of one session, as the viewer's own table keeps them.
+    """The attempts of one session, as the viewer's own table stores them.
 
-    `passed` (0..1) is how much of the run is over, `skew` by how many seconds the viewer's clock
-    is ahead. One session in twenty-five can't be ingested, and one attempt in thirty is odd.
+    `passed` (0 to 1) is the part of the run that is over. `skew` is how many seconds the viewer's
+    clock is ahead. One session in twenty-five can't be ingested, and one attempt in thirty is
+    unusual.
     """
     user = rng.choice(users)
     mine = [question for question in bank if question.user_id == user]

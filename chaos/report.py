@@ -1,6 +1,6 @@
-"""The report of a run: one object for machines, tables for people.
+"""The report of a run: one object for programs, tables for people.
 
-Counts what was found; decides nothing but the exit code, which is the checker's word.
+It counts. Only the exit code is a judgment, and it is the checker's.
 """
 
 import json
@@ -15,16 +15,16 @@ from rich.table import Table
 from chaos.nemesis import Outcome
 
 _SHOWN = 20
-"""Violations that are told one by one."""
+"""The number of violations that it shows one by one."""
 
 
 def is_ok(outcome: Outcome) -> bool:
-    """Whether the law held: nothing lost, doubled or wrong, and everything came to its end."""
+    """Whether the law held: nothing lost, doubled or wrong, and every batch got its result."""
     return not outcome.violations and outcome.drained_after is not None
 
 
 def figures(outcome: Outcome, folder: Path) -> dict[str, Any]:
-    """All counts of the run, ready for JSON. Times are in seconds."""
+    """All numbers of the run, ready for JSON. Times are in seconds."""
     found = outcome.found
     kinds = Counter(violation.kind for violation in outcome.violations)
     results = {told.message_id: told.body["status"] for told in found.told}
@@ -81,7 +81,7 @@ def show(figures: dict[str, Any], console: Console) -> None:
             _shown(each["recovery_worst"]),
         )
     console.print(table)
-    table = Table(title="What became of everything", min_width=60)
+    table = Table(title="What happened to everything", min_width=60)
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in figures.items():
@@ -110,7 +110,7 @@ def _faults(outcome: Outcome) -> dict[str, Any]:
 
 
 def _logged(folder: Path) -> dict[str, Any]:
-    """What workers and relays said of themselves: redeliveries, and changes of state."""
+    """What workers and relays logged: redeliveries, and changes of state."""
     redelivered = settled = 0
     events: Counter[str] = Counter()
     for log in (*folder.glob("worker-*.log"), *folder.glob("relay-*.log")):

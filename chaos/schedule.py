@@ -1,6 +1,6 @@
-"""The schedule: which fault begins when and lasts how long. The same for the same seed.
+"""The schedule: which fault begins when, and how long it lasts. It is the same for the same seed.
 
-Pure; knows kinds of faults by name and nothing of what they do.
+Pure. It knows the kinds of faults by name only.
 """
 
 import random
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 _LEAD: Final = 2.0
-"""Seconds at the start in which nothing happens."""
+"""Seconds at the start without faults."""
 
 
 class Planned(NamedTuple):
-    """A fault to come: when (seconds from the start), what, for how long, and its own dice."""
+    """A future fault: when (seconds from the start), what, how long, and its own random numbers."""
 
     at: float
     kind: str
@@ -25,8 +25,8 @@ def schedule(
 ) -> list[Planned]:
     """Faults until `seconds`, one every `pace` seconds on average.
 
-    `kinds` gives the shortest and longest time that each may last. All kinds come once, in an
-    order of the seed's, before any comes again.
+    `kinds` gives the shortest and longest duration of each kind. All kinds occur once, in an order
+    that the seed decides, before any occurs again.
     """
     rng = random.Random(f"{seed}/schedule")
     plan: list[Planned] = []

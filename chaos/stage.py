@@ -1,7 +1,7 @@
-"""The stage: servers of the run's own, prepared by the commands that an operator uses.
+"""The stage: the run's own servers, prepared with the commands that an operator uses.
 
-The database's superuser and the broker's guest are ours alone: workers have a role of their own,
-so that the run can look and repair while they are locked out. Knows how servers are made.
+Only the run uses the database's superuser and the broker's guest. Workers have a role of their own,
+so that the run can look and repair while they are locked out.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ JOBS_TAP: Final = "chaos.jobs"
 RESULTS_TAP: Final = "chaos.results"
 
 SETTINGS: Final[Mapping[str, str]] = {
-    # Every mechanism as in production, with shorter waits: a minute must be enough for all.
+    # Every mechanism as in production, with shorter times, so that a minute is enough for all.
     "INGEST_HEARTBEAT": "2",
     "INGEST_CONNECT_TIMEOUT": "3",
     "INGEST_STATEMENT_TIMEOUT": "8",
@@ -52,7 +52,7 @@ SETTINGS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Two servers, ready; `folder` is for outboxes and logs."""
+    """Two servers that are ready. `folder` is for outboxes and logs."""
 
     postgres: Postgres
     broker: RabbitMQ
@@ -67,7 +67,7 @@ class Stage:
             await connection.close(timeout=5)
 
     async def management(self, method: str, path: str) -> Any:
-        """Asks the broker's management API, past every proxy; `path` is below /api/."""
+        """Calls the broker's management API, past every proxy. `path` is below /api/."""
         async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
             answer = await client.request(method, f"{self.broker.management_url}/api/{path}")
             answer.raise_for_status()
@@ -82,7 +82,7 @@ class Stage:
         return f"amqp://guest:guest@127.0.0.1:{port}/"
 
     def environment(self, database: int, broker: int, management: int) -> dict[str, str]:
-        """What a worker is started with; the three are ports of proxies, or of the servers."""
+        """The environment of a worker. The three are ports of proxies, or of the servers."""
         mine = {name: value for name, value in os.environ.items() if "INGEST_" not in name}
         return {
             **mine,
@@ -95,8 +95,8 @@ class Stage:
 
 @asynccontextmanager
 async def stage(folder: Path, questions: list[bank.Question]) -> AsyncIterator[Stage]:
-    """Starts and prepares both servers; kills them and removes their data at the end."""
-    await asyncio.to_thread(instances.sweep)  # what a run that was killed has left
+    """Starts and prepares both servers. At the end it kills them and deletes their data."""
+    await asyncio.to_thread(instances.sweep)  # what a killed run has left behind
     postgres = Postgres(settings={"max_connections": "60"})
     broker = RabbitMQ()
     try:
@@ -112,7 +112,7 @@ async def stage(folder: Path, questions: list[bank.Question]) -> AsyncIterator[S
 
 
 async def prepare(stage: Stage, questions: list[bank.Question]) -> None:
-    """Makes two empty servers into what a run needs."""
+    """Prepares two empty servers for a run."""
     await stage.sql(f"CREATE ROLE {ROLE} LOGIN")
     await stage.sql(f"GRANT CREATE ON SCHEMA public TO {ROLE}")
     await asyncio.gather(_run(stage, "migrate"), _run(stage, "topology"))
@@ -135,7 +135,7 @@ async def _run(stage: Stage, command: str) -> None:
 
 
 async def _tap(url: str) -> None:
-    """Queues that get a copy of every result and every job, as strong as the worker's own."""
+    """Queues that get a copy of every result and every job, as durable as the worker's own."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         for name, exchange, key in (

@@ -1,7 +1,7 @@
-"""A publisher that is no viewer of ours: bad messages, echoes, and uuids that are taken.
+"""A publisher that is none of our viewers: bad messages, copies, and uuids that are already used.
 
-Publishes with confirms, straight to the broker, and again until each is confirmed: what it has
-listed in `sent` must have its effect. Knows the wire's names.
+It publishes with confirms, straight to the broker, and repeats each message until it is confirmed.
+So everything that it lists in `sent` must have its effect.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from schemas import amqp
 
 _NAME: Final = "stranger"
 _PATIENCE: Final = 5.0
-"""Seconds for one confirm, and between tries."""
+"""Seconds for one confirm, and between attempts."""
 _KINDS: Final = (
     "uuid_reused",
     "echo",
@@ -35,7 +35,7 @@ _ATTEMPT: Final = {"question_pub_id": "pub-1-1", "selected_choice": 1}
 
 
 class Stranger:
-    """Publishes one odd message every `pause` seconds, give or take half."""
+    """Publishes one unusual message every `pause` seconds, plus or minus half."""
 
     def __init__(self, url: str, outboxes: Sequence[Path], seed: int, pause: float) -> None:
         self.sent: list[Strange] = []
@@ -118,7 +118,7 @@ class Stranger:
         )
 
     def _ingested(self) -> dict[str, Any] | None:
-        """A batch of some viewer that it was told is ingested; None while there is none."""
+        """A batch of a viewer that was ingested. None while there is none."""
         path = self._rng.choice(self._outboxes)
         if not path.exists():
             return None

@@ -1,14 +1,16 @@
-"""A proxy on the loopback that reads along, so that a test can stop a talk at one message.
+"""A proxy on the loopback that reads the messages, so that a test can stop a connection at one of
+them.
 
     async with Wire(url, PostgreSQL) as wire:
         stop = wire.hold("to_server", "COMMIT .*INTO outbox")
-        ...  # whoever talks through wire.url comes to that message, and there it stays
+        ...  # whoever connects through wire.url gets to that message, and it is held there
         await stop.wait()
         wire.cut()  # it never arrives
 
-A message is known by a text: a PostgreSQL statement when it is executed and when it is done, a
-COMMIT with the last statement before it; an AMQP method with its connection's name and what it
-is about. Everything else passes unseen. Knows both protocols as far as that; no TLS.
+A message has a text. For PostgreSQL it is a statement when it is executed and when it is done, and
+a COMMIT with the last statement before it. For AMQP it is a method with the connection's name and
+its subject. Everything else passes without a text. It understands both protocols as far as that,
+without TLS.
 """
 
 import asyncio
@@ -24,15 +26,15 @@ from chaos.link import Direction, Link
 
 
 class Decoder(Protocol):
-    """Reads one connection, both ways."""
+    """Reads one connection in both directions."""
 
     async def read(self, way: Direction, reader: asyncio.StreamReader) -> tuple[bytes, str]:
-        """The next message and its text; IncompleteReadError at the end."""
+        """The next message and its text. Raises IncompleteReadError at the end."""
         ...
 
 
 class PostgreSQL:
-    """Version 3 of the protocol; one statement at a time, as the drivers do it."""
+    """Version 3 of the protocol, with one statement at a time, as the drivers use it."""
 
     def __init__(self) -> None:
         self._begun = False
@@ -72,7 +74,7 @@ class PostgreSQL:
 
 
 _HEADER: Final = 8
-"""Bytes with which a client begins: the protocol's name and version."""
+"""The bytes with which a client begins: the protocol's name and version."""
 
 
 class AMQP:
@@ -113,7 +115,7 @@ class _Stop:
 
 
 class Wire(Link):
-    """A link to the server of `url`, open for clients at `Wire.url` while it is entered."""
+    """A link to the server of `url`. It accepts clients at `Wire.url` while it is entered."""
 
     def __init__(self, url: str, decoder: type[Decoder]) -> None:
         super().__init__()
@@ -123,32 +125,32 @@ class Wire(Link):
         self._writers: set[asyncio.StreamWriter] = set()
         self._released = asyncio.Event()
         self.passed: list[tuple[int, str]] = []
-        """What was sent to the server so far: number of the connection, and text."""
+        """What was sent to the server so far: the number of the connection, and the text."""
 
     @property
     def url(self) -> str:
-        """The server's URL, by way of here."""
+        """The server's URL through this proxy."""
         login = self._target.netloc.rpartition("@")[0]
         return self._target._replace(netloc=f"{login}@127.0.0.1:{self.port}").geturl()
 
     def hold(self, way: Direction, pattern: str, nth: int = 1) -> asyncio.Event:
-        """Lets nothing pass that way from the `nth` message on whose text has `pattern`.
+        """Holds everything in that direction from the `nth` message whose text matches `pattern`.
 
-        On that connection alone, and once. The event is set when it has come to that.
+        It applies to that connection only, and once. The event is set when the message is held.
         """
         return self._stop(way, pattern, nth, holds=True)
 
     def watch(self, way: Direction, pattern: str, nth: int = 1) -> asyncio.Event:
-        """As `hold`, but it passes: the event is set when it has."""
+        """Like `hold`, but the message passes. The event is set when it has passed."""
         return self._stop(way, pattern, nth, holds=False)
 
     def release(self) -> None:
-        """Lets pass what is held."""
+        """Releases what is held."""
         self._released.set()
         self._released = asyncio.Event()
 
     def cut(self) -> None:
-        """Ends all connections; what is held never arrives."""
+        """Ends all connections. What is held never arrives."""
         for writer in list(self._writers):
             writer.transport.abort()
 

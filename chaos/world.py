@@ -1,7 +1,6 @@
-"""Everything that can be hurt: the servers, the processes, and a link between each pair of them.
+"""Everything that faults can hit: the servers, the processes, and a link between each pair of them.
 
-Every process has proxies of its own to each server that it talks to. Knows how they are put
-together and healed; may not know when or how they are hurt.
+Every process has its own proxies to each server that it uses.
 """
 
 import asyncio
@@ -20,14 +19,14 @@ from chaos.stage import PROGRAM, Stage
 
 WORKERS_MAX: Final = 4
 _WORKERS: Final = 3
-"""Workers at the start and at the end; in between 1 to 4."""
+"""The number of workers at the start and at the end. In between there are 1 to 4."""
 _RELAYS: Final = 2
 _MANAGEMENT: Final = "rabbitmq_management"
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """`links` is keyed by who and whom: ("worker-1", "database")."""
+    """`links` has the keys (who, whom), such as ("worker-1", "database")."""
 
     stage: Stage
     workers: list[Actor]
@@ -57,14 +56,14 @@ class World:
         ]
 
     async def scale(self, count: int) -> None:
-        """Lets `count` workers run: starts more, or drains some."""
+        """Makes `count` workers run: starts more, or drains some."""
         await asyncio.gather(
             *(each.start() for each in self.workers[:count]),
             *(each.stop() for each in self.workers[count:]),
         )
 
     async def heal(self) -> None:
-        """Ends every trouble there may be, as an operator would; may be called again."""
+        """Ends every possible trouble, as an operator would. May be called again."""
         for link in self.links.values():
             link.heal()
         for actor in self.actors:
@@ -80,7 +79,7 @@ class World:
 
 
 async def unlock_database(stage: Stage) -> None:
-    """Lets workers connect and write again."""
+    """Allows workers to connect and write again."""
     await stage.sql("ALTER SYSTEM RESET ALL")
     await stage.sql("SELECT pg_reload_conf()")
     await stage.sql("ALTER ROLE ingest CONNECTION LIMIT -1")
@@ -88,7 +87,7 @@ async def unlock_database(stage: Stage) -> None:
 
 async def relax_broker(stage: Stage) -> None:
     """Ends the broker's alarms."""
-    # In one call: each starts an Erlang machine, which takes a second and more.
+    # In one call, because each call starts an Erlang machine, which takes over a second.
     ends = "vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000000}),"
     ends += "rabbit_disk_monitor:set_disk_free_limit(50000000)."
     await asyncio.to_thread(stage.broker.ctl, "eval", ends)
@@ -98,7 +97,7 @@ async def relax_broker(stage: Stage) -> None:
 async def world(
     stage: Stage, *, viewers: int, users: int, seed: int, seconds: float, rate: float
 ) -> AsyncIterator[World]:
-    """Starts all processes; kills what is left of them at the end."""
+    """Starts all processes. At the end it kills those that are left."""
     async with AsyncExitStack() as stack:
         made = World(stage, [], [], [], {})
         stack.push_async_callback(_abort, made)
@@ -118,7 +117,8 @@ async def world(
                     await link(name, "broker", stage.broker.port),
                     await link(name, "management", stage.broker.port_of(_MANAGEMENT)),
                 )
-                # The first worker relays too, as by default; the others leave it to the relays.
+                # The first worker also relays, which is the default. The others leave it to the
+                # relays.
                 env["INGEST_RELAY_IN_WORKER"] = str(name == "worker-1").lower()
                 actor = Actor(name, [PROGRAM, command], env, stage.folder / f"{name}.log")
                 (made.workers if command == "worker" else made.relays).append(actor)
