@@ -109,13 +109,16 @@ class Management:
         connections: list[Json] = await self._get("connections")
         return connections
 
-    async def consumer_tags(self, queue: str) -> set[str]:
-        """The tags of the queue's consumers.
+    async def consumer_tags(self, queue: str) -> set[str] | None:
+        """The tags of the queue's consumers; None if the API does not know them now.
 
         A new consumer is listed after up to 5 seconds, one that is gone is missing at once.
         """
         found = await self._get(f"queues/{self._vhost}/{quote(queue, safe='')}")
-        return {str(consumer.get("consumer_tag")) for consumer in found.get("consumer_details", ())}
+        consumers = found.get("consumer_details")
+        if consumers is None:
+            return None
+        return {str(consumer.get("consumer_tag")) for consumer in consumers}
 
     async def declare_exchange(self, name: str, kind: str) -> None:
         """Creates a durable exchange of type `kind`."""

@@ -17,7 +17,7 @@ from uuid import uuid4
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.exceptions import ConnectionInternalError
+from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
 from pamqp.commands import Basic
 
 from worker.broker.bodies import Room, bound
@@ -313,11 +313,12 @@ class Subscription:
         return True
 
     async def check(self, management: Management | None) -> None:
-        """Asks the broker whether it lists our consumer. If it does not, the subscription is lost.
+        """Asks the broker whether it lists our consumer. If it says no, the subscription is lost.
 
-        A client may believe that it consumes long after the broker has dropped its consumer. The
-        queue's number of consumers does not say whose they are, and includes cancelled ones as long
-        as they hold messages. The management API knows them by name, if it is available.
+        A client may believe that it consumes long after the broker has dropped its consumer. Only
+        the management API knows consumers by name, so it alone can say no. The queue's number of
+        consumers can't: a busy leader answers 0 while they consume. Where nobody answers in time,
+        nothing is known, and nothing changes.
         """
         tag = self.tag
         if tag is None or self.is_lost:
@@ -325,23 +326,23 @@ class Subscription:
         try:
             with client_errors():
                 count = await self._count_consumers()
-        except CLIENT_ERRORS as error:
+        except ChannelNotFoundEntity as error:
             self.lose(describe(error))
             return
-        if count == 0:
-            self._missing(tag)
-        elif management is None:
-            self.is_proved = True
-        else:
+        except CLIENT_ERRORS:
+            # If the connection is gone, it says so by itself.
+            count = 0
+        tags = None
+        if management is not None:
             try:
                 tags = await management.consumer_tags(self.queue)
             except (BrokerAway, TopologyError):
-                # The queue has consumers. Whether one of them is ours can't be determined now.
-                self.is_proved = True
-                return
-            if tag in tags:
-                self._was_listed = self.is_proved = True
-                return
+                tags = None
+        if tags is None:
+            self.is_proved |= count > 0
+        elif tag in tags:
+            self._was_listed = self.is_proved = True
+        else:
             age = asyncio.get_running_loop().time() - self._consuming_since
             if self._was_listed or age > _LISTED_WITHIN:
                 self._missing(tag)

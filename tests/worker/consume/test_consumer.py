@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
@@ -26,7 +27,7 @@ from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.consume.consumer import Check, Consumer
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
-from worker.errors import DatabaseAway, TransientFault
+from worker.errors import BrokerAway, DatabaseAway, TransientFault
 from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 
@@ -90,7 +91,7 @@ async def start(broker: Broker, publisher: Publisher, script: Script) -> AsyncIt
     async def start(
         *,
         gate_open: Check | None = None,
-        management: Management | None = None,
+        management: Any = None,
         wait: bool = True,
         **changed: Any,
     ) -> Consumer:
@@ -639,28 +640,73 @@ async def test_a_queue_deleted_and_made_again_is_consumed_again(
     assert [line["reason"] for line in lost] == ["the broker cancelled the consumer"]
 
 
-@pytest.mark.parametrize("listed", [True, False], ids=["by the api", "by the count"])
 async def test_a_consumer_that_the_broker_forgot_is_restored(
-    listed: bool, broker: Broker, start: Start, script: Script, management: Management
+    broker: Broker, start: Start, script: Script, management: Management
 ) -> None:
-    consumer = await start(management=management if listed else None)
+    consumer = await start(management=management)
     subscription = consumer._subscription
     assert subscription is not None
     assert subscription.tag is not None
-    if listed:  # another worker's consumer, so that the count alone tells nothing
-        another = await start()
-        await reach(consumer, lambda: subscription._was_listed)
+    another = await start()  # so that the count of consumers tells nothing
+    await reach(consumer, lambda: subscription._was_listed)
     async with logged("consumer.lost") as lost:
         # Behind its back: the client is not told, as when a broker forgets.
         await subscription._channel.basic_cancel(subscription.tag)
         await reach(consumer, lambda: not consumer.is_subscribed)
         await reach(consumer, lambda: consumer.state == "consuming")
-    if listed:
-        await another.drain()
+    await another.drain()
     await broker.publish(body_of(UUIDS[0]))
     await settled(consumer, ingested=1)
 
     assert [line["reason"] for line in lost] == ["the broker does not list our consumer"]
+
+
+class _Silent:
+    """A management API that does not know, each time in another way."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def consumer_tags(self, queue: str) -> set[str] | None:
+        self.asked += 1
+        if self.asked % 2:
+            raise BrokerAway("The API is busy.")
+        return None
+
+
+@pytest.mark.parametrize("answer", ["none", "silence", "refusal"])
+@pytest.mark.parametrize("has_api", [True, False])
+async def test_a_broker_that_does_not_know_has_not_forgotten(
+    answer: str, has_api: bool, broker: Broker, start: Start, script: Script
+) -> None:
+    api = _Silent()
+    consumer = await start(management=api if has_api else None)
+    subscription = consumer._subscription
+    assert subscription is not None
+    script.go.clear()
+    await broker.publish(body_of(UUIDS[0]))
+    await reach(consumer, lambda: consumer.in_hand == 1)
+    counted = 0
+
+    async def count() -> int:
+        # What a leader under load says while it knows the consumer well.
+        nonlocal counted
+        counted += 1
+        consumer.changed.tell()
+        if answer == "silence":
+            raise TimeoutError
+        if answer == "refusal":
+            raise ChannelAccessRefused(403, "ACCESS_REFUSED")
+        return 0
+
+    subscription._count_consumers = count  # type: ignore[method-assign]
+    async with logged("consumer.lost") as lost:
+        await reach(consumer, lambda: counted > 4)
+        assert consumer.is_proved
+        script.go.set()
+        await settled(consumer, ingested=1)
+    assert lost == []
+    assert consumer.counts["given_back"] == consumer.counts["stale"] == 0
 
 
 async def test_odd_properties_do_not_cost_the_connection(
