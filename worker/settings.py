@@ -284,8 +284,8 @@ class _Probes(BaseModel):
     )
     http_host: str = Field(
         default="127.0.0.1",
-        description="The address that serves this port. Use 0.0.0.0 in a container that is probed "
-        "from outside.",
+        description="The address that serves this port. In a container that is probed from "
+        "outside, use 0.0.0.0, or :: for IPv4 and IPv6.",
     )
     log_format: str = Field(
         default="auto",

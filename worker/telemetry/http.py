@@ -1,18 +1,27 @@
 """The worker's HTTP port: `/live`, `/ready` and `/metrics`, for supervisors and Prometheus.
 
-It runs in a thread of its own, so that it gives a true answer while the event loop is stuck. Two
+It runs in threads of its own, so that it gives a true answer while the event loop is stuck. Two
 functions, which the caller passes, decide the answers.
 """
 
 import json
+import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Any, Final, NamedTuple
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import make_wsgi_app
+from waitress import create_server, wasyncore
+
+_CONNECTIONS_MAX: Final = 800
+"""Open connections at once, fewer than the file descriptors that a process usually has."""
+_IDLE_MAX: Final = 5
+"""Seconds after which a connection is closed on which nothing arrives."""
+_LOOK: Final = 1.0
+"""Seconds between looks for idle connections."""
 
 
 class Health(NamedTuple):
@@ -48,18 +57,40 @@ def served(host: str, port: int, *, live: Probe, ready: Probe) -> Iterator[int]:
         start(status, [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
         return [json.dumps(health._asdict()).encode() + b"\n"]
 
-    with make_server(
-        host, port, application, server_class=WSGIServer, handler_class=_Silent
-    ) as server:
-        thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+    # A request that waits for a thread is no news, and neither is a client that has gone.
+    logging.getLogger("waitress").setLevel(logging.ERROR)
+    sockets: dict[int, Any] = {}
+    with _listening(host, port) as listening:
+        server = create_server(
+            application,
+            map=sockets,
+            sockets=[listening],
+            connection_limit=_CONNECTIONS_MAX,
+            channel_timeout=_IDLE_MAX,
+            cleanup_interval=_LOOK,
+            ident=None,
+        )
+        ending = threading.Event()
+
+        def serve() -> None:
+            while not ending.is_set():
+                wasyncore.loop(timeout=_LOOK, use_poll=True, map=sockets, count=1)
+
+        thread = threading.Thread(target=serve, name="health", daemon=True)
         thread.start()
         try:
-            yield server.server_port
+            yield listening.getsockname()[1]
         finally:
-            server.shutdown()
+            # Whoever is still connected keeps nobody from ending.
+            ending.set()
+            server.pull_trigger()
             thread.join()
+            server.task_dispatcher.shutdown(timeout=_LOOK)
+            wasyncore.close_all(sockets)
 
 
-class _Silent(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Logs nothing, because probes arrive every few seconds."""
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket on this address; `::` serves IPv4 as well."""
+    is_ipv6 = ":" in host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    return socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
