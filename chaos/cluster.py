@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import quote
 
 import aio_pika
@@ -28,6 +28,7 @@ from chaos import bank
 from chaos.actors import Actor
 from chaos.checker import check
 from chaos.evidence import Evidence, read_database, read_outbox, read_queues
+from chaos.link import Link
 from chaos.phone import Plan
 from chaos.pulse import Pulse
 from chaos.stage import JOBS_TAP, PROGRAM, RESULTS_TAP, Stage, prepare
@@ -46,31 +47,14 @@ _PATIENCE: Final = 180.0
 _LOOK_EVERY: Final = 0.3
 
 
-class Balancer:
+class Balancer(Link):
     """One address for several nodes. Each connection goes to the next node that accepts it."""
 
     def __init__(self, ports: Sequence[int]) -> None:
+        super().__init__()
         self._ports = list(ports)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: asyncio.Server | None = None
-        self.port = 0
 
-    async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._listener.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._listener is not None
-        self._listener.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             for _ in self._ports:
                 self._ports.append(port := self._ports.pop(0))
@@ -85,11 +69,8 @@ class Balancer:
                         way.cancel()
                     back.close()
                     return
-        except asyncio.CancelledError:
-            pass
         finally:
             writer.close()
-            self._tasks.discard(task)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -23,7 +23,6 @@ class Link(ABC):
     async def __aexit__(self, *_: object) -> None:
         assert self._listener is not None
         self._listener.close()
-        self._abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -42,7 +41,3 @@ class Link(ABC):
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connects one client with the server until either ends, and leaves nothing open."""
-
-    @abstractmethod
-    def _abort(self) -> None:
-        """Ends all connections at once."""

@@ -107,9 +107,6 @@ class Proxy(Link):
             connection.end(abruptly=abruptly)
         return len(connections)
 
-    def _abort(self) -> None:
-        self.reset()
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(writer)
         self._connections.add(connection)

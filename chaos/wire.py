@@ -159,9 +159,6 @@ class Wire(Link):
         self._stops.append(stop)
         return stop.reached
 
-    def _abort(self) -> None:
-        self.cut()
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         ends = {writer}

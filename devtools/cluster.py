@@ -2,15 +2,15 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from devtools import instances
 from devtools.erlang import Epmd, default_suite
 from devtools.rabbitmq import MANAGEMENT, RabbitMQ
+from devtools.server import Running
 
 
-class RabbitMQCluster:
+class RabbitMQCluster(Running):
     """Nodes n1@localhost, n2@localhost, ... that have found each other; disposable.
 
     `tick` is how many seconds a silent (paused) node takes to be held for dead, about.
@@ -67,18 +67,3 @@ class RabbitMQCluster:
             node.kill()
         self._epmd.stop()
         instances.remove(self.folder)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()

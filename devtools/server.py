@@ -6,15 +6,39 @@ Knows neither PostgreSQL nor RabbitMQ.
 import signal
 from abc import ABC, abstractmethod
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar, Self
 
 from devtools import instances
 from devtools.processes import freeze, gone, kill_tree, our_process, send, thaw
 
 
-class Server(ABC):
-    """One server. As a context it runs inside, and is gone afterwards if it is disposable.
+class Running(ABC):
+    """What is started and closed. As a context it runs inside, and is closed afterwards."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start, or wait for what is starting; return when clients can connect.
+
+        Raises DevError where that takes too long.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, and remove what is disposable."""
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Server(Running):
+    """One server.
 
     `folder` keeps its data; None: a disposable one.
     """
@@ -38,13 +62,6 @@ class Server(ABC):
     @abstractmethod
     def ready(self) -> bool:
         """Whether it runs and clients can connect."""
-
-    @abstractmethod
-    def start(self) -> Self:
-        """Start, or wait for one that is starting; return when clients can connect.
-
-        Raises DevError where that takes too long.
-        """
 
     def stop(self, seconds: float = 30) -> None:
         """End it cleanly; kill -9 after that many seconds."""
@@ -87,18 +104,3 @@ class Server(ABC):
     @abstractmethod
     def _tidy(self) -> None:
         """Take away what outlives the main process."""
-
-    def __enter__(self) -> Self:
-        try:
-            return self if self.ready() else self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
