@@ -87,7 +87,7 @@ async def test_a_peer_leaves_the_right_rows(peer: Contender, stage: Stage) -> No
         await stage.drop()
 
 
-async def test_other_rows_are_noticed(stage: Stage) -> None:
+async def test_rows_that_differ_fail_the_benchmark(stage: Stage) -> None:
     await worlds(stage, SMALL.course)
     try:
         expected = (await course(stage, FRESH, SMALL.course, short=True)).expected
@@ -114,7 +114,7 @@ def test_the_workload_is_the_same_every_time() -> None:
     assert once != batches(shape, 5, seed="y", day=1)
 
 
-def test_figures() -> None:
+def test_the_benchmark_computes_its_figures() -> None:
     assert spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
     assert ratios([10.0, 30.0, 20.0], [1.0, 2.0, 5.0]) == (10.0, 4.0, 15.0)
     assert [percentile(range(1, 101), percent) for percent in (0, 50, 99, 100)] == [1, 51, 100, 100]

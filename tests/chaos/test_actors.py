@@ -52,7 +52,7 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_what_is_killed_is_started_again(actor: Actor) -> None:
+async def test_a_killed_process_is_restarted(actor: Actor) -> None:
     before = actor.pid
     actor.kill()
     await _until(lambda: actor.pid not in (None, before))
@@ -66,13 +66,13 @@ async def test_stopping_is_final_and_counts_as_asked(actor: Actor) -> None:
     assert actor.exits == {"asked": 1}
 
 
-async def test_what_is_paused_can_be_stopped(actor: Actor) -> None:
+async def test_a_paused_process_can_be_stopped(actor: Actor) -> None:
     actor.pause()
     await actor.stop()
     assert actor.exits == {"asked": 1}
 
 
-async def test_what_ends_by_itself_is_told_and_started_again(tmp_path: Path) -> None:
+async def test_a_process_that_ends_by_itself_is_counted_and_restarted(tmp_path: Path) -> None:
     actor = Actor("failing", (sys.executable, "-c", "raise SystemExit(7)"), {}, tmp_path / "log")
     await actor.start()
     await _until(lambda: actor.exits["exit 7"] >= 2)
@@ -80,7 +80,7 @@ async def test_what_ends_by_itself_is_told_and_started_again(tmp_path: Path) -> 
     assert "ended with 7" in (tmp_path / "log").read_text()
 
 
-def test_nothing_outlives_whoever_keeps_it(tmp_path: Path) -> None:
+def test_no_process_outlives_its_keeper(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", _KEEPER, str(tmp_path / "log")]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as keeper:
         assert keeper.stdout is not None

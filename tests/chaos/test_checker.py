@@ -141,11 +141,11 @@ def _batch(uuid: UUID, attempts: list[dict[str, Any]]) -> AttemptBatch:
     return AttemptBatch.model_validate({"client_session_uuid": uuid, "attempts": attempts})
 
 
-def test_a_true_story_satisfies_it(found: Evidence) -> None:
+def test_the_checker_accepts_a_correct_history(found: Evidence) -> None:
     assert check(found) == []
 
 
-def test_the_story_has_what_the_rules_are_about(found: Evidence) -> None:
+def test_the_correct_history_contains_every_case_of_the_rules(found: Evidence) -> None:
     assert len(found.inbox) > 40
     assert {parked.reason for parked in found.parked} >= {"mixed_principals", "nothing_resolved"}
     assert any(told.body["status"] == "already_ingested" for told in found.told)
@@ -482,7 +482,9 @@ _TAMPERINGS: tuple[tuple[Callable[[Evidence], None], str], ...] = (
 @pytest.mark.parametrize(
     ("tamper", "kind"), _TAMPERINGS, ids=[each.__name__.strip("_") for each, _ in _TAMPERINGS]
 )
-def test_it_finds(found: Evidence, tamper: Callable[[Evidence], None], kind: str) -> None:
+def test_the_checker_finds_each_tampering(
+    found: Evidence, tamper: Callable[[Evidence], None], kind: str
+) -> None:
     tamper(found)
     assert kind in {violation.kind for violation in check(found)}
 

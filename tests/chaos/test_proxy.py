@@ -73,13 +73,13 @@ async def link() -> AsyncIterator[Proxy]:
         yield link
 
 
-async def test_everything_passes_at_first(link: Proxy) -> None:
+async def test_a_new_proxy_passes_everything(link: Proxy) -> None:
     client = await _connect(link)
     assert await client.says(b"x" * 1_000_000) == b"x" * 1_000_000
     assert link.connections == 1
 
 
-async def test_an_end_of_one_side_is_told_to_the_other(link: Proxy) -> None:
+async def test_when_one_side_closes_the_other_is_closed_too(link: Proxy) -> None:
     client = await _connect(link)
     assert await client.says(b"hello") == b"hello"
     client.writer.close()
@@ -88,7 +88,7 @@ async def test_an_end_of_one_side_is_told_to_the_other(link: Proxy) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_what_a_black_hole_held_back_comes_when_it_heals(link: Proxy) -> None:
+async def test_data_held_by_a_black_hole_arrives_after_it_heals(link: Proxy) -> None:
     old = await _connect(link)
     assert await old.says(b"hello") == b"hello"
     link.black_hole()
@@ -115,7 +115,7 @@ async def test_a_lost_direction_stays_lost_and_new_connections_pass(
     assert await (await _connect(link)).says(b"hello") == b"hello"
 
 
-async def test_slow_holds_data_back(link: Proxy) -> None:
+async def test_slow_delays_data(link: Proxy) -> None:
     client = await _connect(link)
     link.slow(0.1)
     began = asyncio.get_running_loop().time()

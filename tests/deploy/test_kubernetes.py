@@ -148,7 +148,7 @@ def test_no_secret_has_a_value(packages: None) -> None:
         assert not any(secret["stringData"].values())
 
 
-def test_what_is_referred_to_is_there(packages: None) -> None:
+def test_every_object_that_a_manifest_refers_to_exists(packages: None) -> None:
     names = {(each["kind"], each["metadata"]["name"]) for each in everything()}
     for pod in pods():
         for source in pod["spec"]["containers"][0]["envFrom"]:
@@ -187,7 +187,7 @@ def test_probes_ask_where_the_worker_answers(packages: None) -> None:
     assert {probe["port"] for probe in asked.values()} == {"http"}
 
 
-def test_nothing_runs_with_rights(packages: None) -> None:
+def test_no_container_runs_with_privileges(packages: None) -> None:
     for pod in pods():
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         assert pod["spec"]["automountServiceAccountToken"] is False

@@ -50,7 +50,7 @@ proxy = http://proxy:3128
     assert said["HTTPS_PROXY"] == said["HTTP_PROXY"] == "http://proxy:3128"
 
 
-def test_what_was_said_to_uv_itself_wins(tmp_path: Path) -> None:
+def test_settings_for_uv_itself_take_precedence(tmp_path: Path) -> None:
     pip_conf = "[global]\nindex-url = pips\nextra-index-url = more\nproxy = pips\n"
     said = network.for_uv(
         environ(tmp_path, pip_conf, UV_INDEX_URL="uvs", https_proxy="uvs", VIRTUAL_ENV="/v")

@@ -47,7 +47,9 @@ def test_an_id_that_was_given_out_again_is_not_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "no number", "0", "-1", "999999999", None])
-def test_a_pid_file_of_nobody(tmp_path: Path, content: str | None) -> None:
+def test_a_pid_file_without_a_living_process_is_ignored(
+    tmp_path: Path, content: str | None
+) -> None:
     if content is not None:
         (tmp_path / "x.pid").write_text(content)
     assert processes.our_process(tmp_path / "x.pid", tmp_path) is None
@@ -59,7 +61,7 @@ def test_kill_takes_the_children_along(server: int) -> None:
     assert [pid for pid in family if processes.started_at(pid)] == []
 
 
-def test_frozen_and_thawed(server: int) -> None:
+def test_a_frozen_process_tree_continues_after_it_is_thawed(server: int) -> None:
     def states() -> set[str]:
         family = processes.tree(server)
         return {

@@ -31,7 +31,7 @@ def service(obstacle: str | None = None) -> Service:
         ({"DEV_BACKEND": "embedded"}, None, "no engine", "embedded"),
     ],
 )
-def test_the_choice(
+def test_the_servers_are_chosen_from_what_is_available(
     environ: dict[str, str], embedded: str | None, docker: str | None, source: str
 ) -> None:
     assert choose(service(embedded), environ, lambda: docker).source == source
@@ -58,13 +58,15 @@ def test_the_choice(
         ({"DEV_BACKEND": "podman"}, "DEV_BACKEND is 'podman': give auto, embedded or docker."),
     ],
 )
-def test_no_choice_says_why_and_what_to_do(environ: dict[str, str], sentence: str) -> None:
+def test_if_no_servers_can_be_chosen_the_error_says_why_and_what_to_do(
+    environ: dict[str, str], sentence: str
+) -> None:
     with pytest.raises(DevError) as raised:
         choose(service("no Debian"), environ, lambda: "no engine")
     assert str(raised.value) == sentence
 
 
-def test_the_reasons_are_told() -> None:
+def test_the_reason_for_the_choice_is_reported() -> None:
     made = choose(service("no Debian"), {}, lambda: None)
     assert made == Choice("docker", "INGEST_AMQP_URL is not set and no Debian")
 
@@ -80,7 +82,7 @@ def test_a_url_that_does_not_answer_is_an_error_never_a_fall_through(
         servers.choices()
 
 
-def test_another_protocol_is_not_taken_for_the_right_one() -> None:
+def test_a_server_of_another_protocol_is_rejected() -> None:
     database = os.environ["INGEST_DATABASE_URL"]
     broker = os.environ["INGEST_AMQP_URL"]
     assert database_trouble(database) is None
@@ -125,7 +127,7 @@ def running(ledger: Ledger) -> set[str]:
     return {path.parent.name for path in (ledger.path.parent / "pair").glob("*/up")}
 
 
-def test_what_is_used_or_kept_goes_on_and_the_rest_ends(ledger: Ledger) -> None:
+def test_servers_in_use_or_kept_keep_running_and_others_stop(ledger: Ledger) -> None:
     ledger.enter(["a"], keep=False)
     ledger.settle()
     assert running(ledger) == {"a"}
@@ -135,7 +137,7 @@ def test_what_is_used_or_kept_goes_on_and_the_rest_ends(ledger: Ledger) -> None:
     assert running(ledger) == {"a"}
 
 
-def test_the_last_user_ends_it(ledger: Ledger) -> None:
+def test_the_last_command_that_uses_a_server_stops_it(ledger: Ledger) -> None:
     ledger.enter(["a", "b"], keep=False)
     ledger.leave()
     ledger.settle()

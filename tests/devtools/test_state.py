@@ -94,7 +94,7 @@ def test_a_lock_is_waited_for_and_says_so(tmp_path: Path) -> None:
     assert child.communicate()[0] == "mine\n"
 
 
-def test_what_can_not_be_read_counts_as_nothing(tmp_path: Path) -> None:
+def test_an_unreadable_state_file_counts_as_empty(tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     assert read_json(state) == {}
     state.write_text('{"half": ')

@@ -49,7 +49,7 @@ SESSION = UUID("0b9c6a52-4c1e-4a9b-9c43-6d3b1f0a7a11")
 USER = 42
 
 
-def test_there_is_no_block_that_is_not_known() -> None:
+def test_every_code_block_has_a_known_language() -> None:
     assert {language for language, _ in BLOCKS} == {"console", "sh"}
     assert all(
         line.startswith("$ ")

@@ -33,7 +33,7 @@ COMMIT = "COMMIT of .*INSERT INTO outbox"
 ACK = "consumer .*Basic.Ack"
 
 
-async def test_these_are_all_statements(scene: Scene) -> None:
+async def test_every_statement_of_the_transaction_has_its_crash(scene: Scene) -> None:
     await scene.history()
     acked = scene.messages.watch("to_server", ACK)
     worker = scene.start(wired=True)
@@ -57,7 +57,7 @@ async def test_killed_after_each_statement(scene: Scene) -> None:
     await scene.holds()
 
 
-async def test_killed_inside_commit_and_before_the_ack(scene: Scene) -> None:
+async def test_killed_during_commit_and_before_the_ack(scene: Scene) -> None:
     await scene.history()
     batch = await killed(scene, scene.database.hold("to_server", COMMIT))
     assert not await scene.ingested(batch)

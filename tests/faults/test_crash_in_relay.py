@@ -29,7 +29,7 @@ BOUNDARIES = {
 }
 
 
-async def test_killed_at_each_boundary(scene: Scene) -> None:
+async def test_a_relay_killed_at_each_boundary_loses_nothing(scene: Scene) -> None:
     before: list[str] = []
     for name, (wire, way, pattern) in BOUNDARIES.items():
         for _ in range(2):

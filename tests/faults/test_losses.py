@@ -138,7 +138,7 @@ async def _settled(worker: Process) -> Counter[str]:
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["in time", "killed after the grace"])
-async def test_told_to_stop_inside_a_commit(scene: Scene, patient: bool) -> None:
+async def test_stopping_during_a_commit_finishes_it(scene: Scene, patient: bool) -> None:
     inside = scene.database.hold("to_client", COMMIT)
     worker = scene.start(wired=True, relay_in_worker="true")
     batch = scene.batch()

@@ -58,7 +58,7 @@ def accepted(sent: bytes) -> bool:
 
 @given(from_schema(SCHEMA))
 @quick
-def test_what_the_schema_allows_is_read(document: Json) -> None:
+def test_every_batch_that_the_schema_allows_is_decoded(document: Json) -> None:
     read = decode(body(document))
     assert len(read.attempts) == len(document["attempts"])
     assert read.client_session_uuid == UUID(document["client_session_uuid"])
@@ -208,7 +208,7 @@ def test_the_limits_are_the_largest_that_pass() -> None:
 
 @given(nearly_batch)
 @quick
-def test_a_detail_never_repeats_what_was_sent(document: Json) -> None:
+def test_an_error_detail_never_repeats_message_content(document: Json) -> None:
     secret = "S3CR3T"
     for sent in (body(_marked(document, secret)), body(_marked(document, secret))[:-1]):
         try:
@@ -292,7 +292,7 @@ def test_spelling_does_not_change_the_digest(document: Json, indent: int, upper:
     assert decode(spelled).digest() == before
 
 
-def test_the_digest_is_what_it_was() -> None:
+def test_the_digest_of_known_batches_has_not_changed() -> None:
     # Stored in the inbox: a change here would turn every late duplicate into `uuid_reused`.
     known = "73aac02733f373a845e809768d91906651e0486ec770fe6dee44f3cfa92f2337"
     sent = batch(attempt(answered_at="2026-03-01T09:30:00Z"), attempt(is_unsure=True))

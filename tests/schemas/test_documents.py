@@ -64,7 +64,7 @@ def test_check_names_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture
 )
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_whatever_is_sent_fits_its_schema(
+def test_every_published_message_matches_its_schema(
     model: type[BaseModel], name: str, data: st.DataObject
 ) -> None:
     sent = data.draw(st.builds(model))

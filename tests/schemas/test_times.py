@@ -95,7 +95,7 @@ def test_a_time_is_read_with_its_offset(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
-def test_what_is_no_time_is_not_read(text: str) -> None:
+def test_invalid_times_are_not_read(text: str) -> None:
     assert read_time(text) is None
 
 

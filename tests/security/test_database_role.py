@@ -66,7 +66,9 @@ async def test_a_whole_worker_runs_with_it(
     assert told == ["ingested", "ingested", "already_ingested", "rejected"]
 
 
-async def test_nothing_else_is_allowed(engine: AsyncEngine, as_worker: AsyncEngine) -> None:
+async def test_a_workers_role_may_do_nothing_else(
+    engine: AsyncEngine, as_worker: AsyncEngine
+) -> None:
     await factories.publish(engine)
     tables = [
         row["table_name"]
@@ -120,7 +122,9 @@ async def test_nothing_else_is_allowed(engine: AsyncEngine, as_worker: AsyncEngi
     assert {(each["prosecdef"], each["may"]) for each in functions} == {(True, False)}
 
 
-async def test_it_can_be_put_in_order_again(engine: AsyncEngine, role: str) -> None:
+async def test_running_it_again_restores_the_rights_and_changes_the_password(
+    engine: AsyncEngine, role: str
+) -> None:
     async with transaction(engine) as connection:
         await connection.exec_driver_sql(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
         first = await roles.ensure_worker(connection, role)
@@ -138,7 +142,7 @@ async def test_it_can_be_put_in_order_again(engine: AsyncEngine, role: str) -> N
     assert second not in found["kept"]
 
 
-async def test_the_owner_is_not_cut_down(engine: AsyncEngine) -> None:
+async def test_the_owners_role_is_not_reduced(engine: AsyncEngine) -> None:
     async with transaction(engine) as connection:
         owner = str(await connection.scalar(text("SELECT current_user")))
         with pytest.raises(RoleError, match="another name"):

@@ -3,7 +3,8 @@
 The queue is first come, first served, for all viewers together, and a viewer's relay has one
 batch on its way at a time: so its backlog waits in its own outbox, not ahead of the others in
 the queue. A sender that keeps to no such rule can put no more ahead of the others than it has,
-and each batch costs them a few milliseconds: `test_a_flood_delays_but_does_not_starve`.
+and each batch costs them a few milliseconds (see
+`test_a_flood_from_one_viewer_delays_others_and_does_not_starve_them`).
 """
 
 import asyncio
@@ -98,7 +99,7 @@ async def test_a_backlog_of_months_leaves_room_for_the_others(
     assert unsettled > BACKLOG / 4, "the others were served in the middle of the backlog"
 
 
-async def test_a_flood_delays_but_does_not_starve(
+async def test_a_flood_from_one_viewer_delays_others_and_does_not_starve_them(
     viewers: Viewers, broker: Broker, settings: Settings, engine: AsyncEngine
 ) -> None:
     flooding, other = await viewers.add(1), await viewers.add(2)

@@ -38,7 +38,7 @@ def test_a_short_run_of_the_fuzzer() -> None:
         assert outcomes[f"fuzz_{outcome}"] > 10, outcomes
 
 
-def test_memory_is_bounded() -> None:
+def test_decoding_needs_bounded_memory() -> None:
     """Bodies at the limit, of the shapes that cost a parser most, again and again."""
     limit = 1_048_576
     bodies = (

@@ -342,7 +342,7 @@ async def test_only_viewers_can_be_rotated_and_revoked(
     assert administrator in await viewers.accounts.users()
 
 
-async def test_the_list_tells_logins_and_grants(viewers: Viewers, engine: AsyncEngine) -> None:
+async def test_the_list_shows_logins_and_grants(viewers: Viewers, engine: AsyncEngine) -> None:
     plain = await viewers.add(7, 3)
     mqtt = await viewers.add(access=Access(mqtt="amq.topic"))
     await identities.grant(engine, "without-login", [9])
@@ -361,7 +361,7 @@ async def test_a_name_that_could_reach_further_is_refused(
             await identities.add(viewers.accounts, engine, name, [1], Access())
 
 
-async def test_a_worker_needs_no_more_than_this(
+async def test_a_worker_works_with_the_rights_of_its_role(
     viewers: Viewers, broker: Broker, settings: Settings, engine: AsyncEngine
 ) -> None:
     """The rights that SECURITY.md gives a worker's login: enough to run, and not to publish."""

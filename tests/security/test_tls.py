@@ -259,7 +259,7 @@ def test_verification_cannot_be_turned_off(
         ("INGEST_MANAGEMENT_URL", "http://broker.example:15672", True),
     ],
 )
-def test_what_is_unprotected_is_told(
+def test_urls_without_tls_are_listed(
     monkeypatch: pytest.MonkeyPatch, name: str, url: str, open: bool
 ) -> None:
     monkeypatch.setenv("INGEST_AMQP_URL", "amqps://host/")

@@ -89,7 +89,9 @@ async def test_before_the_broker_has_it(outbox: Outbox, broker: Broker) -> None:
     assert await next_relay_settles_all(outbox, broker, *uuids) == uuids
 
 
-async def test_after_the_publish_and_before_the_confirm(outbox: Outbox, broker: Broker) -> None:
+async def test_killed_after_the_publish_and_before_the_confirm(
+    outbox: Outbox, broker: Broker
+) -> None:
     await broker.consume()
     uuids = record(outbox, make_batch(), make_batch())
     async with proxied(broker.url) as proxy:
@@ -101,7 +103,9 @@ async def test_after_the_publish_and_before_the_confirm(outbox: Outbox, broker: 
     assert await next_relay_settles_all(outbox, broker, *uuids) == uuids
 
 
-async def test_after_the_confirm_and_before_it_is_marked(outbox: Outbox, broker: Broker) -> None:
+async def test_killed_after_the_confirm_and_before_it_is_marked(
+    outbox: Outbox, broker: Broker
+) -> None:
     await broker.consume()
     uuids = record(outbox, make_batch(), make_batch())
     async with (
@@ -115,7 +119,7 @@ async def test_after_the_confirm_and_before_it_is_marked(outbox: Outbox, broker:
     assert await next_relay_settles_all(outbox, broker, *uuids) == uuids
 
 
-async def test_after_it_is_marked(outbox: Outbox, broker: Broker) -> None:
+async def test_killed_after_it_is_marked(outbox: Outbox, broker: Broker) -> None:
     await broker.consume()
     uuids = record(outbox, make_batch(), make_batch())
     async with relay_to_be_killed(outbox, broker.url):
@@ -127,7 +131,7 @@ async def test_after_it_is_marked(outbox: Outbox, broker: Broker) -> None:
     assert got in ([], [uuids[1]])
 
 
-async def test_a_result_that_came_and_was_not_stored(outbox: Outbox, broker: Broker) -> None:
+async def test_killed_before_a_result_is_stored(outbox: Outbox, broker: Broker) -> None:
     await broker.consume()
     (uuid,) = record(outbox, make_batch())
     async with (
@@ -142,7 +146,9 @@ async def test_a_result_that_came_and_was_not_stored(outbox: Outbox, broker: Bro
     await next_relay_settles_all(outbox, broker, uuid)
 
 
-async def test_a_result_that_was_stored_and_not_acked(outbox: Outbox, broker: Broker) -> None:
+async def test_killed_after_a_result_is_stored_and_before_its_ack(
+    outbox: Outbox, broker: Broker
+) -> None:
     await broker.consume()
     (uuid,) = record(outbox, make_batch())
     async with proxied(broker.url) as proxy:

@@ -66,7 +66,7 @@ def test_recording_the_same_again_changes_nothing(outbox: Outbox) -> None:
     assert outbox.get(made.client_session_uuid) == before
 
 
-def test_the_same_uuid_for_other_content_is_refused_and_keeps_the_first(outbox: Outbox) -> None:
+def test_other_content_under_a_known_uuid_is_refused_and_the_first_stays(outbox: Outbox) -> None:
     made = make_batch()
     record(outbox, made)
     with pytest.raises(UuidReused, match=str(made.client_session_uuid)):
@@ -116,7 +116,7 @@ def _unchecked(pub_id: str) -> Attempt:
         ([Attempt(question_pub_id="q", answered_at="\ud800")], "surrogate"),
     ],
 )
-def test_what_no_worker_would_take_is_refused_at_once(
+def test_a_batch_that_no_worker_would_accept_is_refused_at_once(
     outbox: Outbox, attempts: list[Attempt], sentence: str
 ) -> None:
     hopeless = AttemptBatch.model_construct(client_session_uuid=uuid4(), attempts=tuple(attempts))

@@ -145,7 +145,7 @@ def test_in_the_tree_the_wire_of_the_library_is_the_one_source() -> None:
     assert (CHECKOUT / "study_viewer" / "schemas").resolve() == CHECKOUT / "schemas"
 
 
-def test_it_asks_for_what_the_project_asks_for(wheel: Path) -> None:
+def test_its_requirements_are_among_the_projects(wheel: Path) -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     ours = {Requirement(line) for line in project["dependencies"]}
     theirs = set(asked_by(wheel))

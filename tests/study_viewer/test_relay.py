@@ -105,7 +105,7 @@ async def test_a_message_is_as_the_published_document_says(outbox: Outbox, broke
     assert json.loads(message.body) == json.loads(entry.body)
 
 
-async def test_wake_spares_the_wait_for_the_next_look(outbox: Outbox, broker: Broker) -> None:
+async def test_wake_ends_the_wait_for_the_next_poll(outbox: Outbox, broker: Broker) -> None:
     await broker.consume()
     async with relay_of(outbox, broker.url, poll_interval=3_600.0) as relay:
         await soon(relay, lambda: relay.status.connected)
@@ -332,7 +332,9 @@ async def test_a_results_queue_that_is_deleted_comes_back(outbox: Outbox, broker
         await settled(relay, uuid)
 
 
-async def test_a_full_queue_keeps_batches_here(outbox: Outbox, broker: Broker) -> None:
+async def test_batches_stay_in_the_outbox_while_the_queue_is_full(
+    outbox: Outbox, broker: Broker
+) -> None:
     await broker.channel.queue_delete(ATTEMPTS_QUEUE)
     full: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
     queue = await broker.channel.declare_queue(ATTEMPTS_QUEUE, durable=True, arguments=full)
@@ -351,7 +353,9 @@ async def test_a_full_queue_keeps_batches_here(outbox: Outbox, broker: Broker) -
     assert [entry.problem for entry in outbox.unsettled()] == [None] * 3
 
 
-async def test_a_batch_that_nobody_would_get_stays_here(outbox: Outbox, broker: Broker) -> None:
+async def test_a_batch_that_no_queue_takes_stays_in_the_outbox(
+    outbox: Outbox, broker: Broker
+) -> None:
     await broker.attempts.unbind(INGEST_EXCHANGE, ATTEMPTS_BINDING)
     (uuid,) = record(outbox, make_batch())
     async with relay_of(outbox, broker.url) as relay:

@@ -106,7 +106,7 @@ async def _allow_connections(name: str, allowed: bool) -> None:
         await connection.close()
 
 
-async def test_a_loop_that_does_not_turn_is_not_alive(
+async def test_a_process_whose_event_loop_hangs_is_not_alive(
     settings: Settings, broker: Broker, tmp_path: Path
 ) -> None:
     program = tmp_path / "wedged.py"

@@ -95,7 +95,7 @@ async def test_nothing_to_relay_does_not_mean_that_the_broker_is_back(engine: As
 
 
 @pytest.mark.broker
-async def test_what_is_confirmed_goes_and_what_is_not_stays_with_all_behind_it(
+async def test_confirmed_rows_are_deleted_and_an_unconfirmed_one_stays_with_all_after_it(
     broker: Broker, publisher: Publisher, engine: AsyncEngine
 ) -> None:
     taken = [_job(), _job(amqp.REVIEW_REQUESTED), _job()]
@@ -177,7 +177,7 @@ class _Killed(Exception):
     pass
 
 
-async def test_what_another_relay_has_just_forgotten_is_not_taken_again(
+async def test_a_row_that_another_relay_has_just_deleted_is_not_taken(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _recorded(engine, [_result("ada"), _result("ada")])

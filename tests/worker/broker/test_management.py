@@ -20,7 +20,7 @@ from worker.errors import BrokerAway, TopologyError
         ("amqp://ada:p@rabbit/v", "https://eve:q@api/mq/", "https://api/mq/api/", "eve", "v"),
     ],
 )
-async def test_where_it_looks(
+async def test_the_management_url_is_derived_from_the_amqp_url(
     amqp_url: str, management_url: str | None, base: str, user: str, vhost: str
 ) -> None:
     async with Management(make_settings(amqp_url, management_url=management_url)) as management:

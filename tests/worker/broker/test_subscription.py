@@ -57,7 +57,7 @@ async def _fill(broker: Broker, hand: _Hand) -> list[Delivery]:
     return hand.deliveries
 
 
-async def test_what_is_not_acked_comes_back(
+async def test_a_result_that_is_not_acked_is_delivered_again(
     broker: Broker, hand: _Hand, subscription: Subscription
 ) -> None:
     one, two, three, four, five, *rest = await _fill(broker, hand)

@@ -86,7 +86,7 @@ async def test_only_what_is_missing_is_created(broker: Broker, management: Manag
     }
 
 
-async def test_what_can_not_be_changed_stops_apply_before_anything_is(
+async def test_apply_changes_nothing_if_an_object_can_not_be_changed(
     bare_broker: Broker, management: Management
 ) -> None:
     await management.declare_queue(amqp.ATTEMPTS_QUEUE, {"x-queue-type": "classic"})
@@ -270,7 +270,7 @@ async def test_a_message_that_kills_its_workers_is_parked_by_the_broker(
     assert parked.headers["x-first-death-reason"] == "delivery_limit"
 
 
-async def test_what_has_waited_comes_back_by_the_return_exchange(
+async def test_a_message_returns_through_the_return_exchange_after_its_delay(
     broker: Broker, publisher: Publisher
 ) -> None:
     await publish(publisher, "", topology.retry_queue(0.1), b"again")

@@ -231,7 +231,7 @@ async def test_rejected_is_parked_as_it_came_and_says_why(
     assert await broker.depth(amqp.ATTEMPTS_QUEUE) == 0
 
 
-async def test_undecodable_is_told_through_the_transaction_and_parked(
+async def test_a_malformed_message_gets_a_result_and_becomes_a_dead_letter(
     broker: Broker, start: Start, script: Script
 ) -> None:
     consumer = await start()
@@ -290,7 +290,7 @@ async def test_retries_exhausted_is_told_and_parked(
     assert parked.headers[amqp.RETRIES_HEADER] == 2
 
 
-async def test_a_batch_that_can_not_even_be_told_is_parked(
+async def test_a_batch_whose_result_can_not_be_stored_becomes_a_dead_letter(
     broker: Broker, start: Start, script: Script
 ) -> None:
     def never(incoming: Incoming) -> Disposition:
@@ -308,7 +308,7 @@ async def test_a_batch_that_can_not_even_be_told_is_parked(
 # Groups
 
 
-async def test_what_has_arrived_becomes_one_group_up_to_the_bound(
+async def test_deliveries_that_have_arrived_form_one_group_up_to_the_maximum(
     broker: Broker, start: Start, script: Script
 ) -> None:
     consumer = await in_hand(8, broker, start, script, group_max=5)
@@ -318,7 +318,7 @@ async def test_what_has_arrived_becomes_one_group_up_to_the_bound(
     assert script.sizes == [1, 5, 2]  # the first was not kept waiting for company
 
 
-async def test_what_is_busy_comes_first_in_the_next_group_until_its_patience_ends(
+async def test_a_busy_batch_comes_first_in_the_next_group_until_it_has_waited_enough(
     broker: Broker, start: Start, script: Script
 ) -> None:
     busy = UUIDS[1]
@@ -407,7 +407,7 @@ async def test_a_batch_delivered_often_runs_with_nothing_else_in_hand(
     assert {line["delivery_count"] for line in lines[1:]} == {0}
 
 
-async def test_one_that_comes_among_others_waits_for_them_and_comes_again_alone(
+async def test_a_suspect_among_others_waits_for_them_and_is_delivered_again_alone(
     broker: Broker, start: Start, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.consume.consumer._GATE_INTERVAL", 0.05)
@@ -517,7 +517,7 @@ async def test_a_database_that_is_away_pauses_and_nothing_is_counted(
     assert {(line["redelivered"], line["delivery_count"]) for line in lines} == {(False, 0)}
 
 
-async def test_what_is_held_too_long_is_given_back_once(
+async def test_deliveries_held_too_long_are_returned_once(
     broker: Broker, start: Start, script: Script
 ) -> None:
     script.away = True
@@ -777,7 +777,7 @@ async def test_draining_while_paused_gives_everything_back(
     await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
 
 
-async def test_many_messages_each_once(broker: Broker, start: Start, script: Script) -> None:
+async def test_many_messages_arrive_once_each(broker: Broker, start: Start, script: Script) -> None:
     consumer = await start(prefetch=50, group_max=20)
     uuids = [uuid4() for _ in range(300)]
     await asyncio.gather(*(broker.publish(body_of(uuid)) for uuid in uuids))

@@ -60,7 +60,7 @@ def reason_of(taken: Taken) -> RejectReason | None:
     return content.reason if isinstance(content, Rejection) else None
 
 
-def test_a_good_delivery() -> None:
+def test_a_valid_delivery_is_read_as_a_batch() -> None:
     taken = read(
         delivery(
             user_id="ada",
@@ -144,7 +144,7 @@ def test_our_headers_are_ignored_from_anybody_else(exchange: str) -> None:
         {},
     ],
 )
-def test_what_comes_back_without_a_viewer_is_unidentified(headers: dict[str, Any]) -> None:
+def test_a_returned_message_without_a_viewer_is_unidentified(headers: dict[str, Any]) -> None:
     taken = read(delivery(exchange=amqp.RETURN_EXCHANGE, headers=headers), OPEN)
 
     assert taken.incoming.viewer is None

@@ -59,7 +59,7 @@ async def test_an_older_worker_lets_it_wait_and_a_newer_one_takes_it_by_itself(
         assert await until(partial(bare_broker.depth, queue), (0).__eq__) == 0
 
 
-async def test_what_is_no_version_at_all_is_refused(broker: Broker, engine: AsyncEngine) -> None:
+async def test_an_invalid_version_is_rejected(broker: Broker, engine: AsyncEngine) -> None:
     async with working(broker.settings, engine):
         for nonsense in ("study.attempt_batch.v0", "study.attempt_batch.v2x", "something.v2"):
             await broker.publish("{}", type=nonsense)
@@ -67,7 +67,9 @@ async def test_what_is_no_version_at_all_is_refused(broker: Broker, engine: Asyn
             assert letter.headers[amqp.REASON_HEADER] == RejectReason.UNSUPPORTED_VERSION
 
 
-async def test_nobody_in_particular_can_fill_the_queue(broker: Broker, engine: AsyncEngine) -> None:
+async def test_a_newer_batch_without_a_known_sender_is_rejected(
+    broker: Broker, engine: AsyncEngine
+) -> None:
     settings = broker.settings.model_copy(update={"require_user_id": True})
     async with working(settings, engine):
         await broker.publish("{}", type=NEWER_TYPE)

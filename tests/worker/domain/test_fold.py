@@ -24,11 +24,11 @@ def test_the_fold_equals_the_definition_in_the_contract(found: list[Session]) ->
     assert naive.differences(progress, attempts) == []
 
 
-def test_nothing_comes_of_nothing() -> None:
+def test_an_empty_history_has_no_progress() -> None:
     assert fold(None, []) is None
 
 
-def test_a_first_answer_is_all_there_is() -> None:
+def test_a_first_answer_sets_every_field() -> None:
     progress = _folded("u")
     assert progress[:10] == (1, 0, 0, 1, 0, 0, 0, 1, 0, None)
     assert progress.last_outcome is Outcome.UNSURE
@@ -71,7 +71,7 @@ def test_unsure_among_the_last_four_is_kept_newest_first() -> None:
 
 @given(sessions())
 @settings(max_examples=50, deadline=None)
-def test_folding_on_is_folding_again(found: list[Session]) -> None:
+def test_continuing_a_fold_equals_folding_everything_again(found: list[Session]) -> None:
     attempts = sorted(attempt for session in found for attempt in session)
     whole = fold(None, attempts)
     for cut in range(len(attempts) + 1):

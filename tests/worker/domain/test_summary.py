@@ -42,7 +42,7 @@ def _change(before: str, session: str) -> Change:
         ("cu", "wwc", 0, 1, 0),
     ],
 )
-def test_what_a_session_changes_is_told_from_before_to_after(
+def test_a_summary_compares_the_state_before_and_after_the_session(
     before: str, session: str, newly_correct: int, recovered: int, relapsed: int
 ) -> None:
     summary = summarize([], [_change(before, session)])
@@ -57,7 +57,7 @@ def test_attempts_are_counted_by_outcome_and_questions_by_change() -> None:
 
 @given(sessions(interleaving=False))
 @settings(max_examples=200, deadline=None)
-def test_known_after_less_known_before_is_newly_correct_and_recovered_less_relapsed(
+def test_newly_correct_and_recovered_minus_relapsed_is_the_change_of_known_questions(
     found: list[Session],
 ) -> None:
     """Holds while sessions do not interleave, also when they arrive late."""

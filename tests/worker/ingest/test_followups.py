@@ -20,7 +20,7 @@ def test_the_worker_has_rules_for_each_kind_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.routing_key)
-def test_a_kind_has_a_queue_a_channel_and_a_place_in_the_documents(kind: Kind) -> None:
+def test_each_kind_has_a_queue_a_channel_and_a_place_in_the_documents(kind: Kind) -> None:
     topology = wanted(
         Settings(database_url=SecretStr("postgresql://unused"), amqp_url=SecretStr("amqp://unused"))
     )

@@ -129,7 +129,7 @@ async def test_a_group_is_its_batches_one_after_another(
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-async def test_what_a_group_is_told_does_not_depend_on_the_order_of_its_batches(
+async def test_the_results_of_a_group_do_not_depend_on_the_order_of_its_batches(
     engine: AsyncEngine, data: st.DataObject
 ) -> None:
     questions = [*await make.publish(engine, 2), *await make.publish(engine, 1)]
@@ -205,7 +205,7 @@ async def test_results_leave_in_the_order_of_delivery(engine: AsyncEngine) -> No
     ]
 
 
-async def test_what_comes_after_a_uuids_second_try_is_after_it(engine: AsyncEngine) -> None:
+async def test_a_batch_after_the_second_try_of_a_uuid_sees_its_effect(engine: AsyncEngine) -> None:
     """The second batch is told what the first of them, by then ingested, left behind."""
     (question,) = await make.publish(engine)
     uuid = UUID(int=7)

@@ -215,7 +215,7 @@ async def test_each_attempt_that_cannot_count_is_skipped_with_its_own_reason(
     assert (attempt["position"], attempt["study_question_id"]) == (6, good.question_id)
 
 
-async def test_withdrawn_is_told_before_deleted(engine: AsyncEngine, ingest: Ingest) -> None:
+async def test_withdrawn_takes_precedence_over_deleted(engine: AsyncEngine, ingest: Ingest) -> None:
     good, both = await make.publish(engine, 2)
     await make.withdraw(engine, both)
     await make.delete_question(engine, both)
@@ -415,7 +415,7 @@ async def test_a_time_in_the_future_is_clamped_and_kept_as_it_was_sent(
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"])
-async def test_the_edges_of_the_calendar_do_not_poison_a_question(
+async def test_times_at_the_edges_of_the_calendar_do_not_break_a_question(
     engine: AsyncEngine, ingest: Ingest, text: str
 ) -> None:
     """The driver writes these two as infinities, and reads infinities back without a zone."""
@@ -467,7 +467,9 @@ async def test_before_is_what_lay_ahead_of_the_session_in_history(
     ] == [(0, 0), (1, 0), (0, 1), (1, 0)]
 
 
-async def test_late_in_the_group_is_late_too(engine: AsyncEngine, ingest: Ingest) -> None:
+async def test_a_batch_that_is_late_within_its_group_is_folded_at_its_place(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
     (question,) = await make.publish(engine)
     await ingest([sent(right(question, at(0)))])
     await ingest([sent(wrong(question, at(9))), sent(right(question, at(4)))])
@@ -722,14 +724,14 @@ async def test_each_viewer_is_told_and_nobody_when_nobody_is_known(
         assert told.status is Status.ALREADY_INGESTED
 
 
-async def test_an_empty_group_is_nothing(engine: AsyncEngine, ingest: Ingest) -> None:
+async def test_ingesting_an_empty_group_does_nothing(engine: AsyncEngine, ingest: Ingest) -> None:
     assert await ingest([]) == []
 
 
 # --------------------------------------------------------------------------- outbox messages
 
 
-async def test_what_happens_once_has_one_message_id_and_is_valid_on_the_wire(
+async def test_a_message_about_a_single_event_always_has_the_same_id(
     engine: AsyncEngine, ingest: Ingest
 ) -> None:
     (question,) = await make.publish(engine)

@@ -259,7 +259,7 @@ async def test_a_duplicate_in_the_middle_of_the_first_waits_and_is_told_what_it_
     assert again == told.model_copy(update={"status": Status.ALREADY_INGESTED})
 
 
-async def test_when_the_first_dies_in_the_middle_the_one_who_waits_ingests(
+async def test_if_the_first_worker_dies_the_waiting_one_ingests_the_batch(
     engine: AsyncEngine, crew: list[Ingest], question: Published
 ) -> None:
     delivery = sent(right(question))

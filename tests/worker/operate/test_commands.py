@@ -125,7 +125,7 @@ async def test_the_first_pause_stands_and_each_is_on_record(site: Site) -> None:
 # ------------------------------------------------------------------- void, rescore, erase: asking
 
 
-async def test_what_destroys_asks_and_refuses_where_nobody_answers(site: Site) -> None:
+async def test_destructive_commands_ask_and_refuse_without_a_terminal(site: Site) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
     uuid = uuid4()
     await Ingest(site.engine, Policy())([sent(wrong(question), uuid=uuid)])

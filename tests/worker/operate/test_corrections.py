@@ -176,7 +176,7 @@ SESSIONS = st.lists(
 @settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-async def test_whatever_is_voided_and_when_the_rest_is_all_there_is(
+async def test_progress_is_the_fold_of_the_sessions_that_are_not_void(
     engine: AsyncEngine, ingest: Ingest, drawn: list[tuple[list[Any], int | None]]
 ) -> None:
     questions = await make.publish(engine, 3)

@@ -125,7 +125,7 @@ async def test_what_the_broker_parked_is_delivery_limit_and_its_headers_are_not_
     assert letter.died_at is not None and letter.died_at.year > 2001
 
 
-async def test_what_the_broker_parked_after_a_retry_keeps_its_viewer(site: Site) -> None:
+async def test_a_dead_letter_of_the_broker_after_a_retry_keeps_its_viewer(site: Site) -> None:
     ours = {amqp.VIEWER_HEADER: "bob", amqp.ROUTING_KEY_HEADER: amqp.attempts_key("bob")}
     await site.kill_workers_with(
         nowhere(), exchange=amqp.RETURN_EXCHANGE, routing_key="", headers=ours
@@ -168,7 +168,9 @@ async def test_a_replay_gives_the_message_as_it_was_with_its_viewer(site: Site) 
     }
 
 
-async def test_after_a_mend_everything_is_ingested_and_told_to_its_viewer(site: Site) -> None:
+async def test_after_the_cause_is_fixed_a_replay_ingests_everything_and_sends_results(
+    site: Site,
+) -> None:
     (question,) = await make.publish(site.engine)
     await make.withdraw(site.engine, question)
     batches = [batch(right(question, at(n))) for n in range(3)]

@@ -33,7 +33,7 @@ async def examined(site: Site, **variables: str) -> Found:
     return found
 
 
-async def test_what_is_set_up_as_told_is_healthy(site: Site) -> None:
+async def test_doctor_finds_nothing_wrong_with_a_system_set_up_as_documented(site: Site) -> None:
     found = await examined(site)
     assert found["danger"] == found["warning"] == []
     checked = {finding["check"] for each in found.values() for finding in each}
@@ -46,7 +46,7 @@ async def test_what_is_set_up_as_told_is_healthy(site: Site) -> None:
     assert "\x1b" not in plain and "ok      schema: " in plain
 
 
-async def test_the_database_s_troubles_are_found(site: Site) -> None:
+async def test_doctor_finds_problems_of_the_database(site: Site) -> None:
     name = make_url(site.settings.database_url.get_secret_value()).database
     await make.execute(site.engine, f"ALTER DATABASE {name} SET synchronous_commit = off")
     await make.execute(site.engine, "DROP INDEX outbox_results_idx")
@@ -69,7 +69,7 @@ async def test_a_schema_that_does_not_fit_is_found(site: Site) -> None:
     assert finding["check"] == "schema" and "`study-ingest migrate`" in finding["remedy"]
 
 
-async def test_the_broker_s_troubles_are_found(site: Site) -> None:
+async def test_doctor_finds_problems_of_the_broker(site: Site) -> None:
     await site.broker.put_policy(
         "somebody-elses",
         pattern="^study",
@@ -114,7 +114,7 @@ async def test_a_server_that_is_away_is_a_finding(site: Site) -> None:
         ({"alone_after": 20}, "suspects"),
     ],
 )
-def test_settings_that_bite_are_found(changed: dict[str, Any], check: str) -> None:
+def test_doctor_finds_dangerous_settings(changed: dict[str, Any], check: str) -> None:
     settings = make_settings(**{"amqp_url": "amqp://me:x@localhost/"} | changed)
     assert check in {each.check for each in local.examine(settings) if each.severity in _BAD}
 

@@ -185,7 +185,7 @@ async def test_the_older_schema_keeps_the_erased_from_coming_back(site: Site) ->
     await schema.check(site.engine)
 
 
-async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(site: Site) -> None:
+async def test_an_erasure_waits_for_batches_being_ingested_without_deadlock(site: Site) -> None:
     """Also where the same batch lies among the dead letters."""
     (question,) = await make.publish(site.engine, user_id=7)
     delivery = sent(right(question, at(0)))

@@ -100,7 +100,7 @@ async def test_an_export_imported_into_an_empty_database_gives_the_same(
     assert await _lines(other_engine) == await _lines(engine)
 
 
-async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(
+async def test_an_import_waits_for_batches_being_ingested_without_deadlock(
     engine: AsyncEngine,
 ) -> None:
     (question,) = await make.publish(engine)
@@ -120,7 +120,7 @@ async def test_what_is_being_ingested_is_waited_for_and_never_crosswise(
     assert (done.batches, done.known) == (0, 1)
 
 
-async def test_life_goes_on_in_the_other_database(
+async def test_ingest_continues_in_the_database_of_an_import(
     engine: AsyncEngine, other_engine: AsyncEngine
 ) -> None:
     (question,) = await make.publish(engine, user_id=7)
@@ -171,7 +171,9 @@ async def test_an_import_again_or_after_being_stopped_adds_what_is_missing(
     assert await _all(other_engine) == await _all(engine)
 
 
-async def test_what_is_not_an_export_is_one_sentence(engine: AsyncEngine) -> None:
+async def test_importing_a_file_that_is_no_export_fails_with_one_sentence(
+    engine: AsyncEngine,
+) -> None:
     first = '{"record": "export", "version": 1}'
     for lines, problem in (
         (["{}"], "Line 1 is not part"),

@@ -65,7 +65,7 @@ async def _versions(engine: AsyncEngine) -> list[dict[str, object]]:
     )
 
 
-async def test_what_ingest_stored_is_right_and_a_rebuild_writes_nothing(
+async def test_verify_finds_no_difference_after_ingest_and_rebuild_changes_nothing(
     engine: AsyncEngine, questions: list[Published]
 ) -> None:
     before = await _versions(engine)
@@ -77,7 +77,7 @@ async def test_what_ingest_stored_is_right_and_a_rebuild_writes_nothing(
 
 
 @pytest.mark.parametrize("column", TAMPERED)
-async def test_a_wrong_column_is_found_named_and_mended(
+async def test_a_wrong_column_is_found_named_and_corrected(
     engine: AsyncEngine, questions: list[Published], column: str
 ) -> None:
     before = await make.progress(engine)
@@ -193,7 +193,7 @@ async def test_other_thresholds_are_another_pattern(
     assert row["pattern"] == "leech"
 
 
-async def test_a_question_that_moved_is_where_it_is_now(
+async def test_verify_uses_the_current_topic_of_a_moved_question(
     engine: AsyncEngine, questions: list[Published]
 ) -> None:
     first, second, _, _ = questions
@@ -277,7 +277,7 @@ async def test_a_walk_continues_after_a_user(
     assert await _of(engine, Part(), after=after) == [each for each in crowd if each > after]
 
 
-async def test_since_is_when_a_session_was_ingested_or_corrected(
+async def test_since_selects_sessions_ingested_or_corrected_after_it(
     engine: AsyncEngine, crowd: list[int]
 ) -> None:
     hour = timedelta(hours=1)

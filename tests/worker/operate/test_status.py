@@ -44,7 +44,7 @@ async def test_all_is_well_while_a_worker_works(site: Site) -> None:
     assert "All is well." in plain.stdout and "\x1b" not in plain.stdout
 
 
-async def test_what_needs_attention_is_said(site: Site) -> None:
+async def test_status_names_what_needs_attention(site: Site) -> None:
     await site.park(batch(right("nowhere")))
     await site.publish(batch(right("nowhere")))
     await invoke(site, "pause", "--reason", "moving house")
@@ -91,7 +91,7 @@ async def test_top_prints_once_when_piped(site: Site) -> None:
     assert result.exit_code == 1 and "study.attempts" in result.stdout
 
 
-async def test_top_lives_in_a_terminal_until_q(site: Site) -> None:
+async def test_top_refreshes_in_a_terminal_until_q(site: Site) -> None:
     keyboard, terminal = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("study-ingest"),

@@ -373,7 +373,7 @@ async def test_ready_means_reachable(connect: Connect, unused_tcp_port: int) -> 
 # ------------------------------------------------------------------------------ faults of ours
 
 
-async def test_what_is_neither_away_nor_passing_stays_what_it_is(engine: AsyncEngine) -> None:
+async def test_other_database_errors_are_not_translated(engine: AsyncEngine) -> None:
     with pytest.raises(ProgrammingError):
         await _by_sqlalchemy(engine, _UNKNOWN)
     with pytest.raises(IntegrityError):

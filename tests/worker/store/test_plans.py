@@ -95,7 +95,9 @@ async def _counts(engine: AsyncEngine, column: str) -> dict[str, int]:
     return {row["relname"]: row["n"] for row in rows}
 
 
-async def test_work_reads_no_table_from_end_to_end(filled: AsyncEngine, database_url: str) -> None:
+async def test_no_statement_of_ingest_scans_a_whole_table(
+    filled: AsyncEngine, database_url: str
+) -> None:
     questions = [Published(f"pub-{n}", n, 1 + n % USERS, 1 + n % USERS) for n in range(3 * USERS)]
     settings = Settings(database_url=database_url, amqp_url="amqp://unused")  # type: ignore[arg-type]
     before = await _counts(filled, "seq_scan")

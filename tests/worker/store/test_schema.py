@@ -84,7 +84,7 @@ async def test_migrations_make_exactly_the_tables_that_the_code_knows(
         assert migrated[kind] == known[kind]
 
 
-async def test_the_way_down_leaves_nothing_and_the_way_up_again_leads_to_the_same(
+async def test_downgrading_removes_everything_and_upgrading_again_gives_the_same_schema(
     empty: AsyncEngine,
 ) -> None:
     assert await schema.migrate(empty) == (None, schema.head())
@@ -208,7 +208,7 @@ async def test_a_migration_that_others_wait_for_crosswise_gives_way(engine: Asyn
     await schema.check(engine)
 
 
-async def test_what_an_operator_can_mend_is_said_in_one_sentence(
+async def test_a_failure_that_an_operator_can_fix_is_one_sentence(
     engine: AsyncEngine, database_url: str
 ) -> None:
     with pytest.raises(

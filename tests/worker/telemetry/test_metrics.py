@@ -98,7 +98,7 @@ def _look_at_ages(seen: dict[str, float]) -> None:
 
 
 @pytest.mark.broker
-async def test_what_fails_and_is_tried_again_is_counted(
+async def test_failures_and_retries_are_counted(
     settings: Settings, broker: Broker, engine: AsyncEngine, question: make.Published
 ) -> None:
     await make.execute(
@@ -135,7 +135,7 @@ async def test_names_follow_the_conventions(settings: Settings) -> None:
             assert family.name.endswith(("_seconds", "_batches")), family.name
 
 
-def test_no_stranger_makes_labels() -> None:
+def test_unknown_values_get_no_label_of_their_own() -> None:
     versions = [(major, minor) for major in range(1, 100) for minor in range(1000)]
     assert len({metrics.version_label(version) for version in versions}) == 22
 

@@ -61,7 +61,7 @@ async def test_a_trace_goes_on_from_the_viewer_to_the_result_and_the_follow_up(
     assert [link.span_id for link in ingest.links] == [delivered.span_id]
 
 
-async def test_a_collector_that_is_away_keeps_nobody(
+async def test_an_unreachable_collector_does_not_delay_the_exit(
     settings: Settings, broker: Broker, question: make.Published
 ) -> None:
     async with running(settings, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1") as worker:
@@ -72,7 +72,9 @@ async def test_a_collector_that_is_away_keeps_nobody(
         assert time.monotonic() - began < 8
 
 
-async def test_off_costs_nothing(settings: Settings, engine: AsyncEngine) -> None:
+async def test_without_a_collector_no_tracing_code_is_loaded(
+    settings: Settings, engine: AsyncEngine
+) -> None:
     with traces.exported(), traces.delivered([]) as spans:
         assert spans is None
     assert "opentelemetry.sdk.trace" not in sys.modules
