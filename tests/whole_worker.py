@@ -13,12 +13,13 @@ from tests.broker_fixtures import PATIENCE
 from worker.broker.accounts import Accounts
 from worker.broker.publisher import Publisher
 from worker.consume.consumer import Consumer
+from worker.consume.gate import Gate
 from worker.ingest.transaction import Ingest
+from worker.ingest.trial import try_writing
 from worker.operate import viewers
 from worker.operate.viewers import Access
 from worker.relay import Relay
 from worker.settings import Settings
-from worker.store.engine import is_ready
 
 
 @asynccontextmanager
@@ -27,14 +28,15 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
     async with Publisher(settings, "copies") as copies, Publisher(settings, "relay") as outgoing:
         relay = Relay(engine, outgoing, settings.model_copy(update={"relay_poll_interval": 0.05}))
 
-        async def ready() -> bool:
-            return await is_ready(engine)
+        async def trial() -> None:
+            await try_writing(engine)
 
         consumer = Consumer(
             settings,
             Ingest(engine, settings.policy()),
             copies,
-            database_ready=ready,
+            trial=trial,
+            gate_open=Gate(engine),
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(relay.run())

@@ -14,7 +14,8 @@ IngestError                 every error that the worker reports to a person
 ├── BrokerAway              the broker is unreachable                     the worker waits
 ├── Stuck                   the worker makes no progress                  exit 7
 ├── TransientFault          a group failed, and may succeed later         run one by one, deferred
-│   └── UuidTaken           another transaction has just ingested a uuid  run again at once
+│   ├── UuidTaken           another transaction has just ingested a uuid  run again at once
+│   └── SessionStale        a table was changed under the session         run again at once
 └── Unconfirmed             the broker refused or did not confirm         published again
 """
 
@@ -99,6 +100,10 @@ class TransientFault(IngestError):
 
 class UuidTaken(TransientFault):
     """Raised by the inbox if another transaction has ingested a uuid since it was looked up."""
+
+
+class SessionStale(TransientFault):
+    """Raised by the store when a session's prepared statements are older than the tables."""
 
 
 class Unconfirmed(IngestError):

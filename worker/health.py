@@ -23,6 +23,9 @@ _BEAT_MISSED: Final = 15.0
 than 5.
 """
 
+_MOVING: Final = ("consuming", "connecting")
+"""The states in which lanes work on what is in hand."""
+
 
 class _Heart:
     """Beats as long as the event loop runs."""
@@ -54,7 +57,7 @@ class Watch:
     async def run(self) -> None:
         """Beats, and raises `Stuck`, which ends the process, if the deliveries make no progress."""
         while self._consumer.state != "stopped":
-            if not self._consumer.in_hand or self._consumer.state != "consuming":
+            if not self._consumer.in_hand or self._consumer.state not in _MOVING:
                 self._idle_at = time.monotonic()
             metrics.IN_HAND.set(self._consumer.in_hand)
             if not (health := self._moves()).ok:
@@ -73,12 +76,13 @@ class Watch:
         metrics.READY.set(proved)
         if state == "consuming" and not proved:
             return Health(False, "the broker does not list our consumer")
-        return Health(proved, state)
+        why = self._consumer.why_paused
+        return Health(proved, f"{state}: {why}" if state == "paused" and why else state)
 
     def _moves(self) -> Health:
         consumer = self._consumer
         waited = time.monotonic() - max(consumer.last_progress, self._idle_at)
-        if consumer.in_hand and consumer.state == "consuming" and waited > self._stuck_timeout:
+        if consumer.in_hand and consumer.state in _MOVING and waited > self._stuck_timeout:
             return Health(
                 False,
                 f"holds {consumer.in_hand} deliveries and has settled none for {waited:.0f} s",

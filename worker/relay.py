@@ -18,10 +18,10 @@ from worker.backoff import Backoff
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Refused, Unroutable, outgoing
 from worker.domain.records import Message
-from worker.errors import DatabaseAway, IngestError, TransientFault, Unconfirmed
+from worker.errors import IngestError, Unconfirmed
 from worker.settings import Settings
 from worker.store import outbox
-from worker.store.engine import transaction
+from worker.store.engine import reason_of, transaction
 from worker.store.outbox import Waiting
 from worker.telemetry import metrics
 
@@ -57,7 +57,7 @@ class Relay:
         self._wake.set()
 
     async def run(self) -> None:
-        """Relays rows as they come. If a server is unreachable, it waits with growing delays."""
+        """Relays rows as they come. If anything prevents it, it waits with growing delays."""
         backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
         broker_away = False
         while not self._stopping:
@@ -65,7 +65,7 @@ class Relay:
             try:
                 await self._measure()
                 relayed = await self.relay()
-            except (DatabaseAway, TransientFault, Unconfirmed) as error:
+            except Exception as error:  # noqa: BLE001  # a worker goes on, whatever its relay meets
                 self._note(error)
                 broker_away = isinstance(error, Unconfirmed)
                 await self._wait(backoff.next())
@@ -114,10 +114,12 @@ class Relay:
         self._note(refusal)
         self._jobs_held_until = time.monotonic() + self._jobs_backoff.next()
 
-    def _note(self, error: IngestError) -> None:
-        if self.trouble is None:
-            _log.warning("relay.paused", problem=str(error))
-        self.trouble = str(error)
+    def _note(self, error: Exception) -> None:
+        foreseen = isinstance(error, IngestError)
+        problem = str(error) if foreseen else f"The outbox can't be read: {reason_of(error)}."
+        if self.trouble != problem:
+            _log.warning("relay.paused", problem=problem, exc_info=None if foreseen else error)
+        self.trouble = problem
 
     async def _measure(self) -> None:
         """Measures from time to time what waits, even if nothing can be published."""

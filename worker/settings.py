@@ -4,20 +4,19 @@ Each field is read from the environment variable `INGEST_<FIELD>`. Times are in 
 name says otherwise. `docs/settings.md` is generated from this file.
 """
 
-from typing import Annotated, Final
+import os
+from typing import Annotated
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
+from worker import libpq
 from worker.domain.policy import Policy
 from worker.errors import SettingsError
 
 Seconds = Annotated[float, Field(gt=0)]
-
-_VERIFIED: Final = "verify-full"
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1", None)
 
 
 def _parsed(url: SecretStr) -> SplitResult:
@@ -33,15 +32,7 @@ def _parsed(url: SecretStr) -> SplitResult:
 
 
 def _postgresql(url: SecretStr) -> SecretStr:
-    parts = _parsed(url)
-    if parts.scheme not in ("postgresql", "postgres"):
-        raise ValueError("the URL must begin with postgresql://")
-    mode = parse_qs(parts.query).get("sslmode", [_VERIFIED])[0]
-    if mode not in ("disable", _VERIFIED):
-        raise ValueError(
-            f"sslmode must be {_VERIFIED} or disable, because no other mode verifies the server;"
-            " add sslrootcert if the system does not trust the server's authority"
-        )
+    libpq.parse(url.get_secret_value())
     return url
 
 
@@ -67,7 +58,8 @@ class _Servers(BaseModel):
 
     database_url: Annotated[SecretStr, AfterValidator(_postgresql)] = Field(
         description="The PostgreSQL database, as postgresql://user:password@host:port/database. "
-        "Add ?sslmode=verify-full for a database on another machine."
+        "Add ?sslmode=verify-full for a database on another machine. Several hosts can be given, "
+        "as in libpq, and every other word of libpq's URLs is followed or refused."
     )
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp)] = Field(
         description="The RabbitMQ vhost, as amqp://user:password@host:port/vhost. "
@@ -365,19 +357,19 @@ class Settings(
 
     def unprotected(self) -> list[str]:
         """The variables whose URL goes over a network without TLS."""
-        urls = {
-            "INGEST_DATABASE_URL": self.database_url,
-            "INGEST_AMQP_URL": self.amqp_url,
-            "INGEST_MANAGEMENT_URL": self.management_url,
-        }
         found = []
-        for name, secret in urls.items():
+        database = libpq.parse(self.database_url.get_secret_value())
+        # Where the URL names none, the driver takes libpq's variable.
+        hosts = database.hosts or os.environ.get("PGHOST", "").split(",")
+        if not database.is_verified and not all(map(libpq.is_here, hosts)):
+            found.append("INGEST_DATABASE_URL")
+        for name, secret in (
+            ("INGEST_AMQP_URL", self.amqp_url),
+            ("INGEST_MANAGEMENT_URL", self.management_url),
+        ):
             if secret is not None:
                 url = urlsplit(secret.get_secret_value())
-                tls = url.scheme in ("amqps", "https") or (
-                    parse_qs(url.query).get("sslmode") == [_VERIFIED]
-                )
-                if not tls and url.hostname not in _LOOPBACK:
+                if url.scheme not in ("amqps", "https") and not libpq.is_here(url.hostname or ""):
                     found.append(name)
         return found
 

@@ -66,7 +66,10 @@ async def test_a_paused_worker_lives_and_is_not_ready(
         await worker.until_ready()
         async with transaction(engine) as connection:
             await pause.pause(connection, by("a test"))
-        assert await worker.until_ready(False) == {"ok": False, "detail": "paused"}
+        assert await worker.until_ready(False) == {
+            "ok": False,
+            "detail": "paused: the gate is closed",
+        }
         assert (await worker.get("/live"))[0] == 200
         await worker.until_metric('study_ingest_paused{cause="gate"}', 1)
         async with transaction(engine) as connection:
@@ -85,7 +88,8 @@ async def test_without_its_database_a_worker_is_not_ready(
         await _allow_connections(name, False)
         await broker.publish(make.batch(make.right(question)).model_dump_json())
         await worker.logged("consumer.paused", cause="database")
-        assert await worker.get("/ready") == (503, {"ok": False, "detail": "paused"})
+        status, answer = await worker.get("/ready")
+        assert status == 503 and answer["detail"].startswith("paused: The database is away: ")
         assert (await worker.get("/live"))[0] == 200
 
         await _allow_connections(name, True)

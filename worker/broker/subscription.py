@@ -52,6 +52,7 @@ class Delivery:
         "arrived_at",
         "body",
         "exchange",
+        "held_since",
         "properties",
         "redelivered",
         "routing_key",
@@ -63,6 +64,7 @@ class Delivery:
         self._subscription = subscription
         self._tag = message.delivery_tag or 0
         self.arrived_at = time.time()
+        self.held_since = time.monotonic()
         self.body: bytes = message.body
         self.size: int = message.header.body_size
         """Of the body as it was sent, in bytes; `body` holds no more of it than there was room for.

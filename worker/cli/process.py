@@ -23,13 +23,20 @@ from worker.broker.publisher import Publisher
 from worker.cli.shared import engine_of
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
-from worker.errors import BrokerAway, DatabaseAway, IngestError, SettingsError, Stuck
+from worker.errors import (
+    BrokerAway,
+    DatabaseAway,
+    IngestError,
+    SettingsError,
+    Stuck,
+    TransientFault,
+)
 from worker.health import RelayWatch, Watch
 from worker.ingest.transaction import Ingest
+from worker.ingest.trial import try_writing
 from worker.relay import Relay
 from worker.settings import Settings
 from worker.store import schema
-from worker.store.engine import is_ready
 from worker.telemetry import logs, metrics, traces
 from worker.telemetry.http import served
 
@@ -77,14 +84,14 @@ async def run_worker(settings: Settings) -> None:
             on_commit=relay.wake,
         )
 
-        async def database_ready() -> bool:
-            return await is_ready(engine)
+        async def trial() -> None:
+            await try_writing(engine)
 
         consumer = Consumer(
             settings,
             ingest,
             copies,
-            database_ready=database_ready,
+            trial=trial,
             gate_open=Gate(engine, enabled=settings.enabled),
             management=management,
         )
@@ -199,7 +206,7 @@ async def _when_there(settings: Settings, check: Callable[[], Awaitable[None]]) 
     while True:
         try:
             await check()
-        except (DatabaseAway, BrokerAway) as error:
+        except (DatabaseAway, TransientFault, BrokerAway) as error:
             if not waiting:
                 _log.warning("worker.waiting", reason=str(error))
             waiting = True

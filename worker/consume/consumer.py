@@ -21,10 +21,10 @@ from worker.broker.publisher import Publisher
 from worker.broker.subscription import Subscription
 from worker.consume.changes import Signal
 from worker.consume.in_hand import Hand
-from worker.consume.lanes import IngestGroup, Lanes
+from worker.consume.lanes import IngestGroup, Lanes, Trial
 from worker.consume.pauses import Conditions
 from worker.consume.settle import Settler
-from worker.errors import BrokerAway, DatabaseAway, IngestError
+from worker.errors import BrokerAway, DatabaseAway
 from worker.settings import Settings
 from worker.telemetry import metrics
 
@@ -41,9 +41,10 @@ State = Literal["connecting", "consuming", "paused", "draining", "stopped"]
 class Consumer:
     """Consumes until it is drained.
 
-    `database_ready` is called while the database is unreachable. `gate_open` is called twice a
-    second; by default it returns `settings.enabled`. `management` is asked whether the broker lists
-    the consumer, if it is given.
+    `trial` raises `DatabaseAway` unless the database takes writes. It is called while the database
+    is unreachable, and after a failure, to find out whose fault it is. `gate_open` is called twice
+    a second; by default it returns `settings.enabled`. `management` is asked whether the broker
+    lists the consumer, if it is given.
     """
 
     def __init__(
@@ -52,16 +53,16 @@ class Consumer:
         ingest: IngestGroup,
         publisher: Publisher,
         *,
-        database_ready: Check,
+        trial: Trial,
         gate_open: Check | None = None,
         management: Management | None = None,
     ) -> None:
         self._settings = settings
-        self._database_ready = database_ready
+        self._trial = trial
         self._gate_open = gate_open or self._enabled
         self._management = management
 
-        self._conditions = Conditions(settings.hold_timeout)
+        self._conditions = Conditions(settings.hold_timeout, lambda: self._hand.held_since)
         self._settler = Settler(publisher)
         self._hand = Hand(
             settings,
@@ -73,6 +74,7 @@ class Consumer:
         self._lanes = Lanes(
             settings,
             ingest,
+            trial,
             self._hand,
             self._settler,
             self._conditions,
@@ -93,6 +95,11 @@ class Consumer:
         if self._conditions.paused:
             return "paused"
         return "consuming" if self.is_subscribed else "connecting"
+
+    @property
+    def why_paused(self) -> str | None:
+        """The reason, as a sentence; None while nothing is paused."""
+        return self._conditions.reason
 
     @property
     def is_subscribed(self) -> bool:
@@ -262,13 +269,16 @@ class Consumer:
             if conditions.draining:
                 await hand.give_back_unstarted()
                 return
-            if conditions.paused:
+            was_paused = conditions.paused
+            if was_paused:
                 await self._sit_out(subscription)
             if hand.must_clear:
                 # Finish the others first. Then return the suspects, which come again one at a time.
                 await conditions.turned.until(lambda: disturbed() or hand.is_clear)
                 if not disturbed():
                     await hand.give_back_unstarted()
+            if was_paused:
+                await conditions.turned.until(lambda: disturbed() or hand.has_room)
             if not disturbed():
                 try:
                     await self._consume(subscription)
@@ -277,7 +287,8 @@ class Consumer:
 
     async def _consume(self, subscription: Subscription) -> None:
         self._hand.granted = self._hand.prefetch
-        await subscription.consume(self._hand.granted)
+        # What is in hand counts, but a new consumer's limit does not know of it.
+        await subscription.consume(max(1, self._hand.granted - len(self._hand)))
         self._conditions.tell()
 
     async def _sit_out(self, subscription: Subscription) -> None:
@@ -320,16 +331,19 @@ class Consumer:
             )
             if not await self._drains_within(self._database_backoff.next()):
                 try:
-                    ready = await self._database_ready()
-                except IngestError:
-                    ready = False
-                if ready:
+                    await self._trial()
+                except DatabaseAway as away:
+                    conditions.pause("database", str(away))
+                else:
                     conditions.resume("database")
 
     async def _watch_broker(self) -> None:
         while not await self._drains_within(self._settings.consumer_check_interval):
             if self._subscription is not None:
-                await self._subscription.check(self._management)
+                try:
+                    await self._subscription.check(self._management)
+                except Exception:  # noqa: BLE001  # a look that fails proves nothing
+                    _log.exception("consumer.check_failed")
                 self.changed.tell()
 
     # Small things.

@@ -5,9 +5,9 @@ Each consumer asks it twice a second, over a connection from its own pool.
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.errors import TransientFault
+from worker.errors import DatabaseAway, TransientFault
 from worker.store import pause
-from worker.store.engine import transaction
+from worker.store.engine import reason_of, transaction
 
 
 class Gate:
@@ -25,7 +25,7 @@ class Gate:
         """Whether the gate is open. If the database can't tell at the moment, the last answer
         counts.
 
-        Raises `DatabaseAway`.
+        Raises `DatabaseAway`, whatever it is that keeps the pause from being read.
         """
         if self._enabled:
             try:
@@ -33,4 +33,8 @@ class Gate:
                     self._open = not await pause.is_paused(connection)
             except TransientFault:
                 pass
+            except DatabaseAway:
+                raise
+            except Exception as error:
+                raise DatabaseAway(f"The pause can't be read: {reason_of(error)}.") from error
         return self._open

@@ -66,6 +66,12 @@ class Hand:
         return len(self._ordinary) + len(self._suspects) + len(self._in_work)
 
     @property
+    def held_since(self) -> float | None:
+        """When the oldest of them arrived, by the monotonic clock. None if there are none."""
+        everything = (*self._ordinary, *self._suspects, *self._in_work)
+        return min((delivery.held_since for delivery in everything), default=None)
+
+    @property
     def has_work(self) -> bool:
         """Whether a lane may take something now."""
         # While the prefetch is about to grow, the delivery in hand stays unsettled. Then the broker
@@ -78,6 +84,11 @@ class Hand:
     def must_clear(self) -> bool:
         """Whether the deliveries in hand must go before the broker sends one at a time."""
         return self.prefetch == 1 and self.granted != 1
+
+    @property
+    def has_room(self) -> bool:
+        """Whether few enough are in hand to begin a consumer whose limit is smaller by as many."""
+        return self.prefetch > self.granted or len(self) <= self.prefetch // 4
 
     @property
     def is_clear(self) -> bool:

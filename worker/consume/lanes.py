@@ -36,6 +36,9 @@ _LARGE_BODY_BYTES: Final = 32_768
 IngestGroup = Callable[[Sequence[Incoming]], Awaitable[list[Disposition | Busy]]]
 """`worker.ingest.transaction.Ingest`, or another function of this type."""
 
+Trial = Callable[[], Awaitable[None]]
+"""`worker.ingest.trial.try_writing`: raises `DatabaseAway` unless the database takes writes."""
+
 
 class Lanes:
     """The work of each lane. All lanes of a worker share the hand, the settler and the conditions.
@@ -47,6 +50,7 @@ class Lanes:
         self,
         settings: Settings,
         ingest: IngestGroup,
+        trial: Trial,
         hand: Hand,
         settler: Settler,
         conditions: Conditions,
@@ -54,6 +58,7 @@ class Lanes:
     ) -> None:
         self._settings = settings
         self._ingest = ingest
+        self._trial = trial
         self._hand = hand
         self._settler = settler
         self._conditions = conditions
@@ -98,20 +103,24 @@ class Lanes:
 
         Returns the busy ones. A group of one is never busy, because it waits for its principal.
         """
+        lost_before = False
         while group := [taken for taken in group if self._is_live(taken)]:
+            if not await self._conditions.passes("database"):
+                await self._hand.give_back([taken.delivery for taken in group])
+                return []
             try:
                 metrics.GROUP_SIZE.observe(len(group))
                 with metrics.stage("ingest"):
                     dispositions = await self._ingest([taken.incoming for taken in group])
-            except DatabaseAway as away:
-                metrics.FAILED.labels("DatabaseAway").inc()
-                self._conditions.pause("database", str(away))
-                if not await self._conditions.passes("database"):
-                    await self._hand.give_back([taken.delivery for taken in group])
-                    return []
             except Exception as fault:  # noqa: BLE001  # a bad batch costs only itself
-                await self._failed(group, fault)
-                return []
+                metrics.FAILED.labels(type(fault).__name__).inc()
+                # A session can end for reasons of its own, but hardly twice for the same batches.
+                if isinstance(fault, DatabaseAway) and not lost_before:
+                    lost_before = True
+                    self._conditions.pause("database", str(fault))
+                elif len(group) > 1 or not await self._is_away():
+                    await self._failed(group, fault)
+                    return []
             else:
                 self._on_ingested()
                 decided, busy = _told_apart(group, dispositions)
@@ -121,8 +130,16 @@ class Lanes:
                 return busy
         return []
 
+    async def _is_away(self) -> bool:
+        """Whether a failure is the database's fault: then nothing else can be written either."""
+        try:
+            await self._trial()
+        except DatabaseAway as away:
+            self._conditions.pause("database", str(away))
+            return True
+        return False
+
     async def _failed(self, group: list[Taken], fault: Exception) -> None:
-        metrics.FAILED.labels(type(fault).__name__).inc()
         if len(group) > 1:
             _log.warning("group.split", group_size=len(group), error=type(fault).__name__)
             for taken in group:

@@ -3,7 +3,8 @@
 Each change is one log line, and wakes everybody who waits for it.
 """
 
-import asyncio
+import time
+from collections.abc import Callable
 from typing import Literal
 
 import structlog
@@ -19,16 +20,19 @@ Cause = Literal["database", "gate", "publishing"]
 class Conditions:
     """The consumer's causes to pause, and whether it drains.
 
-    `turned` signals these, and everything else that concerns a subscription. `changed` signals
-    every change, including each arrival and each settled group.
+    `held_since` returns when the oldest delivery in hand arrived, by the monotonic clock. `turned`
+    signals these, and everything else that concerns a subscription. `changed` signals every change,
+    including each arrival and each settled group.
     """
 
-    def __init__(self, hold_timeout: float) -> None:
+    def __init__(self, hold_timeout: float, held_since: Callable[[], float | None]) -> None:
         self.turned = Signal()
         self.changed = Signal()
         self.draining = False
         self._hold_timeout = hold_timeout
+        self._held_since = held_since
         self._since: dict[Cause, float] = {}
+        self._reasons: dict[Cause, str] = {}
 
     def tell(self) -> None:
         """Reports that something has changed that may concern everybody."""
@@ -45,16 +49,29 @@ class Conditions:
         return cause in self._since
 
     @property
+    def reason(self) -> str | None:
+        """Why it is paused, as a sentence; None when it isn't."""
+        return next(iter(self._reasons.values()), None)
+
+    @property
     def hold_left(self) -> float:
         """The number of seconds that deliveries may still stay in hand. At 0 they must be
         returned.
+
+        It is measured from the oldest delivery, as the broker does, however many pauses there were.
         """
-        held = _now() - min(self._since.values(), default=_now())
+        since = self._held_since()
+        held = 0.0 if since is None else _now() - since
         return max(0.0, self._hold_timeout - held)
 
     def pause(self, cause: Cause, reason: str) -> None:
-        """Pauses for `cause`, unless it already does."""
-        if cause not in self._since:
+        """Pauses for `cause`. If it already does, the newest reason replaces the earlier one."""
+        if cause in self._since:
+            if self._reasons[cause] != reason:
+                self._reasons[cause] = reason
+                _log.warning("consumer.still_paused", cause=cause, reason=reason)
+        else:
+            self._reasons[cause] = reason
             self._since[cause] = _now()
             metrics.PAUSED.labels(cause).inc()
             metrics.IS_PAUSED.labels(cause).set(1)
@@ -65,6 +82,7 @@ class Conditions:
         """Ends the pause for this cause."""
         since = self._since.pop(cause, None)
         if since is not None:
+            del self._reasons[cause]
             metrics.IS_PAUSED.labels(cause).set(0)
             _log.info("consumer.resumed", cause=cause, seconds=round(_now() - since, 3))
             self.tell()
@@ -85,4 +103,4 @@ class Conditions:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return time.monotonic()

@@ -18,7 +18,7 @@ from schemas.words import RejectReason, Status
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
 from worker.domain.records import Message, Resolved, Standing
-from worker.errors import TransientFault, UuidTaken
+from worker.errors import SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
 from worker.ingest.finalize import Finalized, finalize, score
 from worker.ingest.resolve import Incoming, Plan, may_write, owner_of, plan
@@ -82,7 +82,8 @@ class Ingest:
     async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
         try:
             decided = await self._transact(group, wait=wait)
-        except UuidTaken:  # another user's session has committed it, so now it is visible
+        except (UuidTaken, SessionStale):
+            # Another user's session has committed the uuid, so now it is visible.
             decided = await self._transact(group, wait=wait)
         self._on_commit()
         return decided

@@ -5,19 +5,28 @@ this file translates: the database is unreachable, this transaction failed and m
 the failure is a bug and stays as it is.
 """
 
-import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any, Final, Literal
+from weakref import WeakKeyDictionary
 
-from asyncpg import Connection, InterfaceError, InternalClientError, PostgresError
-from sqlalchemy import event, make_url, text
+from asyncpg import (
+    Connection,
+    InterfaceError,
+    InternalClientError,
+    InvalidCachedStatementError,
+    PostgresError,
+)
+from sqlalchemy import URL, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from worker.errors import DatabaseAway, TransientFault
+from worker import libpq
+from worker.errors import DatabaseAway, SessionStale, TransientFault
 from worker.settings import Settings
+from worker.store.connecting import arguments
 from worker.store.driver import DRIVER, driver_of
 
 _AWAY_CLASSES: Final = ("08", "28", "3D", "53", "58")
@@ -26,44 +35,40 @@ _AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "25P03", "55
 """Shut down, crashed, starting, idle too long, read-only (a failover), transaction left idle, not
 accepting connections.
 """
-_TRANSIENT_STATES: Final = ("40001", "40P01", "55P03", "57014")
-"""Serialization failure, deadlock, lock timeout, statement timeout."""
-
-_PLANS: Final = {
-    "jit": "off",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
+_READ_ONLY: Final = "25006"
+_TRANSIENT_STATES: Final = {
+    "40001": "The transaction met another one at the same rows (SQLSTATE 40001): run it again.",
+    "40P01": "The transaction and another one waited for each other (SQLSTATE 40P01):"
+    " run it again.",
+    "55P03": "Somebody else held a lock for longer than INGEST_LOCK_TIMEOUT (SQLSTATE 55P03):"
+    " run it again later, or raise that setting.",
+    "57014": "A statement took longer than INGEST_STATEMENT_TIMEOUT (SQLSTATE 57014):"
+    " run it again later, or raise that setting.",
 }
-"""A worker's statements are short and find their rows by key. By default the planner would read all
-questions in order to join a thousand of them. It would also make plans for empty tables (including
-the lookups of the reference checks) that read whole tables when these have grown.
-"""
+"""The failures that may pass, by SQLSTATE, and what an operator can do about them."""
 
-_TLS_WORDS: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+Isolation = Literal["read_committed", "repeatable_read"]
 
-Isolation = Literal["repeatable_read"]
-"""The isolation levels besides PostgreSQL's default, read committed."""
-
-_CLIENT_MARGIN: Final = 5.0
-"""Seconds that the client waits longer than the server's statement timeout. A server that does not
-answer even then is unreachable.
-"""
+_opened: Final = count(1)
+"""Numbers the sessions, and the moments at which all earlier ones were declared doubtful."""
+_doubted: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
+"""The last such moment of each engine."""
 
 
 def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngine:
     """A pool of at most `connections`, each with the server-side timeouts from the settings.
 
-    `name` appears as `application_name` in pg_stat_activity. It opens no connection yet.
+    `name` appears as `application_name` in pg_stat_activity, unless the URL gives another one. It
+    opens no connection yet. Raises `SettingsError` if a certificate in the URL cannot be read.
     """
-    given = make_url(settings.database_url.get_secret_value())
-    url = given.set(drivername=DRIVER).difference_update_query(_TLS_WORDS)
-
-    def milliseconds(seconds: float) -> str:
-        return str(int(seconds * 1000))
-
+    address = libpq.parse(settings.database_url.get_secret_value())
     engine = create_async_engine(
-        url,
+        URL.create(
+            DRIVER,
+            username=address.user,
+            password=address.password,
+            database=address.database,
+        ),
         pool_size=connections,
         max_overflow=0,
         hide_parameters=True,  # errors end up in logs, and what people answered must not
@@ -71,56 +76,42 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         # warm.
         pool_use_lifo=True,
         pool_timeout=settings.transaction_timeout,
-        connect_args={
-            "timeout": settings.connect_timeout,
-            "command_timeout": settings.statement_timeout + _CLIENT_MARGIN,
-            **_tls(given.query),
-            "server_settings": {
-                "application_name": name,
-                "timezone": "UTC",
-                **_PLANS,
-                "statement_timeout": milliseconds(settings.statement_timeout),
-                "lock_timeout": milliseconds(settings.lock_timeout),
-                "idle_in_transaction_session_timeout": milliseconds(
-                    settings.idle_in_transaction_timeout
-                ),
-            },
-        },
+        connect_args=arguments(address, settings, name),
     )
-    event.listen(engine.sync_engine, "checkout", _replace_closed)
+    pool = engine.sync_engine
+
+    def number(_: object, record: Any) -> None:
+        record.info["opened"] = next(_opened)
+
+    def replace(connection: Any, record: Any, _: object) -> None:
+        """Lets the pool open a new session in the place of one that ended while nobody used it, or
+        that is older than the moment at which sessions became doubtful.
+        """
+        is_doubtful = record.info["opened"] < _doubted.get(pool, 0)
+        if is_doubtful or connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    event.listen(pool, "connect", number)
+    event.listen(pool, "checkout", replace)
     return engine
 
 
-def _replace_closed(connection: Any, *_: object) -> None:
-    """Replaces a connection that was closed while it was idle, instead of reporting an outage."""
-    if connection.driver_connection.is_closed():
-        raise DisconnectionError
+def doubt_sessions(engine: AsyncEngine) -> None:
+    """Has every session of the pool replaced before it is used again.
 
-
-def _tls(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, ssl.SSLContext | bool]:
-    """Translates libpq's TLS parameters in the URL into the driver's.
-
-    SQLAlchemy does not pass them to the driver, which could read them itself.
+    What a session reports about the server may be true for that session only: it may lead to a
+    server that is no longer the primary, or have begun with settings that no longer apply.
     """
-    said = {word: str(query[word]) for word in _TLS_WORDS if word in query}
-    match said.get("sslmode"):
-        case "disable":
-            return {"ssl": False}
-        case "verify-full":
-            context = ssl.create_default_context(cafile=said.get("sslrootcert"))
-            if "sslcert" in said:
-                context.load_cert_chain(said["sslcert"], said.get("sslkey"))
-            return {"ssl": context}
-        case _:
-            return {}
+    _doubted[engine.sync_engine] = next(_opened)
 
 
 @asynccontextmanager
 async def transaction(
-    engine: AsyncEngine, *, isolation: Isolation | None = None
+    engine: AsyncEngine, *, isolation: Isolation = "read_committed"
 ) -> AsyncIterator[AsyncConnection]:
     """One transaction, which is committed when the block ends and rolled back if it raises.
 
+    The isolation level is always named, because a database or a role can have another default.
     Raises `DatabaseAway` or `TransientFault`, also if the connection is lost during COMMIT. In that
     case it is unknown whether the transaction took effect. Run the same work again to find out.
     """
@@ -148,6 +139,8 @@ async def transaction(
         ) from error
     except (DBAPIError, PostgresError, InterfaceError) as error:
         said = error.orig if isinstance(error, DBAPIError) else error
+        if _is_stale(error, said):
+            doubt_sessions(engine)
         _raise_translated(error, said, is_lost=driver is not None and driver.is_closed())
         _hide_row(said)
         raise
@@ -158,7 +151,7 @@ async def transaction(
 
 
 @asynccontextmanager
-async def _begun(driver: Connection, isolation: Isolation | None) -> AsyncIterator[None]:
+async def _begun(driver: Connection, isolation: Isolation) -> AsyncIterator[None]:
     begun = driver.transaction(isolation=isolation)
     await begun.start()
     try:
@@ -172,10 +165,26 @@ async def _begun(driver: Connection, isolation: Isolation | None) -> AsyncIterat
     await begun.commit()
 
 
+def _is_stale(error: Exception, said: BaseException | None) -> bool:
+    """Whether this is about the session, and another one may see it differently."""
+    return getattr(said, "sqlstate", None) == _READ_ONLY or _plan_is_stale(error)
+
+
+def _plan_is_stale(error: Exception) -> bool:
+    # SQLAlchemy's own error of that name does not keep the SQLSTATE, only the cause.
+    return isinstance(error, InvalidCachedStatementError) or (
+        isinstance(error, DBAPIError)
+        and error.orig is not None
+        and isinstance(error.orig.__cause__, InvalidCachedStatementError)
+    )
+
+
 def _raise_translated(error: Exception, said: BaseException | None, *, is_lost: bool) -> None:
     state = getattr(said, "sqlstate", None) or ""
+    if _plan_is_stale(error):
+        raise SessionStale("A table was changed under a session: run it again.") from error
     if state in _TRANSIENT_STATES:
-        raise TransientFault(f"The transaction failed with SQLSTATE {state}.") from error
+        raise TransientFault(_TRANSIENT_STATES[state]) from error
     if is_lost or state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
         raise DatabaseAway(f"The database is away: {_first_line(said)}.") from error
 
@@ -187,16 +196,11 @@ def _hide_row(said: BaseException | None) -> None:
             error.detail = None
 
 
+def reason_of(error: BaseException) -> str:
+    """What the server or the driver said of a failure: one line, without a full stop."""
+    return _first_line(getattr(error, "orig", None) or error)
+
+
 def _first_line(error: BaseException | None) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")
-
-
-async def is_ready(engine: AsyncEngine) -> bool:
-    """Whether the database is reachable and writable now."""
-    try:
-        async with transaction(engine) as connection:
-            read_only = await connection.scalar(text("SHOW transaction_read_only"))
-            return bool(read_only == "off")
-    except (DatabaseAway, TransientFault):
-        return False

@@ -67,8 +67,9 @@ class Script:
             raise DatabaseAway("The database is away.")
         return [self.decide(incoming) for incoming in group]
 
-    async def is_ready(self) -> bool:
-        return not self.away
+    async def trial(self) -> None:
+        if self.away:
+            raise DatabaseAway("The database is away.")
 
     @property
     def sizes(self) -> list[int]:
@@ -99,7 +100,7 @@ async def start(broker: Broker, publisher: Publisher, script: Script) -> AsyncIt
             broker.settings.model_copy(update=changed),
             script,
             publisher,
-            database_ready=script.is_ready,
+            trial=script.trial,
             gate_open=gate_open,
             management=management,
         )
@@ -452,11 +453,11 @@ async def live_and_die(settings: Settings, poisons: set[UUID]) -> dict[UUID, int
             raise asyncio.CancelledError  # nothing is settled
         return [ingested(incoming) for incoming in group]
 
-    async def ready() -> bool:
-        return True
+    async def trial() -> None:
+        pass
 
     async with Publisher(settings) as publisher:
-        consumer = Consumer(settings, ingest, publisher, database_ready=ready)
+        consumer = Consumer(settings, ingest, publisher, trial=trial)
         life = asyncio.create_task(consumer.run())
         async with logged("delivery.settled") as lines:
             await consumer.changed.until(lambda: consumer.state == "stopped", timeout=0.5)
@@ -533,6 +534,30 @@ async def test_deliveries_held_too_long_are_returned_once(
     await settled(consumer, ingested=1)
 
     assert consumer.counts["given_back"] == 1
+
+
+async def test_pauses_without_number_never_fill_the_hands_beyond_the_prefetch(
+    broker: Broker, start: Start, script: Script
+) -> None:
+    """The trial succeeds each time, and the next group fails: a disk that is full, for one."""
+    most, failures = 0, 0
+
+    def decide(incoming: Incoming) -> Disposition:
+        nonlocal most, failures
+        most = max(most, consumer.in_hand)
+        if failures < 24:
+            failures += 1
+            raise DatabaseAway("The database is away.")
+        return ingested(incoming)
+
+    script.decide = decide
+    for uuid in UUIDS[:40]:
+        await broker.publish(body_of(uuid))
+    consumer = await start(prefetch=8, group_max=2, lanes=1, retry_delays=(0.1,) * 9)
+    await settled(consumer, ingested=40)
+
+    assert failures == 24
+    assert most <= 8
 
 
 async def test_a_closed_gate_hands_everything_unstarted_back(

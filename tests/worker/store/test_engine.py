@@ -7,7 +7,12 @@ from typing import Any, Final
 from uuid import uuid4
 
 import pytest
-from asyncpg import CheckViolationError, DataError, UndefinedTableError
+from asyncpg import (
+    CheckViolationError,
+    DataError,
+    InsufficientPrivilegeError,
+    UndefinedTableError,
+)
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,12 +21,13 @@ from tests import factories as make
 from tests.factories import right, sent
 from worker.domain.dispositions import Duplicate, Ingested
 from worker.domain.policy import Policy
-from worker.errors import DatabaseAway, TransientFault
+from worker.errors import DatabaseAway, SessionStale, TransientFault
 from worker.ingest.transaction import Ingest
+from worker.ingest.trial import try_writing
 from worker.settings import Settings
-from worker.store import engine as engine_module
+from worker.store import connecting
 from worker.store.driver import fetch
-from worker.store.engine import is_ready, make_engine, transaction
+from worker.store.engine import make_engine, transaction
 
 Connect = Callable[..., AsyncEngine]
 Run = Callable[..., Coroutine[Any, Any, object]]
@@ -302,7 +308,7 @@ async def test_a_transaction_left_idle_is_ended_by_the_server(connect: Connect, 
 async def test_a_server_that_does_not_even_time_out_is_away(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    monkeypatch.setattr(engine_module, "_CLIENT_MARGIN", 0.1)
+    monkeypatch.setattr(connecting, "_CLIENT_MARGIN", 0.1)
     engine = connect(statement_timeout=0.2)
     with pytest.raises(DatabaseAway):
         await run(engine, "SET LOCAL statement_timeout = 0", "SELECT pg_sleep(10)")
@@ -345,15 +351,16 @@ async def test_a_read_only_database_is_away_and_not_ready(
     database = make_url(database_url).database
     await make.execute(engine, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     ours = connect(connections=1)
-    assert not await is_ready(ours)
+    with pytest.raises(DatabaseAway, match="read-only"):
+        await try_writing(ours)
     delivery = sent(right(question))
     with pytest.raises(DatabaseAway):
         await Ingest(ours, Policy())([delivery])
 
     await make.execute(engine, f"ALTER DATABASE {database} RESET default_transaction_read_only")
-    writable = connect(connections=1)
-    assert await is_ready(writable)
-    (disposition,) = await Ingest(writable, Policy())([delivery])
+    # The session is older than the change, and takes no part in it.
+    await try_writing(ours)
+    (disposition,) = await Ingest(ours, Policy())([delivery])
     assert isinstance(disposition, Ingested)
 
 
@@ -365,9 +372,12 @@ async def test_a_pool_without_a_free_connection_is_away(connect: Connect, run: R
     assert await run(engine, "SELECT 1") == 1
 
 
-async def test_ready_means_reachable(connect: Connect, unused_tcp_port: int) -> None:
-    assert await is_ready(connect())
-    assert not await is_ready(connect(f"postgresql://nobody@127.0.0.1:{unused_tcp_port}/none"))
+async def test_a_server_that_is_not_there_takes_no_writes(
+    connect: Connect, unused_tcp_port: int
+) -> None:
+    await try_writing(connect())
+    with pytest.raises(DatabaseAway):
+        await try_writing(connect(f"postgresql://nobody@127.0.0.1:{unused_tcp_port}/none"))
 
 
 # ------------------------------------------------------------------------------ faults of ours
@@ -432,7 +442,7 @@ async def _proxy(
         back = asyncio.create_task(pump(upstream_reader, writer))
         try:
             while data := await reader.read(65_536):
-                if b"COMMIT" in data:
+                if b"COMMIT;" in data:
                     # What the server says from now on never arrives.
                     back.cancel()
                     if await cut(data, upstream):
@@ -474,3 +484,85 @@ async def test_a_connection_lost_inside_commit_is_away_and_the_next_run_tells_wh
     assert isinstance(disposition, Duplicate if committed else Ingested)
     row = (await make.progress(engine))[1, question.question_id]
     assert row["attempts_count"] == 1
+
+
+# ------------------------------------------------------------------ what others have set up
+
+
+async def test_the_isolation_level_is_asked_for_whatever_the_default(
+    engine: AsyncEngine, connect: Connect, database_url: str, run: Run
+) -> None:
+    database = make_url(database_url).database
+    for name, value in (("isolation", "serializable"), ("deferrable", "on")):
+        await make.execute(
+            engine, f"ALTER DATABASE {database} SET default_transaction_{name} = {value}"
+        )
+    assert await run(connect(), "SHOW transaction_isolation") == "read committed"
+
+
+async def test_rows_that_a_policy_hides_are_an_error_and_not_an_empty_answer(
+    engine: AsyncEngine, connect: Connect, database_url: str, run: Run
+) -> None:
+    role = f"test_{uuid4().hex[:12]}"
+    await make.execute(engine, f"CREATE ROLE {role} LOGIN")
+    try:
+        await make.execute(engine, f"GRANT SELECT ON published TO {role}")
+        await make.execute(engine, "ALTER TABLE published ENABLE ROW LEVEL SECURITY")
+        url = make_url(database_url).set(username=role).render_as_string(hide_password=False)
+        with pytest.raises((ProgrammingError, InsufficientPrivilegeError), match="row-level"):
+            await run(connect(url), "SELECT * FROM published")
+    finally:
+        await make.execute(engine, f"DROP OWNED BY {role}")
+        await make.execute(engine, f"DROP ROLE {role}")
+
+
+async def test_a_table_that_was_changed_costs_each_session_one_try(
+    engine: AsyncEngine, connect: Connect, run: Run
+) -> None:
+    ours = connect(connections=2)
+    both = asyncio.Barrier(2)
+
+    async def read() -> None:
+        async with transaction(ours) as connection:
+            await fetch(connection, text("SELECT * FROM study_topics"), {})
+            await connection.execute(text("SELECT * FROM study_topics"))
+            await both.wait()
+
+    await asyncio.gather(read(), read())
+    await make.execute(engine, "ALTER TABLE study_topics ALTER COLUMN name TYPE varchar(90)")
+    with pytest.raises(SessionStale):
+        await run(ours, "SELECT * FROM study_topics")
+    # Not the other session's plan either.
+    await asyncio.gather(read(), read())
+
+
+async def test_a_batch_that_meets_a_changed_table_is_ingested_at_once(
+    engine: AsyncEngine, connect: Connect
+) -> None:
+    (question,) = await make.publish(engine)
+    ingest = Ingest(connect(connections=1), Policy())
+    await ingest([sent(right(question))])
+    await make.execute(engine, "ALTER TABLE ingest_inbox ALTER COLUMN viewer TYPE varchar(200)")
+    await make.execute(engine, "ALTER TABLE published ALTER COLUMN pub_id TYPE varchar(200)")
+    (disposition,) = await ingest([sent(right(question))])
+    assert isinstance(disposition, Ingested)
+
+
+async def test_the_trial_writes_to_all_tables_and_leaves_nothing(
+    engine: AsyncEngine, connect: Connect
+) -> None:
+    ours = connect()
+    await try_writing(ours)  # nothing is published yet
+    (question,) = await make.publish(engine)
+    await try_writing(ours)
+    await Ingest(engine, Policy())([sent(right(question))])
+    before = [await make.count(engine, table) for table in make.LOG_TABLES]
+    await make.delete_question(engine, question)
+    await try_writing(ours)
+    assert [await make.count(engine, table) for table in make.LOG_TABLES] == before
+    for table in make.LOG_TABLES:
+        await make.execute(engine, f"ALTER TABLE {table} RENAME TO elsewhere")
+        with pytest.raises(DatabaseAway, match=f"takes no writes: .*{table}.* does not exist"):
+            await try_writing(ours)
+        await make.execute(engine, f"ALTER TABLE elsewhere RENAME TO {table}")
+    await try_writing(ours)

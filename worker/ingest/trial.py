@@ -1,0 +1,139 @@
+"""The trial: whether the database takes writes just now, found out by writing.
+
+The writes are those of ingest itself, to the same tables, for made-up batches of users that don't
+exist; all of it is rolled back. Whose fault a failure is, a worker decides by it: a message is only
+charged with its failure when the trial succeeds right after.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Final, NoReturn
+from uuid import uuid4
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from schemas.attempt_batch import Attempt, AttemptBatch
+from worker.domain.policy import Policy
+from worker.domain.records import Standing
+from worker.errors import DatabaseAway
+from worker.ingest.finalize import Finalized, finalize, score
+from worker.ingest.resolve import Incoming, Plan
+from worker.store import attempts, inbox, outbox, pause, progress, publications
+from worker.store.driver import fetch, write
+from worker.store.engine import doubt_sessions, reason_of, transaction
+from worker.store.inbox import Receipt
+
+_VIEWER: Final = "trial"
+_BATCHES: Final = 60
+"""Enough for a new page in each table: a row alone finds room when the disk is full."""
+_ATTEMPTS: Final = 3
+_RIGHT: Final = 1
+_COMMIT_HANGS: Final = 2.0
+"""Seconds after which a COMMIT counts as waiting for something that is away."""
+
+# What was answered last is sure to have a topic; before the first answer, any question will do.
+_QUESTION: Final = text(
+    "(SELECT study_question_id, study_topic_id FROM study_question_attempts ORDER BY id DESC"
+    " LIMIT 1) UNION ALL (SELECT id, study_topic_id FROM study_questions LIMIT 1) LIMIT 1"
+)
+
+_HANGING_COMMITS: Final = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND usename = current_user AND state = 'active' AND query ILIKE 'commit%'"
+    " AND query_start < clock_timestamp() - make_interval(secs => :seconds)"
+)
+
+
+class _RolledBack(Exception):
+    """How the trial ends when all is well."""
+
+
+async def try_writing(engine: AsyncEngine) -> None:
+    """Returns when the database takes ingest's writes; stores nothing.
+
+    Raises `DatabaseAway` with the reason when it doesn't, whatever the error; later tries then use
+    new sessions.
+    """
+    try:
+        async with transaction(engine) as connection:
+            await _try(connection)
+    except _RolledBack:
+        return
+    except Exception as error:
+        doubt_sessions(engine)
+        if isinstance(error, DatabaseAway):
+            raise
+        raise DatabaseAway(f"The database takes no writes: {reason_of(error)}.") from error
+
+
+async def hanging_commits(connection: AsyncConnection) -> int:
+    """How many of this role's sessions have been waiting in COMMIT for more than a moment.
+
+    They keep their locks, whoever has given up on them.
+    """
+    return int(await connection.scalar(_HANGING_COMMITS, {"seconds": _COMMIT_HANGS}) or 0)
+
+
+async def _try(connection: AsyncConnection) -> NoReturn:
+    await pause.is_paused(connection)
+    if hanging := await hanging_commits(connection):
+        raise DatabaseAway(
+            f"{hanging} of this role's commits hang: see that the replicas in"
+            " synchronous_standby_names are there."
+        )
+    await publications.resolve(connection, {""}, {""}, {_VIEWER})
+    await progress.standing(connection, [])
+    received_at, _ = await inbox.look(connection, [])
+    for question_id, topic_id in await fetch(connection, _QUESTION, {}):
+        first = -secrets.randbits(62)
+        questions = [
+            Standing(question_id, first - n, topic_id, _RIGHT, None, False, None)
+            for n in range(_BATCHES)
+        ]
+        plans = [_plan(question) for question in questions]
+        done = [
+            finalize([score(plan, received_at)], {question_id: question}, {}, Policy())
+            for plan, question in zip(plans, questions, strict=True)
+        ]
+        await _write(connection, plans, done)
+    raise _RolledBack
+
+
+async def _write(
+    connection: AsyncConnection, plans: Sequence[Plan], done: Sequence[Finalized]
+) -> None:
+    receipts = [
+        Receipt(
+            plan.client_session_uuid,
+            plan.batch.digest(),
+            plan.user_id,
+            _VIEWER,
+            each.told[plan.client_session_uuid],
+        )
+        for plan, each in zip(plans, done, strict=True)
+    ]
+    await inbox.record(connection, receipts)
+    await write(
+        connection,
+        [
+            *attempts.inserting([row for each in done for row in each.sessions]),
+            *progress.saving([row for each in done for row in each.progress]),
+            *outbox.recording(
+                [message for each in done for told in each.messages.values() for message in told]
+            ),
+        ],
+    )
+
+
+def _plan(question: Standing) -> Plan:
+    """A made-up batch of the question's owner."""
+    attempt = Attempt(question_pub_id=_VIEWER, selected_choice=_RIGHT)
+    batch = AttemptBatch(client_session_uuid=uuid4(), attempts=(attempt,) * _ATTEMPTS)
+    return Plan(
+        Incoming(_VIEWER, batch, batch.client_session_uuid),
+        batch,
+        question.user_id,
+        tuple((position, attempt, question) for position in range(_ATTEMPTS)),
+        (),
+    )
