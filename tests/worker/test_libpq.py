@@ -1,6 +1,5 @@
 """PostgreSQL's URLs: each word of libpq's is followed, or refused in one sentence."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -69,28 +68,6 @@ def test_what_is_refused_in_one_sentence(
         load_settings()
     assert says in str(caught.value)
     assert "planted" not in str(caught.value) and "anted@" not in str(caught.value)
-
-
-def test_every_word_that_this_machine_s_libpq_knows_is_known() -> None:
-    """The manual's list is longer than any one version's: these are asked of the library."""
-    source = (
-        "import ctypes, ctypes.util, json\n"
-        "class Option(ctypes.Structure):\n"
-        "    _fields_ = [(n, ctypes.c_char_p) for n in"
-        " ('keyword', 'envvar', 'compiled', 'val', 'label', 'dispchar')]"
-        " + [('dispsize', ctypes.c_int)]\n"
-        "libpq = ctypes.CDLL(ctypes.util.find_library('pq'))\n"
-        "libpq.PQconndefaults.restype = ctypes.POINTER(Option)\n"
-        "options, n = libpq.PQconndefaults(), 0\n"
-        "while options[n].keyword:\n"
-        "    print(options[n].keyword.decode()); n += 1\n"
-    )
-    asked = subprocess.run(["python3", "-c", source], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        pytest.skip("there is no libpq on this machine")
-    known = {*libpq._TRANSLATED, *libpq._LIMITED, *libpq._WITHOUT_COUNTERPART}
-    # Not for URLs: "authtype" and "tty" mean nothing any more.
-    assert {*asked.stdout.split()} - known <= {"authtype", "tty"}
 
 
 @pytest.mark.parametrize(
