@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tests.broker_fixtures import make_settings
-from worker import libpq
 from worker.errors import SettingsError
 from worker.libpq import parse
 from worker.settings import load_settings
