@@ -1,4 +1,4 @@
-"""The command `doctor`: everything that is known to bite, with a remedy for each finding."""
+"""The command `doctor`: finds everything that is known to cause trouble, and says what to do."""
 
 import json
 from collections import Counter
@@ -28,10 +28,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Checks settings, broker and database for what is known to bite; changes nothing.
+    """Checks settings, broker and database for everything that is known to cause trouble.
 
-    Exits with 1 when there is a warning or a danger. Best run with the login and the settings
-    that workers have.
+    It changes nothing. It exits with 1 if there is a warning or a danger. Run it with the login and
+    the settings of the workers.
 
     Example: study-ingest doctor
     """

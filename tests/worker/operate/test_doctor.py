@@ -57,7 +57,7 @@ async def test_doctor_finds_problems_of_the_database(site: Site) -> None:
     )
     said = {finding["found"] for finding in (await examined(site))["danger"]}
     assert said == {
-        "PostgreSQL runs with synchronous_commit off: a crash loses batches that were acked.",
+        "PostgreSQL runs with synchronous_commit off, so a crash loses batches that were acked.",
         "Index outbox_results_idx is missing.",
         "Index ingest_inbox_user_id_idx is not valid.",
     }

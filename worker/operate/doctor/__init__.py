@@ -1,7 +1,7 @@
-"""The doctor: looks for everything that is known to bite, and says what to do about each.
+"""The doctor: checks everything that is known to cause trouble, and says what to do about it.
 
-One file for each place to look: our own settings, the broker, the database. Changes nothing;
-a check that can't be made (no right to look, a server away) is a finding too.
+There is one file for each place: our own settings, the broker and the database. It changes nothing.
+A check that is not possible (no right to look, an unreachable server) is a finding too.
 """
 
 from worker.operate.doctor.examine import examine

@@ -1,4 +1,6 @@
-"""What the broker says: topology, limits, dead-lettering, ack timeout, alarms, rights, clock."""
+"""The findings about the broker: topology, limits, dead-lettering, timeouts, alarms, rights,
+clock.
+"""
 
 import asyncio
 import re
@@ -15,12 +17,12 @@ from worker.operate.doctor.finding import Finding, by_sentence
 from worker.settings import Settings
 
 _ACK_TIMEOUT = 1_800.0
-"""The broker's own, in seconds; it tells nobody where an operator has changed it."""
+"""The broker's default, in seconds. If an operator has changed it, the broker does not say so."""
 _SKEW = 5.0
 _POLICY = "effective_policy_definition"
-"""What all policies, also those of the broker's operator, come to for a queue."""
+"""The effective policy of a queue, including the policies of the broker's operator."""
 _STATISTICS_COME_WITHIN = 12
-"""Seconds; the broker gathers them every 5, and may be busy."""
+"""Seconds. The broker gathers statistics every 5 seconds, and may be busy."""
 _PUBLISHES_TO = (
     amqp.RESULTS_EXCHANGE,
     amqp.FOLLOWUPS_EXCHANGE,
@@ -28,7 +30,7 @@ _PUBLISHES_TO = (
     amqp.RETURN_EXCHANGE,
     "amq.default",
 )
-"""Where a worker, and an operator's replay, publish."""
+"""The exchanges to which a worker, or an operator's replay, publishes."""
 
 
 async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
@@ -36,9 +38,7 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
     found = _version(await inspection.version())
     try:
         await topology.check(inspection, settings)
-        found.append(
-            Finding("topology", "ok", "Exchanges, queues and policies are as they must be.")
-        )
+        found.append(Finding("topology", "ok", "Exchanges, queues and policies are right."))
     except TopologyError as error:
         found.append(by_sentence("topology", str(error)))
     queues = await _queues(inspection)
@@ -57,7 +57,7 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
 
 
 async def _queues(inspection: Inspection) -> dict[str, Json]:
-    """By name; waits for what the broker knows of a new queue only after its next statistics."""
+    """The queues by name. A new queue is complete only after the broker's next statistics."""
     for _ in range(_STATISTICS_COME_WITHIN):
         queues = {queue["name"]: queue for queue in await inspection.queues()}
         attempts = queues.get(amqp.ATTEMPTS_QUEUE)
@@ -70,20 +70,16 @@ async def _queues(inspection: Inspection) -> dict[str, Json]:
 def _version(version: str) -> list[Finding]:
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if numbers >= (4, 3):
-        counts = (
-            "counts a return when a worker dies or rejects, and not when one gives messages back"
-        )
+        counts = "counts a return if a worker dies or rejects, but not if it returns messages"
     else:
-        counts = (
-            "counts every return, also those of a worker that gives messages back or is cut off"
-        )
+        counts = "counts every return, even if a worker returns messages or loses its connection"
     found = [Finding("returns", "ok", f"RabbitMQ {version} {counts}.")]
     if (4, 3) <= numbers < (4, 3, 3):
         found.append(
             Finding(
                 "version",
                 "warning",
-                f"RabbitMQ {version} can lose what a leader took for committed.",
+                f"RabbitMQ {version} can lose messages that a leader treated as committed.",
                 "Upgrade it to 4.3.3 or later.",
             )
         )
@@ -92,8 +88,8 @@ def _version(version: str) -> list[Finding]:
             Finding(
                 "version",
                 "note",
-                f"RabbitMQ {version} is out of its makers' support.",
-                "Upgrade it to 4.x when you can; both are tested.",
+                f"RabbitMQ {version} is no longer supported by its makers.",
+                "Upgrade it to 4.x when you can. This program is tested with both.",
             )
         )
     return found
@@ -113,19 +109,20 @@ def _delivery_limit(queue: Json, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "delivery limit",
             "danger",
-            f"{queue['name']} has none: a batch that kills workers comes again for ever.",
-            "Delete the queue once nothing waits in it, and run `study-ingest topology`.",
+            f"{queue['name']} has no delivery limit, so a batch that kills workers is delivered"
+            " for ever.",
+            "Delete the queue when it is empty, and run `study-ingest topology`.",
         )
     elif limit <= settings.alone_after:
         yield Finding(
             "delivery limit",
             "danger",
-            f"{queue['name']} parks after {limit} returns, before a suspect runs alone (after"
-            f" {settings.alone_after}): innocent batches die with it.",
+            f"{queue['name']} gives a batch up after {limit} returns, before it would be processed"
+            f" alone (after {settings.alone_after}). Good batches are given up with it.",
             "Remove the policy that sets delivery-limit, or lower INGEST_ALONE_AFTER.",
         )
     else:
-        yield Finding("delivery limit", "ok", f"A batch is parked after {limit} returns.")
+        yield Finding("delivery limit", "ok", f"The broker gives a batch up after {limit} returns.")
 
 
 def _dead_lettering(queue: Json) -> Iterator[Finding]:
@@ -136,12 +133,16 @@ def _dead_lettering(queue: Json) -> Iterator[Finding]:
         yield Finding(
             "dead letters",
             "danger",
-            f"{queue['name']} works with {', '.join(wrong) or 'no dead-letter exchange'}: batches"
-            " that the broker parks can be lost on the way.",
+            f"{queue['name']} has {', '.join(wrong) or 'no dead-letter exchange'}. Batches that"
+            " the broker gives up can be lost.",
             "Run `study-ingest topology`, and remove operator policies that override its policy.",
         )
     else:
-        yield Finding("dead letters", "ok", "What the broker parks is moved at least once.")
+        yield Finding(
+            "dead letters",
+            "ok",
+            "Batches that the broker gives up become dead letters, at least once.",
+        )
 
 
 def _ack_timeout(queue: Json, settings: Settings) -> Iterator[Finding]:
@@ -154,15 +155,15 @@ def _ack_timeout(queue: Json, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "ack timeout",
             "danger",
-            f"A worker may hold a batch for {longest:g} s, and {whose} ack timeout is"
-            f" {timeout:g} s: then its channel is closed, and all of it comes again.",
+            f"A worker may hold a batch for {longest:g} s, but {whose} ack timeout is"
+            f" {timeout:g} s. The broker then closes its channel and delivers everything again.",
             "Lower INGEST_HOLD_TIMEOUT, or raise consumer_timeout in the broker.",
         )
     else:
         yield Finding(
             "ack timeout",
             "ok",
-            f"A worker holds a batch for at most {longest:g} s, {whose} ack timeout is"
+            f"A worker holds a batch for at most {longest:g} s, and {whose} ack timeout is"
             f" {timeout:g} s.",
         )
 
@@ -174,7 +175,7 @@ def _members(queues: Sequence[Json]) -> Iterator[Finding]:
             yield Finding(
                 "replicas",
                 "warning",
-                f"{queue['name']} misses {', '.join(sorted(missing))} of its members.",
+                f"{queue['name']} lacks these members: {', '.join(sorted(missing))}.",
                 "Bring the node back, or remove it from the cluster.",
             )
 
@@ -187,8 +188,8 @@ async def _nodes(inspection: Inspection) -> list[Finding]:
             Finding(
                 "alarms",
                 "note",
-                "Our login may not look at the broker's nodes and alarms.",
-                "Give it the tag monitoring to have them checked.",
+                "This login may not read the broker's nodes and alarms, so they are not checked.",
+                "Give it the tag monitoring.",
             )
         ]
     found = []
@@ -199,8 +200,8 @@ async def _nodes(inspection: Inspection) -> list[Finding]:
                     Finding(
                         "alarms",
                         "danger",
-                        f"{node['name']} is short of {what}, and blocks everybody who publishes.",
-                        f"Free {what} on that node; viewers keep their batches until then.",
+                        f"{node['name']} is short of {what}, and blocks all publishers.",
+                        f"Free {what} on that node. Viewers keep their batches until then.",
                     )
                 )
         if not node.get("running", True):
@@ -209,18 +210,18 @@ async def _nodes(inspection: Inspection) -> list[Finding]:
                     "nodes",
                     "warning",
                     f"{node['name']} does not run.",
-                    "Start it: queues need a majority of their members.",
+                    "Start it, because queues need a majority of their members.",
                 )
             )
     if not found:
-        found.append(Finding("alarms", "ok", f"No alarm on any of {len(nodes)} nodes."))
+        found.append(Finding("alarms", "ok", f"None of the {len(nodes)} nodes has an alarm."))
     if len(nodes) == 1:
         found.append(
             Finding(
                 "nodes",
                 "note",
-                "The broker is one node: what it holds is as safe as its disk.",
-                "Run three nodes where batches must survive a lost disk.",
+                "The broker has one node, so its messages are as safe as its disk.",
+                "Run three nodes if batches must survive the loss of a disk.",
             )
         )
     return found
@@ -257,7 +258,8 @@ async def _rights(inspection: Inspection) -> list[Finding]:
             Finding(
                 "rights",
                 "danger",
-                f"Login {login['name']!r} has the tag impersonator: it can publish as any viewer.",
+                f"Login {login['name']!r} has the tag impersonator, so it can publish as any"
+                " viewer.",
                 "Take the tag away.",
             )
         )
@@ -269,8 +271,8 @@ async def _rights(inspection: Inspection) -> list[Finding]:
             Finding(
                 "rights",
                 "note",
-                f"Login {login['name']!r} may not look at permissions, so its own are not checked.",
-                "Run the doctor once with an administrator's INGEST_MANAGEMENT_URL.",
+                f"Login {login['name']!r} may not read permissions, so its own are not checked.",
+                "Run the doctor once with an administrator's login in INGEST_MANAGEMENT_URL.",
             ),
         ]
     if rights is None:
@@ -301,12 +303,12 @@ async def _rights(inspection: Inspection) -> list[Finding]:
             Finding(
                 "rights",
                 "note",
-                f"Login {login['name']!r} may do more than a worker needs.",
-                "Give workers a login that configures nothing, with the tag monitoring.",
+                f"Login {login['name']!r} has more rights than a worker needs.",
+                "Give workers a login with the tag monitoring and without the right to configure.",
             )
         )
     else:
-        found.append(Finding("rights", "ok", "The login may do what a worker does, and no more."))
+        found.append(Finding("rights", "ok", "The login has the rights of a worker and no others."))
     return found
 
 
@@ -319,14 +321,14 @@ def _allows(pattern: str, name: str) -> bool:
 
 def _clock(theirs: datetime | None, ours: datetime) -> Iterator[Finding]:
     if theirs is not None:
-        # What it says is cut to the second.
+        # The broker's time has no fraction of a second.
         skew = (ours - theirs).total_seconds() - 0.5
         if abs(skew) > _SKEW:
             yield Finding(
                 "clock",
                 "warning",
-                f"The broker's clock and ours are {abs(skew):.0f} s apart.",
+                f"The clocks of the broker and of this machine differ by {abs(skew):.0f} s.",
                 "Synchronize both machines' clocks.",
             )
         else:
-            yield Finding("clock", "ok", "The broker's clock and ours agree.")
+            yield Finding("clock", "ok", "The clocks of the broker and of this machine agree.")

@@ -1,4 +1,4 @@
-"""What the database says: durability, schema, indexes, rights, room for connections, clock."""
+"""The findings about the database: durability, schema, indexes, rights, connections, clock."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -45,7 +45,9 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
     found: list[Finding] = []
     try:
         await schema.check(engine)
-        found.append(Finding("schema", "ok", f"It is at this program's version {schema.head()}."))
+        found.append(
+            Finding("schema", "ok", f"The schema has this program's version {schema.head()}.")
+        )
     except SchemaError as error:
         found.append(by_sentence("schema", str(error)))
     async with transaction(engine) as connection:
@@ -63,8 +65,8 @@ def _durability(facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
         yield Finding(
             "standby",
             "danger",
-            "INGEST_DATABASE_URL leads to a standby, which takes no writes.",
-            "Let it lead to the primary.",
+            "INGEST_DATABASE_URL leads to a standby server, which accepts no writes.",
+            "Change it to the primary server.",
         )
     wrong = False
     for setting in ("synchronous_commit", "fsync", "full_page_writes"):
@@ -73,11 +75,11 @@ def _durability(facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
             yield Finding(
                 "durability",
                 "danger",
-                f"PostgreSQL runs with {setting} off: a crash loses batches that were acked.",
+                f"PostgreSQL runs with {setting} off, so a crash loses batches that were acked.",
                 f"Set {setting} to on for this database and role.",
             )
     if not wrong:
-        yield Finding("durability", "ok", "What is committed survives a crash.")
+        yield Finding("durability", "ok", "Committed data survives a crash.")
 
 
 def _room(facts: Row[tuple[object, ...]], settings: Settings) -> Iterator[Finding]:
@@ -95,7 +97,7 @@ def _room(facts: Row[tuple[object, ...]], settings: Settings) -> Iterator[Findin
         yield Finding(
             "connections",
             "ok",
-            f"There is room for {free // each} more workers of {each} connections.",
+            f"There is room for {free // each} more workers with {each} connections each.",
         )
 
 
@@ -105,11 +107,12 @@ def _clock(theirs: datetime, ours: datetime) -> Iterator[Finding]:
         yield Finding(
             "clock",
             "warning",
-            f"The database's clock and ours are {abs(skew):.1f} s apart.",
-            "Synchronize both machines' clocks: times of receipt are the database's.",
+            f"The clocks of the database and of this machine differ by {abs(skew):.1f} s.",
+            "Synchronize the clocks of both machines. The database's clock gives the times of"
+            " receipt.",
         )
     else:
-        yield Finding("clock", "ok", "The database's clock and ours agree.")
+        yield Finding("clock", "ok", "The clocks of the database and of this machine agree.")
 
 
 async def _indexes(connection: AsyncConnection) -> list[Finding]:
@@ -122,16 +125,14 @@ async def _indexes(connection: AsyncConnection) -> list[Finding]:
     missing = sorted(wanted - there.keys())
     invalid = sorted(name for name in wanted & there.keys() if not there[name])
     found = [
-        Finding(
-            "indexes", "danger", f"Index {name} is missing.", "Create it as the migration does."
-        )
+        Finding("indexes", "danger", f"Index {name} is missing.", "Create it as in the migration.")
         for name in missing
     ]
     found += [
         Finding("indexes", "danger", f"Index {name} is not valid.", f"Run REINDEX INDEX {name}.")
         for name in invalid
     ]
-    return found or [Finding("indexes", "ok", f"All {len(wanted)} are there, and valid.")]
+    return found or [Finding("indexes", "ok", f"All {len(wanted)} indexes exist and are valid.")]
 
 
 async def _rights(connection: AsyncConnection, facts: Row[tuple[object, ...]]) -> list[Finding]:
@@ -139,7 +140,7 @@ async def _rights(connection: AsyncConnection, facts: Row[tuple[object, ...]]) -
         (table, right)
         for table, rights in RIGHTS.items()
         for right in rights.split(", ")
-        if "(" not in right  # a right to single columns
+        if "(" not in right  # a right on single columns
     ]
     missing = await connection.execute(
         _MISSING_RIGHTS,
@@ -159,8 +160,8 @@ async def _rights(connection: AsyncConnection, facts: Row[tuple[object, ...]]) -
             Finding(
                 "rights",
                 "note",
-                f"Role {facts.role!r} is a superuser, and a worker needs much less.",
-                "Make a role for workers with `study-ingest database-role`.",
+                f"Role {facts.role!r} is a superuser, but a worker needs much fewer rights.",
+                "Create a role for workers with `study-ingest database-role`.",
             )
         )
-    return found or [Finding("rights", "ok", "The role may do what a worker does.")]
+    return found or [Finding("rights", "ok", "The role has the rights of a worker.")]

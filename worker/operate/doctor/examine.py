@@ -1,4 +1,4 @@
-"""All examinations at once, and what an examination that fails comes to."""
+"""Runs all examinations at once. One that fails becomes a finding."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -13,7 +13,7 @@ from worker.settings import Settings
 
 
 async def examine(settings: Settings, engine: AsyncEngine, inspection: Inspection) -> list[Finding]:
-    """Every finding, the good ones too, in the order of the places looked at."""
+    """All findings, including the good ones, in the order of the places."""
     return [
         *local.examine(settings),
         *await _survived("broker", broker.examine(settings, inspection)),
@@ -29,5 +29,7 @@ async def _survived(place: str, examination: Awaitable[list[Finding]]) -> list[F
         return [by_sentence(place, str(error))]
     except TimeoutError:
         return [
-            Finding(place, "danger", f"The {place} does not answer.", f"See why the {place} hangs.")
+            Finding(
+                place, "danger", f"The {place} does not answer.", f"Find out why the {place} hangs."
+            )
         ]

@@ -1,14 +1,17 @@
-"""What a check finds: how bad it is, what it is, and what to do."""
+"""The result of a check: its severity, what was found, and what to do."""
 
 from typing import Literal, NamedTuple
 
 Severity = Literal["ok", "note", "warning", "danger"]
-"""`danger`: messages or data can be lost, or nothing works. `warning`: it will hurt one day.
-`note`: worth knowing; nothing has to be done."""
+"""`danger`: messages or data can be lost, or nothing works. `warning`: it will cause trouble one
+day. `note`: worth knowing, but nothing has to be done.
+"""
 
 
 class Finding(NamedTuple):
-    """One sentence on what is there, and one on what to do (none when there is nothing to do)."""
+    """One sentence about what was found, and one about what to do. The second is empty if nothing
+    has to be done.
+    """
 
     check: str
     severity: Severity
@@ -17,7 +20,7 @@ class Finding(NamedTuple):
 
 
 def by_sentence(check: str, sentence: str) -> Finding:
-    """A danger out of an error of ours, whose sentences are `what it is: what to do.`"""
+    """A danger from one of our errors, whose text is `what was found: what to do.`"""
     found, colon, remedy = sentence.rpartition(": ")
     if not colon:
         return Finding(check, "danger", sentence, "")

@@ -1,4 +1,4 @@
-"""What our own settings say: timeouts in an order that works, TLS, logins, heartbeat."""
+"""The findings about our own settings: the order of the timeouts, TLS, logins, heartbeat."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -43,7 +43,7 @@ def _timeouts(settings: Settings) -> Iterator[Finding]:
             )
     if not wrong:
         said = " < ".join(f"{name} {value:g} s" for name, value in order)
-        yield Finding("timeouts", "ok", f"They end from the inside out: {said}.")
+        yield Finding("timeouts", "ok", f"The timeouts end in the right order: {said}.")
 
 
 def _heartbeat(settings: Settings) -> Iterator[Finding]:
@@ -54,14 +54,15 @@ def _heartbeat(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "heartbeat",
             "danger",
-            "The AMQP heartbeat is off: a dead connection is never noticed.",
+            "The AMQP heartbeat is off, so a dead connection is never noticed.",
             "Remove heartbeat from INGEST_AMQP_URL, or give it about 10 seconds.",
         )
     elif seconds >= _SLOW_HEARTBEAT:
         yield Finding(
             "heartbeat",
             "warning",
-            f"The AMQP heartbeat is {seconds} s: a dead broker is noticed after {3 * seconds} s.",
+            f"The AMQP heartbeat is {seconds} s, so a dead broker is noticed after {3 * seconds}"
+            " s.",
             "Set INGEST_HEARTBEAT to about 10.",
         )
     else:
@@ -73,8 +74,9 @@ def _suspects(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "suspects",
             "warning",
-            f"A batch is parked after {settings.delivery_limit} returns, before it would ever run"
-            f" alone (after {settings.alone_after}): one that kills workers takes others along.",
+            f"The broker gives a batch up after {settings.delivery_limit} returns, before it"
+            " would be"
+            f" processed alone (after {settings.alone_after}). Good batches are given up with it.",
             "Set INGEST_ALONE_AFTER well below INGEST_DELIVERY_LIMIT.",
         )
 
@@ -89,39 +91,40 @@ def _tls(settings: Settings) -> Iterator[Finding]:
             "Use amqps:// or https://, or ?sslmode=verify-full for PostgreSQL.",
         )
     if not unprotected:
-        yield Finding("tls", "ok", "Every connection is verified TLS or stays on this machine.")
+        yield Finding("tls", "ok", "Every connection uses verified TLS or stays on this machine.")
 
 
 def _login(settings: Settings) -> Iterator[Finding]:
     url = urlsplit(settings.amqp_url.get_secret_value())
     if (url.username or "guest") != "guest":
-        yield Finding("login", "ok", "The broker's login is not its default one.")
+        yield Finding("login", "ok", "The login for the broker is not the default one.")
     elif url.hostname in _LOOPBACK:
         yield Finding(
             "login",
             "note",
-            "The broker's default login guest is used, on this machine.",
-            "Make a login for the workers before others can reach the broker.",
+            "The broker's default login guest is used on this machine.",
+            "Create a login for the workers before others can reach the broker.",
         )
     else:
         yield Finding(
             "login",
             "danger",
             "The broker's default login guest is used over a network.",
-            "Make a login for the workers, delete guest, and change INGEST_AMQP_URL.",
+            "Create a login for the workers, delete guest, and change INGEST_AMQP_URL.",
         )
 
 
 def _identity(settings: Settings) -> Iterator[Finding]:
     if settings.require_user_id:
-        yield Finding("identity", "ok", "Only validated viewers with grants may write.")
+        yield Finding("identity", "ok", "Only verified viewers with grants may write.")
     else:
         alone = urlsplit(settings.amqp_url.get_secret_value()).hostname in _LOOPBACK
         yield Finding(
             "identity",
             "note" if alone else "danger",
-            "INGEST_REQUIRE_USER_ID is false: whoever can publish may write anybody's history.",
-            "Unset INGEST_REQUIRE_USER_ID, and make viewers with `study-ingest viewer add`.",
+            "INGEST_REQUIRE_USER_ID is false, so anybody who can publish can write anybody's"
+            " history.",
+            "Unset INGEST_REQUIRE_USER_ID, and create viewers with `study-ingest viewer add`.",
         )
 
 
