@@ -1,7 +1,8 @@
-"""The benchmark: how fast the worker is, beside others that do the same work.
+"""The benchmark: how fast the worker is, compared with other programs that do the same work.
 
-`__main__` says what is run; `workload` what is ingested; `stage` on what; `contenders` by whom;
-`race` times one of them; `latency`, `floor` and `growth` measure the rest; `figures` turns raw
-numbers into ratios. Uses the worker only as an operator or PostgreSQL would: by its command line,
-its settings and its tables (`reference` alone calls the ingest step, to know the right rows).
+`__main__` runs it. `workload` creates what is ingested, `stage` the databases and queues, and
+`contenders` lists the programs. `race` times one of them, and `latency`, `floor` and `growth`
+measure the rest. `figures` turns raw numbers into ratios. The worker is only used as an operator or
+PostgreSQL would use it: through its command line, its settings and its tables. Only `reference`
+calls the ingest step, to get the right rows.
 """

@@ -1,4 +1,4 @@
-"""`python -m bench`: run by `./dev bench`, which brings the servers."""
+"""`python -m bench`, which `./dev bench` runs after it has started the servers."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from worker.settings import load_settings
 
 
 def main() -> int:
-    """0 when everything was measured and every contender left the right rows."""
+    """Returns 0 if everything was measured and every contender left the right rows."""
     arguments = parser().parse_args()
     console = Console(stderr=True)
     try:

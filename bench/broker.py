@@ -1,4 +1,4 @@
-"""Filling queues and looking at them, as a publisher does: persistent, confirmed, pipelined."""
+"""Fills queues and inspects them, like a publisher: persistent, confirmed, pipelined."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -38,7 +38,7 @@ def message(batch: Batch) -> aio_pika.Message:
 
 
 async def publish(settings: Settings, batches: Sequence[Batch]) -> None:
-    """Returns when the broker has confirmed every one."""
+    """Publishes all of them, and returns when the broker has confirmed each."""
     async with channel(settings) as open_channel:
         exchange = await open_channel.get_exchange(amqp.INGEST_EXCHANGE, ensure=False)
         waiting = iter(batches)
@@ -46,7 +46,7 @@ async def publish(settings: Settings, batches: Sequence[Batch]) -> None:
 
 
 async def waiting(settings: Settings, queue: str) -> int:
-    """The messages that are in the queue and in nobody's hands."""
+    """The number of messages that are in the queue and that nobody holds."""
     async with channel(settings) as open_channel:
         declared = await open_channel.declare_queue(queue, passive=True)
         return declared.declaration_result.message_count or 0

@@ -1,4 +1,4 @@
-"""Who takes part: what each runs, and where it finds its messages.
+"""The contenders: what each of them runs, and where it finds its messages.
 
 To add a contender, add a row to `CONTENDERS`.
 """
@@ -30,7 +30,7 @@ class Contender:
     name: str
     what: str
     commands: Callable[[], Sequence[Command]]
-    """The processes to run; called when they are about to."""
+    """The processes to run. It is called just before they start."""
     variables: dict[str, str] = field(default_factory=dict)
     queue: str = amqp.ATTEMPTS_QUEUE
     publisher: str | None = None
@@ -108,7 +108,7 @@ PEERS: Final = (
 
 
 def publish_as(module: str, batches: Sequence[Batch], variables: dict[str, str]) -> None:
-    """Publishes with a peer's own client, in a process of its environment."""
+    """Publishes with another client, in a process of its environment."""
     with tempfile.NamedTemporaryFile("wb", suffix=".jsonl") as file:
         file.write(b"\n".join(batch.body for batch in batches))
         file.flush()

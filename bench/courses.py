@@ -1,8 +1,8 @@
-"""What is raced over: two states of the world, with a long and a short list of batches each.
+"""The courses: two states of the database, each with a long and a short list of batches.
 
-*fresh* has no progress yet; in *half* every user has answered half of their questions before.
-The short list is for contenders that would need a minute for the long one; both warm up with the
-first batches, and both have their own reference.
+*fresh* has no progress yet. In *half* every user has answered half of their questions before. The
+short list is for contenders that would need a minute for the long one. Both lists begin with
+batches for warming up, and each has its own reference.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""The environment of the peers and of the plots: other versions than ours, kept apart.
+"""The environment of the peers and of the plots, which need other versions than ours.
 
-Made from requirements.lock beside this file, and made again when that changes.
+It is made from requirements.lock beside this file, and made again when that changes.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _LOCK: Final = Path(__file__).with_name("requirements.lock")
 
 
 def folder() -> Path:
-    """Where the environment is, whether or not it is there."""
+    """The folder of the environment, whether or not it exists."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     digest = hashlib.sha256(version.encode() + _LOCK.read_bytes()).hexdigest()[:8]
     return in_home("bench") / f"peers-{digest}"
@@ -30,7 +30,7 @@ def is_there() -> bool:
 
 @cache
 def ensure() -> Path:
-    """Its folder of programs. Takes some ten seconds the first time."""
+    """Its folder of programs. The first call takes about ten seconds."""
     here = folder()
     if not is_there():
         subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", here], check=True)

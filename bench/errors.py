@@ -1,5 +1,5 @@
-"""The benchmark's one error."""
+"""The benchmark's only error."""
 
 
 class BenchError(Exception):
-    """Something that makes figures worthless; the text is one sentence for a person."""
+    """Something makes the figures worthless. The text is one sentence for a person."""

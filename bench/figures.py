@@ -1,4 +1,4 @@
-"""Raw numbers to figures: medians, spreads, ratios, percentiles. Pure."""
+"""Turns raw numbers into figures: medians, spreads, ratios, percentiles. Pure."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Spread(NamedTuple):
-    """What several rounds came to."""
+    """The median and the range of several rounds."""
 
     median: float
     least: float
@@ -18,15 +18,17 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """The spread of at least one value."""
     return Spread(median(values), min(values), max(values))
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Round by round, so that a machine whose speed drifts does not matter."""
+    """The ratios, round by round, so that a machine whose speed changes does not matter."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Of a sorted sequence: the smallest value that `percent` of all do not exceed."""
+    """The percentile of a sorted sequence: the smallest value that `percent` of all do not
+    exceed.
+    """
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]

@@ -1,7 +1,7 @@
-"""The floor: the same final rows, written by PostgreSQL itself from its own tables.
+"""The floor: PostgreSQL itself writes the same final rows from its own tables.
 
-One backend, one INSERT ... SELECT for each group, nothing to decide and nothing to send: what is
-left is what the rows themselves cost.
+One backend runs one INSERT ... SELECT for each group. It decides nothing and receives nothing, so
+what remains is the cost of the rows themselves.
 """
 
 import io
@@ -15,7 +15,7 @@ from bench.stage import Stage
 from bench.workload import Batch
 
 GROUP: Final = 50
-"""Batches in one statement: as many as the worker takes at most by default."""
+"""The number of batches in one statement, which is the worker's default maximum."""
 
 _COPIED: Final = {
     "sessions": (

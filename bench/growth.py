@@ -1,7 +1,7 @@
-"""How cost grows: with the batch, the tables, the history and the backlog. Only with `--full`.
+"""How the cost grows with the batch, the tables, the history and the backlog. Only with `--full`.
 
-The ingest step is timed in this process where only its cost is asked for; memory, rebuild and
-relay are those of the real commands.
+The ingest step is timed in this process if only its cost is needed. Memory, rebuild and relay are
+measured with the real commands.
 """
 
 import asyncio

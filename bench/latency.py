@@ -1,8 +1,8 @@
-"""From publish to result: what a viewer waits, at several loads and quite alone.
+"""The time from publish to result, which a viewer waits, at several loads and for single messages.
 
-One worker with its relay, default settings. Messages are published at random moments at a given
-rate, whether or not earlier ones are done (an open loop), and timed from the moment at which
-they were due, so that a slow worker can't hide its delay by slowing the publisher.
+There is one worker with its relay and default settings. Messages are published at random moments at
+a given rate, whether or not earlier ones are done (an open loop). They are timed from the moment at
+which they were due, so that a slow worker can't hide its delay by slowing the publisher.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from schemas import amqp
 from worker.settings import Settings
 
 LOADS = (0.1, 0.5, 0.8)
-"""Of the peak."""
+"""The loads, as parts of the peak."""
 _PATIENCE = 60.0
 _ALONE_EVERY = 0.2
-"""Seconds between lone messages."""
+"""Seconds between single messages."""
 
 
 class Sizes(NamedTuple):

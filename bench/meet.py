@@ -1,7 +1,7 @@
-"""The whole event: what is measured, in which order, and what the JSON object holds.
+"""The whole benchmark: what is measured, in which order, and what the JSON object contains.
 
-Contenders are interleaved: each round runs every one of them once, in turn, on each state, and
-measures the wait.
+The contenders take turns. Each round runs every contender once on each state, and measures the
+latency.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""A contender's processes: started, held while the queue is filled, watched, ended.
+"""A contender's processes: started, stopped while the queue is filled, measured, ended.
 
-Each contender is one process group, so that what it starts itself counts and ends with it.
-Knows Linux's /proc; may not know what the processes do.
+Each contender is one process group, so that processes that it starts count and end with it. It
+reads Linux's /proc.
 """
 
 import os

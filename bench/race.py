@@ -1,7 +1,7 @@
-"""One contender, once: from a full queue to the last ack.
+"""One run of one contender, from a full queue to the last ack.
 
-Its processes are started and warmed up, then held while the queue is filled, so that neither
-starting nor publishing is in the figures. Knows contenders and queues; may not know ratios.
+Its processes are started and warmed up, and then stopped while the queue is filled. So neither
+starting nor publishing is part of the figures.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The right rows: the workload ingested in this process, in order, untimed.
+"""The right rows: the workload ingested in this process, in order, without timing.
 
-What every contender's rows are compared with, and what the floor copies.
+The rows of every contender are compared with these, and the floor copies them.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The measured figures as tables for a person: ratios first, and beside each its goal."""
+"""The measured figures as tables for people: the ratios first, each with its goal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,20 +21,24 @@ def show(measured: Mapping[str, Any], console: Console) -> None:
 
 
 def _headlines(measured: Mapping[str, Any]) -> Table:
-    table = Table("figure", "measured", "goal", title="Of two states, the less flattering")
+    table = Table("figure", "measured", "goal", title="Of the two states, the worse figure")
     waits = measured["latency_ms"]
     for figure, value, goal in (
-        ("throughput, against the usual handler", measured["throughput_vs_usual"], "10 or more"),
         (
-            "CPU a batch, against the usual handler",
+            "throughput, compared with the usual handler",
+            measured["throughput_vs_usual"],
+            "10 or more",
+        ),
+        (
+            "CPU for a batch, compared with the usual handler",
             measured["worker_cpu_vs_usual"],
             "0.067 or less",
         ),
-        ("throughput, against the floor", measured["throughput_vs_floor"], "0.40 or more"),
+        ("throughput, compared with the floor", measured["throughput_vs_floor"], "0.40 or more"),
         ("round trips for a group", measured["round_trips_per_group"], "12 at most"),
         ("ms to the result at half load, p50", waits["p50"], "under 25"),
         ("ms to the result at half load, p99", waits["p99"], "under 150"),
-        ("ms to the result of a lone message, p50", waits["alone_p50"], "not held back"),
+        ("ms to the result of a single message, p50", waits["alone_p50"], "no added delay"),
     ):
         table.add_row(figure, f"{value:.3g}", goal)
     return table

@@ -1,7 +1,7 @@
-"""How often a group's transaction waits for the database: counted on the wire.
+"""The number of round trips of a group's transaction to the database, counted on the wire.
 
-A relay on the loopback stands between the ingest step and PostgreSQL, and counts each time the
-client speaks after the server has spoken.
+A relay on the loopback interface stands between the ingest step and PostgreSQL. It counts each time
+that the client sends after the server has sent.
 """
 
 import asyncio

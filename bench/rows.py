@@ -1,7 +1,7 @@
-"""What a contender left in the tables, as digests: equal ones mean equal rows.
+"""The rows that a contender left, as digests. Equal digests mean equal rows.
 
-Left out is what no two runs can have in common: serial ids, clocks, and what depends on the
-order in which two batches of one user were committed (which session asked for an explanation).
+It leaves out what no two runs can have in common: serial ids, times, and what depends on the order
+in which two batches of one user were committed (which session requested an explanation).
 """
 
 from typing import Final

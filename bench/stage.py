@@ -1,7 +1,4 @@
-"""Databases and vhosts of the benchmark's own, on the servers that the environment names.
-
-Knows SQL and HTTP as far as making, filling and dropping goes.
-"""
+"""The benchmark's own databases and vhosts, on the servers that the environment names."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +17,7 @@ from worker.store import schema
 from worker.store.engine import make_engine
 
 PREFIX: Final = "study_bench"
-"""Of every database and vhost: whatever is called so is ours to drop."""
+"""The prefix of every database and vhost. The benchmark may drop everything with this prefix."""
 
 
 def _fill(shape: Shape) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""The settings that matter, tried one beside another: how their defaults were chosen.
+"""The most important settings, compared with each other: how their defaults were chosen.
 
-Only with `--full`. Interleaved rounds of one worker and of two on the long course.
+It runs only with `--full`, in interleaved rounds of one worker and of two on the long course.
 """
 
 from collections.abc import Callable

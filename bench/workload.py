@@ -1,6 +1,6 @@
-"""What is ingested: users, questions and batches, the same for every contender.
+"""The workload: users, questions and batches, the same for every contender.
 
-Deterministic: the same shape and seed give the same bytes. Knows no server.
+It is deterministic: the same shape and seed give the same bytes.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The usual handler: one message, one transaction of the ORM, a query for each step.
 
-Written against a plain `Session`; an asynchronous caller runs it by `AsyncSession.run_sync`.
-Leaves the same rows as the worker, and knows nothing of who calls it.
+It uses a plain `Session`. An asynchronous caller runs it with `AsyncSession.run_sync`. It leaves
+the same rows as the worker.
 """
 
 import json

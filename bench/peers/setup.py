@@ -1,11 +1,11 @@
-"""What every peer is told: where the servers are, and how much to do at once."""
+"""The configuration of every peer: the servers, and the concurrency."""
 
 import os
 
 from sqlalchemy import make_url
 
 CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "4"))
-"""Messages in work at once, in each process."""
+"""The number of messages in work at once, in each process."""
 
 VIEWER = "bench"
 
