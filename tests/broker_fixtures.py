@@ -1,7 +1,7 @@
 """A vhost of its own on a real broker for each test, with the topology applied.
 
-Waiting is for conditions: the broker tells nobody of a queue's depth, so `Broker.until` asks
-until it is as wanted, and that alone looks at a clock.
+Tests wait for conditions. The broker does not announce the depth of a queue, so `Broker.until` asks
+until it is as wanted. It is the only function that uses a clock.
 """
 
 import asyncio

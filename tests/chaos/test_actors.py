@@ -1,4 +1,4 @@
-"""Actors are kept running as a supervisor would, and die with whoever keeps them."""
+"""Actors are restarted like under a supervisor, and end with their keeper."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""One minute of the storm: nothing is lost, nothing doubled, and nothing is left behind."""
+"""One minute of chaos: nothing is lost, nothing is doubled, and no message is left behind."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""The checker is satisfied by a true story, and finds every way in which it can be false.
+"""The checker accepts a correct history, and finds every way in which it can be wrong.
 
-The story is made once: real outboxes, real ingest transactions, no broker. Each test then tampers
-with one thing in a copy of the evidence.
+The history is created once, with real outboxes and real ingest transactions, but without a broker.
+Each test changes one thing in a copy of the evidence.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The proxy does to a connection what it says, and heals."""
+"""The proxy does what it promises to a connection, and heals."""
 
 import asyncio
 from collections.abc import AsyncIterator

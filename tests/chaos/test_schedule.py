@@ -1,4 +1,4 @@
-"""The schedule is the seed's alone."""
+"""The schedule depends only on the seed."""
 
 from chaos.faults import FAULTS
 from chaos.schedule import schedule

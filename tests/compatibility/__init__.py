@@ -1,1 +1,1 @@
-"""Batches as they were sent once, which every later version must take."""
+"""Recorded batches, which every later version must accept."""

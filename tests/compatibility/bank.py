@@ -1,4 +1,4 @@
-"""The study application's rows that the recorded batches are about. Never change a line: add."""
+"""The study application's rows for the recorded batches. Never change a line; only add lines."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The manifests: by Kubernetes' own schemas, and by what they say of the worker."""
+"""The manifests agree with Kubernetes' schemas, and with the worker."""
 
 import hashlib
 import importlib

@@ -1,4 +1,4 @@
-"""Alerts and dashboard: the alerts ring when they should, and every metric they name exists."""
+"""The alerts fire when they should, and every metric in alerts and dashboard exists."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""docs/redelivery.md: it and its checks agree, and where Docker is, all of it holds."""
+"""docs/redelivery.md and its checks agree, and with Docker all of it is run."""
 
 import re
 import subprocess

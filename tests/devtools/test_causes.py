@@ -1,4 +1,4 @@
-"""A step that failed is told by its cause: lines as pip, uv, apt and the kernel write them."""
+"""The cause of a failed step is found in the lines that pip, uv, apt and the kernel write."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What docker is asked for, and what is said when it fails. The docker here is a stand-in."""
+"""What ./dev asks of docker, and what it reports if docker fails. A stand-in plays docker."""
 
 from pathlib import Path
 

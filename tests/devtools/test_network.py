@@ -1,4 +1,4 @@
-"""What pip was told of its network reaches uv and apt."""
+"""uv and apt use the network settings of pip."""
 
 from pathlib import Path
 

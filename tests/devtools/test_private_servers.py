@@ -1,4 +1,4 @@
-"""Private servers, really started, killed, paused; what was promised is there afterwards."""
+"""Private servers are started, killed and paused for real, and keep what they have promised."""
 
 import aio_pika
 import asyncpg

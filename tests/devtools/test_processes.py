@@ -1,4 +1,4 @@
-"""Only what is ours is found and signalled; a step that fails says one sentence."""
+"""Only our own processes are found and signalled, and a failed step is reported in one sentence."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Which servers are chosen, and when those of ours end."""
+"""Which servers ./dev chooses, and when it stops its own."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Folders, the environment, apt's sources and the command line: what goes wrong is said."""
+"""Folders, the environment, apt's sources and the command line: each failure is reported."""
 
 import importlib.util
 import os

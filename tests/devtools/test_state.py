@@ -1,4 +1,4 @@
-"""Locks that no death leaves behind, and ports that stay."""
+"""Locks that are released by any death, and ports that stay the same."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""docs/operators.md is true: its commands run, in their order, and no reason is left out."""
+"""The commands in docs/operators.md run in their order, and its tables list every reason."""
 
 import asyncio
 import os

@@ -1,1 +1,1 @@
-"""Each example, run as its README says."""
+"""The examples, run as their README says."""

@@ -1,7 +1,7 @@
-"""A worker is killed at every boundary of the way of a batch; another one comes after it.
+"""A worker is killed at every boundary of the way of a batch, and another one continues.
 
-Where it is killed is decided by the proxy in front of each server: a message is let through no
-more, or its answer isn't. A real process, kill -9, real servers, and the checker at the end.
+The proxy in front of each server decides where: it stops a message, or its answer. The process,
+kill -9 and the servers are real, and the checker judges the result.
 """
 
 import asyncio

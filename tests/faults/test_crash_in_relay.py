@@ -1,6 +1,6 @@
-"""A relay is killed between taking, publishing, confirm and commit; another comes after it.
+"""A relay is killed between taking, publishing, confirm and commit, and another one continues.
 
-Nothing is lost, and what leaves again leaves under the same id and in the same order.
+Nothing is lost. Messages that are published again have the same id and the same order.
 """
 
 import pytest

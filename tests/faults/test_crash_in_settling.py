@@ -1,7 +1,8 @@
-"""A worker is killed while it parks or defers a message: at each step of copy, confirm and ack.
+"""A worker is killed while it parks or defers a message, at each step of copy, confirm and ack.
 
-The copy is confirmed before the original is acked: whoever dies in between leaves it twice, and
-never not at all. Twice deferred is ingested once; twice parked is in the dead-letter queue twice.
+The copy is confirmed before the original is acked. So a worker that dies in between leaves the
+message twice, and never loses it. A message that was deferred twice is ingested once. A message
+that was parked twice is a dead letter twice.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""Whatever is done to the ingest transaction, in whatever order, the tables agree with a model.
+"""Random sequences of operations on the ingest transaction: the tables always agree with a model.
 
-TEST_MACHINE_EXAMPLES=500 looks deeper than the default.
+TEST_MACHINE_EXAMPLES=500 tries more than the default.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""Who may do what, tried; and what a hostile sender can do."""
+"""Tests of what each login may do, and of what a hostile sender can do."""

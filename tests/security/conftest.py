@@ -1,4 +1,4 @@
-"""A broker where identity is required, as it is unless somebody says otherwise."""
+"""A broker that requires identity, which is the default."""
 
 from collections.abc import AsyncIterator
 

@@ -1,6 +1,6 @@
-"""What a message contains forges nothing: not a log line, not a field of a dead letter.
+"""Nothing in a message can forge a log line or a field of a dead letter.
 
-And secrets stay where they are: a planted password is looked for in all that the programs say.
+Secrets do not leak: the tests search everything that the programs print for a planted password.
 """
 
 import asyncio

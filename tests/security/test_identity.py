@@ -1,4 +1,4 @@
-"""What a viewer's login can do and can't: tried, on a real broker and a real worker."""
+"""What a viewer's login can do and can't do, on a real broker with a real worker."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""docs/viewers.md is true: its programs run, its messages are messages, no word is missing."""
+"""The programs in docs/viewers.md run, its messages are valid, and its tables are complete."""
 
 import asyncio
 import os

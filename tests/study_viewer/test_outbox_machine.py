@@ -1,4 +1,4 @@
-"""Whatever is done to the outbox, in whatever order, it agrees with a dictionary."""
+"""Random sequences of operations on the outbox: it always agrees with a dictionary."""
 
 import sqlite3
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""The relay against a real broker: what is published how, what happens when it can't be."""
+"""The relay against a real broker: what it publishes, and what it does if that fails."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The HTTP probes of a real worker process: what they say, and when they change their mind."""
+"""The HTTP probes of a real worker process: their answers, and when these change."""
 
 import os
 import signal

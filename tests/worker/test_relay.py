@@ -1,4 +1,4 @@
-"""The relay in trouble: it tells once, publishes nothing that it can't forget, and is no fool."""
+"""The relay in trouble: it logs once, and publishes nothing that it can't delete."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a lost connection looks like to whoever waits on it: an error that is waited out."""
+"""A lost connection raises an error for everybody who waits on it, and they can wait it out."""
 
 import asyncio
 

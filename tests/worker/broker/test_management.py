@@ -1,4 +1,4 @@
-"""The management client: where it looks, and what it says when it is refused."""
+"""The management client: the URL that it uses, and its errors."""
 
 import pytest
 from pydantic import SecretStr

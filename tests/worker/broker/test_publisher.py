@@ -1,4 +1,4 @@
-"""The publisher: confirmed, or an error; never neither."""
+"""The publisher confirms each message or raises an error."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The topology: applied twice, checked, and every unsafe thing refused in one sentence."""
+"""The topology can be applied twice, and each unsafe difference is refused in one sentence."""
 
 from typing import Any
 

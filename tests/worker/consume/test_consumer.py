@@ -1,7 +1,7 @@
-"""The consumer on a real broker: every way a delivery can go, seen in the queues.
+"""The consumer on a real broker: every way in which a delivery can be settled, seen in the queues.
 
-The transaction is a script here (`Script`), because what a consumer makes of each disposition is
-the question; the real one has its own tests.
+A script (`Script`) replaces the transaction, because these tests are about what the consumer does
+with each disposition. The real transaction has its own tests.
 """
 
 import asyncio

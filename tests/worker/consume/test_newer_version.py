@@ -1,4 +1,4 @@
-"""A batch of a newer major version waits for a worker that knows it, and is lost on no way."""
+"""A batch of a newer major version waits for a worker that knows it, and is not lost."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""The law in the core: whatever the order, grouping and interleaving, one progress comes of it."""
+"""The law in the core: the progress does not depend on order, grouping and interleaving."""
 
 import pytest
 from hypothesis import given, settings

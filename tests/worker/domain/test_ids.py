@@ -1,4 +1,4 @@
-"""Derived ids are the standard's own, however they are made."""
+"""Derived ids equal the standard library's."""
 
 from uuid import UUID, uuid5
 

@@ -1,4 +1,4 @@
-"""One word for a history: every pattern, and both sides of each boundary."""
+"""Every pattern, on both sides of each boundary."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""What one answer is worth, and when it counts as given."""
+"""The outcome of an answer, and its effective time."""
 
 from datetime import timedelta
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The six counts that a viewer is told of a session."""
+"""The six counts of a session that its viewer gets."""
 
 import pytest
 from hypothesis import given, settings

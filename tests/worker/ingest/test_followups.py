@@ -1,4 +1,4 @@
-"""Every kind of follow-up job is known everywhere: forgetting a place fails here."""
+"""Every kind of follow-up job is complete: these tests fail if a place is forgotten."""
 
 from pathlib import Path
 

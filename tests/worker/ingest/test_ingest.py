@@ -1,4 +1,4 @@
-"""The ingest transaction, on a real database: what is decided, what is stored, what is told."""
+"""The ingest transaction on a real database: its decisions, rows and results."""
 
 import traceback
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What is written down as JSON by hand is what the wire's model would write."""
+"""JSON that is written by hand equals what the wire's model would write."""
 
 from datetime import UTC, datetime
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""The operator's commands as typed: what they print, what they refuse, what they exit with."""
+"""The operator's commands as typed: their output, their refusals and their exit codes."""
 
 import asyncio
 import json

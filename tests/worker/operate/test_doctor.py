@@ -1,4 +1,4 @@
-"""`doctor`: each thing that is known to bite is found where it was put, with a remedy."""
+"""`doctor` finds each known problem and says what to do about it."""
 
 import json
 from datetime import UTC, datetime, timedelta

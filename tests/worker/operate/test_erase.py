@@ -1,4 +1,4 @@
-"""Erase: nothing of the user is left, nothing comes back, and nobody else is touched."""
+"""Erase leaves nothing of the user, nothing comes back, and nobody else is affected."""
 
 import asyncio
 

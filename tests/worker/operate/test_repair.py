@@ -1,4 +1,4 @@
-"""Verify finds every way in which progress can be wrong, and rebuild puts it right."""
+"""Verify finds every way in which progress can be wrong, and rebuild corrects it."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

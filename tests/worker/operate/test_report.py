@@ -1,4 +1,4 @@
-"""The learner's picture: every number from a history worked out by hand, and a page for anybody."""
+"""The user's report: every number, computed by hand from a history, and the page."""
 
 import asyncio
 import json

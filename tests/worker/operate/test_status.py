@@ -1,4 +1,4 @@
-"""`status` and `top`: what they show is so, and what needs attention is said and is the code."""
+"""`status` and `top` show the truth, and name what needs attention."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What failures of the database mean: away, passing, or a fault of ours. All of them are real."""
+"""What failures of the database mean: unreachable, temporary, or a bug. All of them are real."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine

@@ -1,4 +1,4 @@
-"""What is sent as text is read as what it was, on the real server."""
+"""Values that are sent as text are read back unchanged, on the real server."""
 
 from datetime import UTC, datetime
 

@@ -1,7 +1,7 @@
-"""What the log refers to is there for as long as the log does, whoever writes what.
+"""The rows that the log refers to exist as long as the log, whoever writes.
 
-Held by triggers, for a whole statement at once (migration 0005). The foreign keys that were there
-before did the same, in other words, but for the isolation levels.
+Triggers check that for a whole statement at once (migration 0005). The foreign keys before them did
+the same, except for the isolation levels.
 """
 
 import asyncio
