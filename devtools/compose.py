@@ -15,7 +15,7 @@ from devtools.processes import run_step, wait_until
 from devtools.state import ports, read_json
 
 FILE = Path(__file__).parent / "compose.yml"
-MEND = "see that the engine can pull images, or set INGEST_DATABASE_URL and INGEST_AMQP_URL"
+REMEDY = "see that the engine can pull images, or set INGEST_DATABASE_URL and INGEST_AMQP_URL"
 
 
 def obstacle() -> str | None:
@@ -56,11 +56,11 @@ class _Container:
     def _run(self, *words: str) -> None:
         compose = _compose()
         if compose is None:
-            raise DevError(f"docker has no compose any more: {MEND}.")
+            raise DevError(f"docker has no compose any more: {REMEDY}.")
         known = {name: str(self._port(name)) for name in self.port_names}
         project = f"study-{hashlib.sha256(bytes(self.folder.parent)).hexdigest()[:8]}"
         argv: list[str | Path] = [*compose, "-p", project, "-f", FILE, *words]
-        run_step("docker", argv, MEND, env={**os.environ, **known})
+        run_step("docker", argv, REMEDY, env={**os.environ, **known})
 
     def alive(self) -> bool:
         """Whether we have started it, ready or not."""

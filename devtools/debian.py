@@ -153,10 +153,10 @@ def _write_configuration(apt: Path) -> None:
 
 def _unpack(packages: list[Path], root: Path) -> None:
     root.mkdir(parents=True)
-    mend = f"remove {root} and run ./dev again"
+    remedy = f"remove {root} and run ./dev again"
     with ThreadPoolExecutor(2) as pool:
         steps = [
-            pool.submit(copy_context().run, run_step, "unpack", ("dpkg", "-x", deb, root), mend)
+            pool.submit(copy_context().run, run_step, "unpack", ("dpkg", "-x", deb, root), remedy)
             for deb in packages
         ]
     for step in steps:

@@ -141,8 +141,8 @@ def _runs() -> bool:
 def _create() -> None:
     (bin_folder() / "activate").unlink(missing_ok=True)  # killed while clearing, it is no venv
     argv = (ensure_uv(), "venv", "--quiet", "--clear", "--python", sys.executable, venv())
-    mend = f"remove {venv()} and run ./dev again"
-    run_step("venv", argv, mend, env=_uv_environment(), cwd=CHECKOUT)
+    remedy = f"remove {venv()} and run ./dev again"
+    run_step("venv", argv, remedy, env=_uv_environment(), cwd=CHECKOUT)
 
 
 def _pip() -> tuple[tuple[str, ...], Mapping[str, str]]:

@@ -24,7 +24,7 @@ from devtools.server import Server
 from devtools.state import locked, ports, read_json
 
 USER = "worker"
-MEND = "see the log, or set INGEST_DATABASE_URL to a PostgreSQL of yours"
+REMEDY = "see the log, or set INGEST_DATABASE_URL to a PostgreSQL of yours"
 NEVER_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -104,7 +104,7 @@ class Postgres(Server):
             self._create()
             self._launch()
         if not wait_until(lambda: self.pid is None or self.ready(), seconds) or self.pid is None:
-            raise DevError(f"PostgreSQL didn't start: {MEND} (log: {self.log}).")
+            raise DevError(f"PostgreSQL didn't start: {REMEDY} (log: {self.log}).")
         return self
 
     def _create(self) -> None:
@@ -121,11 +121,11 @@ class Postgres(Server):
         how = ("-U", USER, "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
         initdb, postgres = binaries() / "initdb", binaries() / "postgres"
         env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
-        run_step("initdb", (initdb, "-D", fresh, *how), MEND, env=env, cwd=Path("/"), user=user)
+        run_step("initdb", (initdb, "-D", fresh, *how), REMEDY, env=env, cwd=Path("/"), user=user)
         if self.database != "postgres":
             argv = (postgres, "--single", "-D", fresh, "-c", "fsync=off", "postgres")
             sql = f'CREATE DATABASE "{self.database}"\n'
-            run_step("initdb", argv, MEND, env=env, cwd=Path("/"), user=user, given=sql)
+            run_step("initdb", argv, REMEDY, env=env, cwd=Path("/"), user=user, given=sql)
         fresh.rename(data)
 
     def _launch(self) -> None:

@@ -32,7 +32,7 @@ _interrupted = threading.Event()
 def run_step(
     name: str,
     argv: Sequence[str | Path],
-    mend: str,
+    remedy: str,
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
@@ -42,7 +42,7 @@ def run_step(
     """Run a command to its end, its output appended to the step's log; return its stdout.
 
     Whatever this process has locked stays so until the command has ended as well.
-    Raises DevError, with `mend` or a better remedy, where the command is missing or fails.
+    Raises DevError, with `remedy` or a better remedy, where the command is missing or fails.
     """
     log = log_file(name)
     start = time.monotonic()
@@ -61,7 +61,7 @@ def run_step(
             extra_groups=[] if user else None,
         )
     except FileNotFoundError:
-        raise DevError(f"{argv[0]} isn't there: {mend}") from None
+        raise DevError(f"{argv[0]} isn't there: {remedy}") from None
     _steps.add(child)
     try:
         output = child.communicate(given.encode())[0].decode(errors="replace")
@@ -77,7 +77,7 @@ def run_step(
     if _interrupted.is_set():
         raise BrokenOff(f"{name} was broken off.")
     if child.returncode:
-        raise DevError(failure(name, output, mend, log))
+        raise DevError(failure(name, output, remedy, log))
     return output
 
 

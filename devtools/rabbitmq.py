@@ -17,7 +17,7 @@ from devtools.processes import leave_running, run_step, wait_until
 from devtools.server import Server
 from devtools.state import ports, read_json
 
-MEND = "see the log, or set INGEST_AMQP_URL to a RabbitMQ of yours"
+REMEDY = "see the log, or set INGEST_AMQP_URL to a RabbitMQ of yours"
 MANAGEMENT = "rabbitmq_management"
 
 # Where each plugin listens, in rabbitmq.conf's words; {} is the port.
@@ -130,7 +130,7 @@ class RabbitMQ(Server):
         done = wait_until(lambda: self.pid is None or self.ready(), seconds, 0.05)
         if not done or self.pid is None:
             log = self.log if self.log.exists() else self.folder / "server.log"
-            raise DevError(f"RabbitMQ {self.node} didn't start: {MEND} (log: {log}).")
+            raise DevError(f"RabbitMQ {self.node} didn't start: {REMEDY} (log: {log}).")
         return self
 
     def pause(self) -> None:
@@ -148,7 +148,7 @@ class RabbitMQ(Server):
         """
         found = programs(self.suite)
         argv: list[str | Path] = [found.scripts / program, "--quiet", *words]
-        return run_step(program, argv, MEND, env=self._environment(found))
+        return run_step(program, argv, REMEDY, env=self._environment(found))
 
     def remember_queues(self) -> None:
         """Let the quorum queues that were declared so far survive a `kill`.

@@ -28,7 +28,7 @@ from worker.settings import Settings
 
 ATTEMPTS_POLICY: Final = amqp.ATTEMPTS_QUEUE
 
-_MEND: Final = "run `study-ingest topology`"
+_REMEDY: Final = "run `study-ingest topology`"
 _OLDEST: Final = (3, 10)
 """The first version whose quorum queues support at-least-once dead-lettering."""
 _STREAMS_ALWAYS: Final = (3, 12)
@@ -270,14 +270,14 @@ async def check(management: Management, settings: Settings) -> None:
     _check_immutable(must, found)
     for exchange in must.exchanges:
         if exchange.name not in found.exchanges:
-            raise TopologyError(f"Exchange {exchange.name} is missing: {_MEND}.")
+            raise TopologyError(f"Exchange {exchange.name} is missing: {_REMEDY}.")
     for queue in must.queues:
         if queue.name not in found.queues:
-            raise TopologyError(f"Queue {queue.name} is missing: {_MEND}.")
+            raise TopologyError(f"Queue {queue.name} is missing: {_REMEDY}.")
     wanted_bindings: tuple[Binding | Link, ...] = (*must.bindings, *must.links)
     for binding in wanted_bindings:
         if binding not in (found.links if isinstance(binding, Link) else found.bindings):
-            raise TopologyError(f"The {_describe(binding)} is missing: {_MEND}.")
+            raise TopologyError(f"The {_describe(binding)} is missing: {_REMEDY}.")
     for policy in must.policies:
         _check_policy(policy, found)
 
@@ -362,7 +362,7 @@ def _same(what: str, key: str, has: object, must: object) -> None:
         )
         raise TopologyError(
             f"{what} has {key} {_shown(has)} where it must be {_shown(must)}, which can't be"
-            f" changed while it exists: {instead} delete it and {_MEND}."
+            f" changed while it exists: {instead} delete it and {_REMEDY}."
         )
 
 
@@ -407,13 +407,13 @@ def _check_policy(policy: Policy, found: _Found) -> None:
         if p["apply-to"] in _APPLIES_TO_QUORUM and _matches(p["pattern"], policy.queue)
     ]
     if not any(p["name"] == policy.name for p in matching):
-        raise TopologyError(f"Policy {policy.name} is missing: {_MEND}.")
+        raise TopologyError(f"Policy {policy.name} is missing: {_REMEDY}.")
     highest = max(p["priority"] for p in matching)
     # If two have the same priority, the broker's choice is undefined, so all must be right.
     for winner in (p for p in matching if p["priority"] == highest):
         definition = winner["definition"]
-        mend = (
-            _MEND
+        remedy = (
+            _REMEDY
             if winner["name"] == policy.name
             else f"remove that policy, or give {policy.name} a higher priority"
         )
@@ -421,13 +421,14 @@ def _check_policy(policy: Policy, found: _Found) -> None:
             if definition.get(key) != must:
                 raise TopologyError(
                     f"Policy {winner['name']} rules queue {policy.queue} and gives it"
-                    f" {key} {_shown(definition.get(key))} where it must be {_shown(must)}: {mend}."
+                    f" {key} {_shown(definition.get(key))} where it must be {_shown(must)}:"
+                    f" {remedy}."
                 )
         for key in _DEADLY_KEYS:
             if key in definition:
                 raise TopologyError(
                     f"Policy {winner['name']} rules queue {policy.queue} and gives it {key}, which"
-                    f" takes waiting batches away: {mend}."
+                    f" takes waiting batches away: {remedy}."
                 )
 
 
