@@ -20,6 +20,7 @@ from worker.operate import viewers
 from worker.operate.viewers import Access
 from worker.relay import Relay
 from worker.settings import Settings
+from worker.store.audit import By
 
 
 @asynccontextmanager
@@ -72,7 +73,9 @@ class Viewers:
         """A new viewer that may write for `users`."""
         name = name or f"test-{uuid4().hex[:12]}"
         self._made.append(name)
-        password = await viewers.add(self.accounts, self._engine, name, users, access or Access())
+        password = await viewers.add(
+            self.accounts, self._engine, name, users, access or Access(), By("tests", "")
+        )
         return self.login(name, password)
 
     def login(self, name: str, password: str) -> Login:

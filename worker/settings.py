@@ -293,6 +293,18 @@ class _Probes(BaseModel):
     )
 
 
+class _Operators(BaseModel):
+    """Operators"""
+
+    actor: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="The person who runs a command, for the audit, such as a name or an address. "
+        "The audit adds the user of the operating system in any case.",
+    )
+
+
 class _Patterns(BaseModel):
     """Patterns
 
@@ -330,6 +342,7 @@ class Settings(
     _Timeouts,
     _Relaying,
     _Probes,
+    _Operators,
     _Patterns,
     BaseSettings,
 ):

@@ -23,6 +23,7 @@ from schemas import amqp
 from schemas.words import RejectReason
 from study_viewer import Outbox, Relay, RelaySettings, Status
 from tests import factories
+from tests import factories as make
 from tests.broker_fixtures import Broker, until
 from tests.whole_worker import Login, Viewers, working
 from worker.broker import topology
@@ -31,7 +32,9 @@ from worker.errors import ViewerError
 from worker.operate import viewers as identities
 from worker.operate.viewers import Access
 from worker.settings import Settings
+from worker.store.audit import By
 
+BY = By("tests", "")
 pytestmark = pytest.mark.broker
 
 
@@ -239,10 +242,10 @@ async def test_a_viewer_without_a_grant_is_denied_until_it_has_one(
     async with working(settings, engine):
         await publish_as(login, body)
         refused = await result_of(broker, login)
-        await identities.grant(engine, login.name, [41])
+        await identities.grant(viewers.accounts, engine, login.name, [41], BY)
         await publish_as(login, body)
         refused_again = await result_of(broker, login)
-        await identities.grant(engine, login.name, [42])
+        await identities.grant(viewers.accounts, engine, login.name, [42], BY)
         await publish_as(login, body)
         taken = await result_of(broker, login)
     assert refused["reason"] == refused_again["reason"] == RejectReason.PRINCIPAL_NOT_GRANTED
@@ -295,10 +298,12 @@ async def test_headers_that_a_worker_writes_are_not_believed_of_a_viewer(
     assert "x-death" not in parked.headers
 
 
-async def test_rotation_ends_the_old_login_and_its_connections(viewers: Viewers) -> None:
+async def test_rotation_ends_the_old_login_and_its_connections(
+    viewers: Viewers, engine: AsyncEngine
+) -> None:
     old = await viewers.add(42)
     channel = await (await aio_pika.connect(old.url)).channel()
-    new = viewers.login(old.name, await identities.rotate(viewers.accounts, old.name))
+    new = viewers.login(old.name, await identities.rotate(viewers.accounts, engine, old.name, BY))
 
     async def is_closed() -> bool:
         return channel.is_closed
@@ -316,14 +321,14 @@ async def test_a_revoked_viewer_is_gone_with_what_waits_for_it(
 ) -> None:
     login = await viewers.add(42)
     await publish_as(login, await body_for(engine, 42))
-    await identities.revoke(viewers.accounts, engine, login.name)
+    await identities.revoke(viewers.accounts, engine, login.name, BY)
     async with working(settings, engine):
         parked = await broker.take(amqp.DEAD_QUEUE)
     assert parked.headers[amqp.REASON_HEADER] == RejectReason.PRINCIPAL_NOT_GRANTED
     with pytest.raises(ProbableAuthenticationError):
         await aio_pika.connect(login.url)
     with pytest.raises(ViewerError, match="no viewer"):
-        await identities.revoke(viewers.accounts, engine, login.name)
+        await identities.revoke(viewers.accounts, engine, login.name, BY)
     assert amqp.results_queue(login.name) not in {
         queue["name"] for queue in await viewers.accounts.queues()
     }
@@ -334,18 +339,22 @@ async def test_only_viewers_can_be_rotated_and_revoked(
 ) -> None:
     administrator = viewers.accounts.user
     with pytest.raises(ViewerError, match="already"):
-        await identities.add(viewers.accounts, engine, administrator, [], Access())
+        await identities.add(viewers.accounts, engine, administrator, [], Access(), BY)
     with pytest.raises(ViewerError, match="no viewer"):
-        await identities.rotate(viewers.accounts, administrator)
+        await identities.rotate(viewers.accounts, engine, administrator, BY)
     with pytest.raises(ViewerError, match="no viewer"):
-        await identities.revoke(viewers.accounts, engine, administrator)
+        await identities.revoke(viewers.accounts, engine, administrator, BY)
     assert administrator in await viewers.accounts.users()
 
 
 async def test_the_list_shows_logins_and_grants(viewers: Viewers, engine: AsyncEngine) -> None:
     plain = await viewers.add(7, 3)
     mqtt = await viewers.add(access=Access(mqtt="amq.topic"))
-    await identities.grant(engine, "without-login", [9])
+    with pytest.raises(ViewerError, match="no user 'nobody'"):
+        await identities.grant(viewers.accounts, engine, "nobody", [9], BY)
+    with pytest.raises(ViewerError, match="can't name a viewer"):
+        await identities.grant(viewers.accounts, engine, "a.b", [9], BY)
+    await make.grant(engine, "without-login", 9)
     found = {each.name: each for each in await identities.listed(viewers.accounts, engine)}
     assert set(found) == {plain.name, mqtt.name, "without-login"}
     assert (found[plain.name].users, found[plain.name].mqtt) == ((3, 7), False)
@@ -358,7 +367,7 @@ async def test_a_name_that_could_reach_further_is_refused(
 ) -> None:
     for name in ("", "a.b", "a b", "#", "a\n", "é", "x" * 65):
         with pytest.raises(ViewerError, match="can't name a viewer"):
-            await identities.add(viewers.accounts, engine, name, [1], Access())
+            await identities.add(viewers.accounts, engine, name, [1], Access(), BY)
 
 
 async def test_a_worker_works_with_the_rights_of_its_role(

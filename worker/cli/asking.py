@@ -6,13 +6,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from worker.cli.shared import load_settings
 from worker.errors import NotConfirmed
 
 if TYPE_CHECKING:
@@ -28,14 +29,17 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w":
 
 
 def by(reason: str) -> "By":
-    """The reason, and the operating system's user, which environment variables cannot change."""
+    """The reason, and who acts: INGEST_ACTOR where it is set, and always the operating system's
+    user, which environment variables cannot change.
+    """
     from worker.store.audit import By
 
     try:
         actor = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # the user of a container may not have a name
         actor = f"uid {os.getuid()}"
-    return By(actor, reason)
+    named = load_settings().actor
+    return By(actor if named is None else f"{named} ({actor})", reason)
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -58,7 +62,24 @@ def duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise typer.BadParameter("write it as 90s, 15m, 2h, 7d or 1w")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    try:
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    except OverflowError:
+        raise typer.BadParameter("that is longer than there has been time") from None
+
+
+def moment(text: str) -> datetime:
+    """Reads an age, such as `2d`, or a time in ISO 8601; UTC if it has no offset."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            return datetime.now(UTC) - duration(text)
+        except (typer.BadParameter, OverflowError):
+            raise typer.BadParameter(
+                "write an age, such as 12h or 7d, or a time, such as 2026-11-28T09:00"
+            ) from None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at
 
 
 @contextmanager

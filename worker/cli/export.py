@@ -3,16 +3,20 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from worker.cli.asking import Json, Reason, bar, by
+from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class Format(StrEnum):
@@ -45,6 +49,7 @@ def export(
     home_page: Annotated[
         str, typer.Option(help="For xapi: the IRI of the system that assigns the user ids.")
     ] = "https://study-ingest.invalid",
+    reason: Reason = "",
 ) -> None:
     """Writes the log of attempts as of one moment, with one JSON object on each line.
 
@@ -60,6 +65,7 @@ def export(
     async def work(write: Callable[[str], object]) -> None:
         async with engine_of(settings, connections=1, name="study-ingest export") as engine:
             await schema.check(engine)
+            await _record(engine, user, as_format, reason)
             with bar("Exporting", shown=not (output is None and sys.stdout.isatty())) as progress:
                 count = 0
                 async for line in json_lines.export(engine, user):
@@ -71,8 +77,26 @@ def export(
                         for statement in xapi.statements(record, home_page):
                             write(json.dumps(statement) + "\n")
 
-    with _opened(output) as file:
+    with nullcontext(sys.stdout) if output is None else written(output) as file:
         run(work(file.write))
+
+
+async def _record(engine: "AsyncEngine", user: int | None, as_format: Format, reason: str) -> None:
+    """Puts the export into the audit, before anything leaves. From a server that takes no writes
+    (a replica, a reader's login) an export is still possible, and says that it is not on record.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    from worker.store import audit
+    from worker.store.engine import transaction
+
+    subject = "all users" if user is None else f"user {user}"
+    try:
+        async with transaction(engine) as connection:
+            effect = {"format": as_format.value}
+            await audit.record(connection, by(reason), "export", subject, effect)
+    except (DBAPIError, IngestError):
+        typer.echo("This server takes no writes: the export is not in the audit.", err=True)
 
 
 def import_file(
@@ -112,22 +136,6 @@ def import_file(
             f"Added {done.attempts} attempts in {done.batches} batches of {len(done.users)} users."
             f" {done.known} batches were already there."
         )
-
-
-@contextmanager
-def _opened(path: Path | None) -> Iterator[TextIO]:
-    if path is None:
-        yield sys.stdout
-        return
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            yield file
-        part.replace(path)
-    except OSError as error:
-        raise IngestError(f"{path} can't be written: {error.strerror}.") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _watched(source: TextIO, size: int, progress: Callable[[int, int], None]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import typer
 
 from worker import __version__
 from worker.cli import (
+    audit,
     correct,
     dead,
     doctor,
@@ -67,6 +68,7 @@ dead.add_to(app)
 export.add_to(app)
 viewer.add_to(app)
 report.add_to(app)
+audit.add_to(app)
 
 
 def main() -> None:

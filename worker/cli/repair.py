@@ -5,33 +5,20 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from worker.cli.asking import Json, bar, duration
+from worker.cli.asking import Json, Reason, bar, by, moment
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from worker.store.audit import By
     from worker.store.operate.repair import Part
-
-
-def _moment(text: str) -> datetime:
-    """Reads an age, such as `2d`, or a time in ISO 8601; UTC if it has no offset."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        try:
-            return datetime.now(UTC) - duration(text)
-        except (typer.BadParameter, OverflowError):
-            raise typer.BadParameter(
-                "write an age, such as 12h or 7d, or a time, such as 2026-11-28T09:00"
-            ) from None
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at
 
 
 def _one_of(text: str) -> tuple[int, int]:
@@ -49,7 +36,7 @@ _SINCE = Annotated[
     datetime | None,
     typer.Option(
         "--since",
-        parser=_moment,
+        parser=moment,
         metavar="TIME",
         help="Only users with sessions ingested or corrected since: an age (2d) or a time.",
     ),
@@ -121,6 +108,7 @@ def rebuild(
     since: _SINCE = None,
     shard: _SHARD = None,
     after: _AFTER = None,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Corrects progress that differs from what the attempts give.
@@ -141,12 +129,28 @@ def rebuild(
         changed += await repair.rebuild(engine, user_id, policy)
 
     walk = _Walk("Rebuilding", after)
-    walk.run(user, _part(since, shard), one)
+    try:
+        walk.run(user, _part(since, shard), one)
+    finally:
+        if changed:
+            subject = "all users" if user is None else f"user {user}"
+            run(_record(subject, {"users": walk.done, "progress": changed}, by(reason)))
     users = walk.done
     if as_json:
         typer.echo(json.dumps({"users": users, "changed": changed}))
     else:
         typer.echo(f"Checked {users} users and corrected {changed} progress rows.")
+
+
+async def _record(subject: str, effect: dict[str, int], who: "By") -> None:
+    from worker.store import audit
+    from worker.store.engine import transaction
+
+    async with (
+        engine_of(load_settings(), connections=1, name="study-ingest rebuild") as engine,
+        transaction(engine) as connection,
+    ):
+        await audit.record(connection, who, "rebuild", subject, effect)
 
 
 class _Walk:

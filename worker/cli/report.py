@@ -1,7 +1,6 @@
 """The command `report`: a user's report, as a page or as JSON."""
 
 import json
-import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import NoHistory
 
@@ -22,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(
-    user: Annotated[int, typer.Option("--user", help="Whose picture.")],
+    user: Annotated[int, typer.Option("--user", min=1, max=2**63 - 1, help="Whose picture.")],
     html: Annotated[
         Path | None,
         typer.Option("--html", help="The file to write. The default is report-USER.html."),
@@ -44,8 +44,7 @@ def report(
         typer.echo(json.dumps(asdict(found), default=lambda time: time.isoformat()))
         return
     path = html or Path(f"report-{user}.html")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with written(path) as file:
         file.write(page(found))
     typer.echo(f"Wrote {path}: open it in a browser.")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schemas import amqp
+from worker.cli.asking import Reason, by
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError
 
@@ -62,6 +63,7 @@ def add(
             "--http", help="Also allow the broker's HTTP API, for trying things out only."
         ),
     ] = False,
+    reason: Reason = "",
     as_json: _JSON = False,
 ) -> None:
     """Creates a viewer: a broker login that may publish as itself and read its own results.
@@ -85,7 +87,7 @@ def add(
     async def work() -> str:
         async with _servers(settings) as (accounts, engine):
             access = viewers.Access(settings.mqtt_exchange if mqtt else None, http)
-            return await viewers.add(accounts, engine, viewer, users, access)
+            return await viewers.add(accounts, engine, viewer, users, access, by(reason))
 
     password = run(work())
     if as_json:
@@ -107,7 +109,7 @@ def add(
     typer.echo(f"Password (shown only once): {password}")
 
 
-def grant(viewer: _NAME, user: _SOME_USERS, as_json: _JSON = False) -> None:
+def grant(viewer: _NAME, user: _SOME_USERS, reason: Reason = "", as_json: _JSON = False) -> None:
     """Allows a viewer to write the history of more users.
 
     Example: study-ingest viewer grant phone-3f2a --user 42 --user 43
@@ -116,8 +118,8 @@ def grant(viewer: _NAME, user: _SOME_USERS, as_json: _JSON = False) -> None:
     from worker.operate import viewers
 
     async def work() -> None:
-        async with _servers(load_settings()) as (_, engine):
-            await viewers.grant(engine, viewer, user)
+        async with _servers(load_settings()) as (accounts, engine):
+            await viewers.grant(accounts, engine, viewer, user, by(reason))
 
     run(work())
     _say(as_json, {"viewer": viewer, "granted": user}, f"Viewer {viewer} may write for {user}.")
@@ -128,9 +130,13 @@ def revoke(
     user: Annotated[
         list[int] | None,
         typer.Option(
-            "--user", help="Revoke only the grant for this user. The default is the whole viewer."
+            "--user",
+            min=1,
+            max=2**63 - 1,
+            help="Revoke only the grant for this user. The default is the whole viewer.",
         ),
     ] = None,
+    reason: Reason = "",
     as_json: _JSON = False,
 ) -> None:
     """Revokes grants, or a whole viewer with its login, connections and waiting results.
@@ -146,9 +152,9 @@ def revoke(
     async def work() -> None:
         async with _servers(load_settings()) as (accounts, engine):
             if user:
-                await viewers.withdraw(engine, viewer, user)
+                await viewers.withdraw(engine, viewer, user, by(reason))
             else:
-                await viewers.revoke(accounts, engine, viewer)
+                await viewers.revoke(accounts, engine, viewer, by(reason))
 
     run(work())
     said = f"Viewer {viewer} may no longer write for {user}." if user else None
@@ -159,7 +165,7 @@ def revoke(
     )
 
 
-def rotate(viewer: _NAME, as_json: _JSON = False) -> None:
+def rotate(viewer: _NAME, reason: Reason = "", as_json: _JSON = False) -> None:
     """Gives a viewer a new password, closes its connections, and restores its permissions.
 
     Example: study-ingest viewer rotate phone-3f2a
@@ -168,8 +174,8 @@ def rotate(viewer: _NAME, as_json: _JSON = False) -> None:
     from worker.operate import viewers
 
     async def work() -> str:
-        async with _servers(load_settings()) as (accounts, _):
-            return await viewers.rotate(accounts, viewer)
+        async with _servers(load_settings()) as (accounts, engine):
+            return await viewers.rotate(accounts, engine, viewer, by(reason))
 
     password = run(work())
     said = f"Password (shown only once): {password}"

@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from worker.broker.accounts import Accounts
 from worker.errors import ViewerError
+from worker.store import audit
+from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate import grants
 
@@ -85,28 +87,42 @@ def rights(viewer: str, access: Access) -> Rights:
 
 
 async def add(
-    accounts: Accounts, engine: AsyncEngine, viewer: str, users: Collection[int], access: Access
+    accounts: Accounts,
+    engine: AsyncEngine,
+    viewer: str,
+    users: Collection[int],
+    access: Access,
+    by: By,
 ) -> str:
     """Creates a viewer that may write for `users`. Returns its password, which is not stored
     anywhere.
 
     Raises `ViewerError` if the name is not valid, or if a broker user already has it.
     """
-    if not amqp.is_viewer(viewer):
-        raise ViewerError(
-            f"{viewer!r} can't name a viewer: take 1 to 64 letters, digits, '-' or '_'."
-        )
+    _check_name(viewer)
     if viewer in await accounts.users():
         raise ViewerError(
             f"The broker has a user {viewer!r} already: `study-ingest viewer rotate` gives a"
             " viewer a new password, or choose another name."
         )
-    if users:
-        await grant(engine, viewer, users)
-    return await _equip(accounts, viewer, access)
+    # The grants come first: until the login exists, nobody can use them.
+    async with transaction(engine) as connection:
+        await grants.add(connection, viewer, users)
+    password = await _equip(accounts, viewer, access)
+    async with transaction(engine) as connection:
+        effect = {"users": [*users], "mqtt": access.mqtt is not None, "http": access.http}
+        await audit.record(connection, by, "viewer add", f"viewer {viewer}", effect)
+    return password
 
 
-async def rotate(accounts: Accounts, viewer: str) -> str:
+def _check_name(viewer: str) -> None:
+    if not amqp.is_viewer(viewer):
+        raise ViewerError(
+            f"{viewer!r} can't name a viewer: take 1 to 64 letters, digits, '-' or '_'."
+        )
+
+
+async def rotate(accounts: Accounts, engine: AsyncEngine, viewer: str, by: By) -> str:
     """Gives the viewer a new password, closes its connections, and restores its permissions.
 
     Raises `ViewerError` if there is no such viewer.
@@ -114,10 +130,12 @@ async def rotate(accounts: Accounts, viewer: str) -> str:
     access = await _access(accounts, viewer)
     password = await _equip(accounts, viewer, access)
     await accounts.close_connections(viewer)
+    async with transaction(engine) as connection:
+        await audit.record(connection, by, "viewer rotate", f"viewer {viewer}", {})
     return password
 
 
-async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str) -> None:
+async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str, by: By) -> None:
     """Deletes the viewer: its grants, login, connections, and the results that wait for it.
 
     Workers reject what it has published and no worker has taken yet, because its grant is gone.
@@ -125,12 +143,17 @@ async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str) -> None:
     """
     async with transaction(engine) as connection:
         had_grants = await grants.remove(connection, viewer, None)
+        if had_grants:
+            await audit.record(connection, by, "viewer revoke", f"viewer {viewer}", {})
     try:
         await _access(accounts, viewer)
     except ViewerError:
         if not had_grants:
             raise
     else:
+        if not had_grants:
+            async with transaction(engine) as connection:
+                await audit.record(connection, by, "viewer revoke", f"viewer {viewer}", {})
         await accounts.delete_user(viewer)
         await accounts.close_connections(viewer)
         # The next viewer with this name must not read the results of this one.
@@ -139,17 +162,32 @@ async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str) -> None:
         )
 
 
-async def grant(engine: AsyncEngine, viewer: str, users: Collection[int]) -> None:
-    """Allows the viewer to write for more `users`. Granting again makes no difference."""
+async def grant(
+    accounts: Accounts, engine: AsyncEngine, viewer: str, users: Collection[int], by: By
+) -> None:
+    """Allows the viewer to write for more `users`. Granting again makes no difference.
+
+    Raises `ViewerError` if the broker has no user of this name.
+    """
+    _check_name(viewer)
+    if viewer not in await accounts.users():
+        raise ViewerError(
+            f"The broker has no user {viewer!r}: `study-ingest viewer add` creates a viewer, and"
+            " `study-ingest viewer list` names them."
+        )
     async with transaction(engine) as connection:
-        await grants.add(connection, viewer, users)
+        if await grants.add(connection, viewer, users):
+            effect = {"users": [*users]}
+            await audit.record(connection, by, "viewer grant", f"viewer {viewer}", effect)
 
 
-async def withdraw(engine: AsyncEngine, viewer: str, users: Collection[int]) -> None:
+async def withdraw(engine: AsyncEngine, viewer: str, users: Collection[int], by: By) -> None:
     """Revokes the grants for `users`. Raises `ViewerError` if the viewer had none of them."""
     async with transaction(engine) as connection:
         if not await grants.remove(connection, viewer, users):
             raise ViewerError(f"Viewer {viewer!r} has no such grant.")
+        effect = {"users": [*users]}
+        await audit.record(connection, by, "viewer revoke", f"viewer {viewer}", effect)
 
 
 async def listed(accounts: Accounts, engine: AsyncEngine) -> list[Viewer]:

@@ -1,11 +1,13 @@
-"""The audit: one row for each action of an operator, written in the transaction of that action.
+"""The audit: one row for each action of an operator, written in the transaction of that action, or
+right after it where the action is the broker's.
 
 A row names a subject and counts what changed. It never repeats what anybody answered.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,6 +18,17 @@ class By(NamedTuple):
 
     actor: str
     reason: str
+
+
+class Entry(NamedTuple):
+    """One action as it is on record. `effect` contains counts, or the old and the new value."""
+
+    happened_at: datetime
+    actor: str
+    operation: str
+    subject: str
+    reason: str
+    effect: dict[str, Any]
 
 
 _RECORD: Final = text(
@@ -38,3 +51,27 @@ async def record(
             "effect": json.dumps(dict(effect)),
         },
     )
+
+
+_ENTRIES: Final = text(
+    "SELECT happened_at, actor, operation, subject, reason, effect FROM ingest_audit"
+    " WHERE (CAST(:operation AS text) IS NULL OR operation = :operation)"
+    " AND (CAST(:actor AS text) IS NULL OR actor = :actor)"
+    " AND (CAST(:subject AS text) IS NULL OR subject = :subject)"
+    " AND (CAST(:since AS timestamptz) IS NULL OR happened_at >= :since)"
+    " ORDER BY id DESC LIMIT :limit"
+)
+
+
+async def entries(
+    connection: AsyncConnection,
+    *,
+    operation: str | None,
+    actor: str | None,
+    subject: str | None,
+    since: datetime | None,
+    limit: int,
+) -> list[Entry]:
+    """The newest actions that match, the newest first. None matches everything."""
+    wanted = {"operation": operation, "actor": actor, "subject": subject, "since": since}
+    return [Entry(*row) for row in await connection.execute(_ENTRIES, wanted | {"limit": limit})]

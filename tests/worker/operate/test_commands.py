@@ -13,11 +13,12 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from schemas import amqp
 from tests import factories as make
 from tests.factories import WRONG, at, batch, right, sent, wrong
+from tests.worker.operate.commands import environment, invoke
 from tests.worker.operate.conftest import Site
 from worker.broker.dead_queue import open_dead_queue
 from worker.cli.main import app
@@ -29,21 +30,6 @@ from worker.operate.erase import erase
 from worker.store.operate.erase import Erased
 
 pytestmark = pytest.mark.broker
-
-
-def _environment(site: Site) -> dict[str, str]:
-    return {
-        "INGEST_DATABASE_URL": site.settings.database_url.get_secret_value(),
-        "INGEST_AMQP_URL": site.settings.amqp_url.get_secret_value(),
-        "INGEST_DELIVERY_LIMIT": str(site.settings.delivery_limit),
-        "INGEST_RETRY_DELAYS": json.dumps(site.settings.retry_delays),
-        "INGEST_REQUIRE_USER_ID": "false",
-    }
-
-
-async def invoke(site: Site, *words: str) -> Result:
-    """Runs a command in this process; a thread, because it has a loop of its own."""
-    return await asyncio.to_thread(CliRunner().invoke, app, words, env=_environment(site))
 
 
 async def said(site: Site, *words: str) -> str:
@@ -62,7 +48,7 @@ async def worker_process(site: Site) -> AsyncIterator[asyncio.StreamReader]:
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("study-ingest"),
         "worker",
-        env=os.environ | _environment(site),
+        env=os.environ | environment(site),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -226,6 +212,29 @@ async def test_void_rescore_erase_and_verify(site: Site) -> None:
     assert isinstance(unknown.exception, IngestError) and unknown.exception.exit_code == 1
 
 
+async def test_the_audit_says_who_did_what_and_why(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    await Ingest(site.engine, Policy())([sent(wrong(question))])
+    await make.execute(site.engine, "UPDATE study_question_progress SET stability = 99")
+    people = {"INGEST_ACTOR": "ada@example.org"}
+    assert (await invoke(site, "rebuild", "--reason", "a bad restore", **people)).exit_code == 0
+    assert (await invoke(site, "export", "--user", "7")).exit_code == 0
+    assert (await invoke(site, "rebuild")).exit_code == 0  # changes nothing: not on record
+
+    (exported, rebuilt) = json.loads(await said(site, "audit", "--json"))["entries"]
+
+    assert (exported["operation"], exported["subject"]) == ("export", "user 7")
+    assert (rebuilt["operation"], rebuilt["subject"]) == ("rebuild", "all users")
+    assert rebuilt["effect"] == {"users": 1, "progress": 1}
+    assert rebuilt["reason"] == "a bad restore"
+    assert rebuilt["actor"].startswith("ada@example.org (")
+    assert not exported["actor"].startswith("ada")
+    assert "rebuild  all users" in await said(site, "audit", "--since", "1h")
+    assert "Nothing of that kind" in await said(site, "audit", "--operation", "erase")
+    refused = await invoke(site, "audit", "--since", "99999999999d")
+    assert refused.exit_code == 2 and "write an age" in refused.stderr
+
+
 # ---------------------------------------------------------------------------------------- dead
 
 
@@ -290,7 +299,7 @@ async def test_an_error_is_one_sentence_and_a_code(site: Site) -> None:
         Path(sys.executable).with_name("study-ingest"),
         "dead",
         "list",
-        env=os.environ | _environment(site),
+        env=os.environ | environment(site),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -178,8 +178,8 @@ async def test_importing_a_file_that_is_no_export_fails_with_one_sentence(
     for lines, problem in (
         (["{}"], "Line 1 is not part"),
         (["{"], "Line 1 is not part"),
-        (['{"record": "topic", "id": 1}'], "Line 1 is not where"),
-        ([first, first], "Line 2 is not where"),
+        (['{"record": "topic", "id": 1}'], "Line 1 begins another export"),
+        ([first, first], "Line 2 begins another export"),
         (['{"record": "export", "version": 2}'], "version is not 1"),
         ([first, '{"record": "topic", "id": "x"}'], "Among the 1 lines up to line 2"),
         ([first, '{"record": "batch", "sessions": 3}'], "Among the 1 lines up to line 2"),

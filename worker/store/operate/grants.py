@@ -20,9 +20,12 @@ _REMOVE: Final = text(
 _ALL: Final = text("SELECT viewer, user_id FROM viewer_grants ORDER BY viewer, user_id")
 
 
-async def add(connection: AsyncConnection, viewer: str, users: Collection[int]) -> None:
-    """Allows `viewer` to write for `users`. Existing grants make no difference."""
-    await connection.execute(_ADD, {"viewer": viewer, "users": list(users)})
+async def add(connection: AsyncConnection, viewer: str, users: Collection[int]) -> bool:
+    """Allows `viewer` to write for `users`. Existing grants make no difference. Returns whether
+    there is a new one.
+    """
+    done = await connection.execute(_ADD, {"viewer": viewer, "users": list(users)})
+    return done.rowcount > 0
 
 
 async def remove(connection: AsyncConnection, viewer: str, users: Collection[int] | None) -> bool:
