@@ -43,7 +43,9 @@ _JSON_WORDS: Final = {
 
 _UUID: Final = r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _NIL_OR_MAX: Final = r"0{8}(-0{4}){3}-0{12}|[Ff]{8}(-[Ff]{4}){3}-[Ff]{12}"
-"""The two that a generator which failed makes: what everybody has is nobody's key."""
+"""The uuids that a broken generator makes. They can't identify a session, because everybody has
+them.
+"""
 
 
 def _spelled_as_uuid(value: object) -> object:
@@ -75,14 +77,16 @@ WireUuid = Annotated[
 
 
 class SentTimes(NamedTuple):
-    """The times of a batch's attempts, in the order of the attempts; None where there is none."""
+    """The times of a batch's attempts, in the order of the attempts. None if an attempt has no
+    time.
+    """
 
     at: Sequence[datetime | None]
-    """In UTC, as `read_time` reads them."""
+    """The times in UTC, as `read_time` reads them."""
     utc_offsets: Sequence[int | None]
-    """The offset with which each was sent, in minutes; None also where it had none."""
+    """The offset in minutes with which each was sent. None if it had no offset."""
     digested: Sequence[datetime | None]
-    """In UTC, as `digest_time` reads them."""
+    """The times in UTC, as `digest_time` reads them."""
 
 
 # Not a model like the others, because a dataclass is faster, and a batch contains many of them.

@@ -1,9 +1,10 @@
-"""Two readers of the times that viewers send: one for what is stored, one for the digest.
+"""Two readers of the times that viewers send: one for what is stored, and one for the digest.
 
-`read_time` has a grammar of our own, which may grow. `digest_time` never changes: the digest of a
-body decides whether it is a duplicate, so every worker must compute the same one for ever, whatever
-Python it runs. Neither depends on how the interpreter at hand reads times: `usual_times` leaves to
-it only a form that every Python since 3.11 reads alike.
+`read_time` uses a grammar of our own, which may grow. `digest_time` never changes: the digest of a
+body decides whether it is a duplicate, so every worker must compute the same digest for ever,
+whatever Python it runs on. Neither depends on how the current interpreter reads times.
+`usual_times` uses the interpreter only for a form that every Python since 3.11 reads in the same
+way.
 """
 
 import re
@@ -12,7 +13,9 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Final
 
 Time = tuple[datetime, int | None]
-"""A time in UTC, and the offset with which it was sent, in minutes; None where there was none."""
+"""A time in UTC, and the offset in minutes with which it was sent. The offset is None if there was
+none.
+"""
 
 _MINUTE: Final = timedelta(minutes=1)
 _CLOCK: Final = r"(?:[01]\d|2[0-3]):[0-5]\d"
@@ -27,10 +30,10 @@ _GRAMMAR: Final = re.compile(
 
 
 def usual_times(texts: Sequence[str | None]) -> list[datetime] | None:
-    """Reads texts that are all in the usual form, each with the offset that it was sent with.
+    """Reads texts that are all in the usual form, each with the offset with which it was sent.
 
-    Both readers read that form alike, and here it takes a tenth of the time. None where one of the
-    texts has another form, or names a day that the calendar does not have.
+    Both readers read that form in the same way, and this function takes a tenth of the time.
+    Returns None if one of the texts has another form, or names a day that does not exist.
     """
     try:
         if _USUAL("\n".join(texts) + "\n") is None:  # type: ignore[arg-type]  # so None is TypeError
@@ -41,7 +44,9 @@ def usual_times(texts: Sequence[str | None]) -> list[datetime] | None:
 
 
 def in_utc(times: Sequence[datetime]) -> list[Time] | None:
-    """What `read_time` makes of such times; None where one lies beyond the calendar in UTC."""
+    """The result of `read_time` for such times. None if one of them is outside the calendar in
+    UTC.
+    """
     try:
         return [
             (at.replace(tzinfo=UTC), None)
@@ -54,12 +59,12 @@ def in_utc(times: Sequence[datetime]) -> list[Time] | None:
 
 
 def read_time(text: str) -> Time | None:
-    """Reads an RFC 3339 time; None when it is none.
+    """Reads an RFC 3339 time. Returns None if it is not a valid time.
 
-    Also read: a space or `t` instead of `T`, and `z`; no seconds; no offset, which is UTC; an
-    offset without its colon or minutes; the basic format of ISO 8601, without hyphens and colons;
-    a date alone, which is its midnight. `24:00:00` is the next midnight, and second 60 the first
-    of the next minute. Digits beyond microseconds are dropped.
+    It also accepts: a space or `t` instead of `T`, and `z`; no seconds; no offset, which means UTC;
+    an offset without its colon or minutes; the basic format of ISO 8601, without hyphens and
+    colons; and a date alone, which is its midnight. `24:00:00` is the next midnight, and second 60
+    is the first second of the next minute. Digits after microseconds are dropped.
     """
     found = _GRAMMAR(text)
     if found is None:
@@ -84,11 +89,12 @@ def read_time(text: str) -> Time | None:
 
 
 def digest_time(text: str) -> datetime | None:
-    """Reads a time in UTC exactly as version 0.1.0 did under CPython 3.11; None otherwise.
+    """Reads a time in UTC exactly as version 0.1.0 did under CPython 3.11. Returns None if that
+    failed.
 
-    That was `datetime.fromisoformat`, with all that it let pass. Never to be changed.
+    That version used `datetime.fromisoformat`, with everything that it accepted. Never change this.
     """
-    # One separator might be half of a surrogate pair.
+    # A separator could be half of a surrogate pair.
     for place in (7, 8, 10):
         if place < len(text) and "\ud800" <= text[place] <= "\udfff":
             text = f"{text[:place]}T{text[place + 1 :]}"
@@ -97,7 +103,7 @@ def digest_time(text: str) -> datetime | None:
         encoded = text.encode()
         if len(encoded) < 7:
             return None
-        data = encoded + bytes(16)  # where a string of C ends
+        data = encoded + bytes(16)  # the end of a string in C
         separator = _separator(data, len(encoded))
         day = _date(data, separator)
         clock, zone = (0, 0, 0, 0), None
@@ -117,7 +123,7 @@ def _is_digit(byte: int) -> bool:
 
 
 def _digits(data: bytes, start: int, count: int) -> int:
-    """The number of so many digits; raises ValueError where there are others."""
+    """The number that these digits form. Raises ValueError for other characters."""
     part = data[start : start + count]
     if not all(map(_is_digit, part)):
         raise ValueError
@@ -125,14 +131,14 @@ def _digits(data: bytes, start: int, count: int) -> int:
 
 
 def _width(first: int) -> int:
-    """How many bytes the character has that begins with this one."""
+    """The number of bytes of the character that begins with this byte."""
     if not first & 0x80:
         return 1
     return {0xE0: 3, 0xF0: 4}.get(first & 0xF0, 2)
 
 
 def _separator(data: bytes, length: int) -> int:
-    """Where the date ends."""
+    """The position at which the date ends."""
     if length == 7:
         return 7
     if data[4:5] == b"-":
@@ -201,7 +207,7 @@ def _clock_and_zone(
 
 
 def _clock(data: bytes, start: int, end: int) -> tuple[tuple[int, int, int, int], bool]:
-    """Hour, minute, second and microsecond, and whether something follows them."""
+    """Hour, minute, second and microsecond, and whether anything follows them."""
     fields = [0, 0, 0]
     at, has_colons = start, True
     for place in range(3):

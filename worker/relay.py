@@ -65,7 +65,7 @@ class Relay:
             try:
                 await self._measure()
                 relayed = await self.relay()
-            except Exception as error:  # noqa: BLE001  # a worker goes on, whatever its relay meets
+            except Exception as error:  # noqa: BLE001  # a worker continues, whatever happens to its relay
                 self._note(error)
                 broker_away = isinstance(error, Unconfirmed)
                 await self._wait(backoff.next())

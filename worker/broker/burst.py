@@ -35,7 +35,9 @@ class Outgoing(NamedTuple):
 
 @runtime_checkable
 class Books(Protocol):
-    """What `burst` uses of the client's channel: names that the client does not promise to keep."""
+    """The names of the client's channel that `burst` uses, and that the client does not promise to
+    keep.
+    """
 
     number: int
     max_content_size: int
@@ -91,7 +93,7 @@ def _publish(channel: AbstractChannel, message: Outgoing) -> Answer:
         mandatory=True,
     )
     answer: Answer = asyncio.ensure_future(publish)
-    # Whoever gave up waiting does not ask for the exception, and asyncio would log that.
+    # Nobody asks for the exception after a wait that was given up, and asyncio would log that.
     answer.add_done_callback(lambda done: done.cancelled() or done.exception())
     return answer
 

@@ -28,12 +28,12 @@ _HEADERS, _TIMESTAMP, _TYPE = 1 << 13, 1 << 6, 1 << 5
 
 
 def install() -> None:
-    """Replaces the decoders for this process, and reads samples to see that they are the ones used.
+    """Replaces the decoders for this process, and reads samples to check that the client uses them.
 
     Calling it again makes no difference. Raises `InstallationError` if the client reads messages
-    with other functions: a single message could then close every worker's connection.
+    with other functions, because a single message could then close every worker's connection.
     """
-    with suppress(AttributeError):  # the samples tell
+    with suppress(AttributeError):  # the samples will show it
         decode.METHODS["shortstr"] = _short_string
         decode.METHODS["timestamp"] = _timestamp
         decode.METHODS["table"] = _headers
@@ -56,7 +56,7 @@ def _sized(table: bytes) -> bytes:
 
 
 def _read(flags: int, properties: bytes) -> tuple[object, object, object] | None:
-    """What the client reads out of a content header; None if it can't."""
+    """The properties that the client reads from a content header. None if it can't read it."""
     payload = struct.pack(">HHQH", 60, 0, 0, flags) + properties  # class Basic, an empty body
     sample = struct.pack(">BHI", 2, 1, len(payload)) + payload + b"\xce"
     try:

@@ -67,7 +67,8 @@ class Delivery:
         self.held_since = time.monotonic()
         self.body: bytes = message.body
         self.size: int = message.header.body_size
-        """Of the body as it was sent, in bytes; `body` holds no more of it than there was room for.
+        """The size of the body as it was sent, in bytes. `body` has no more of it than there was
+        room for.
         """
         self.exchange: str = message.exchange or ""
         self.routing_key: str = message.routing_key or ""
@@ -92,7 +93,7 @@ class Delivery:
     @property
     def delivery_count(self) -> int:
         """How often the broker took the message back before. It is 0 for the first delivery."""
-        # A first delivery has no count of the broker's: then a header of this name is forged.
+        # The broker sets no count on a first delivery, so a header of this name would be forged.
         count = self.headers.get("x-delivery-count") if self.redelivered else None
         return count if isinstance(count, int) else 0
 
@@ -318,9 +319,9 @@ class Subscription:
         """Asks the broker whether it lists our consumer. If it says no, the subscription is lost.
 
         A client may believe that it consumes long after the broker has dropped its consumer. Only
-        the management API knows consumers by name, so it alone can say no. The queue's number of
-        consumers can't: a busy leader answers 0 while they consume. Where nobody answers in time,
-        nothing is known, and nothing changes.
+        the management API knows consumers by name, so only it can say no. The queue's number of
+        consumers can't, because a busy leader answers 0 while they consume. If nobody answers in
+        time, nothing is known, and nothing changes.
         """
         tag = self.tag
         if tag is None or self.is_lost:
@@ -332,7 +333,7 @@ class Subscription:
             self.lose(describe(error))
             return
         except CLIENT_ERRORS:
-            # If the connection is gone, it says so by itself.
+            # A lost connection reports itself.
             count = 0
         tags = None
         if management is not None:
@@ -399,8 +400,8 @@ class Subscription:
 
 
 async def consumer_count(settings: Settings, queue: str) -> int:
-    """How many consumers `queue` has at this moment, by AMQP: the management API learns of them
-    seconds later. Raises `BrokerAway`, also where there is no such queue.
+    """The number of consumers of `queue` at this moment, by AMQP, because the management API learns
+    of them seconds later. Raises `BrokerAway`, also if there is no such queue.
     """
     connection = await connect(settings, "inspection")
     try:
@@ -410,7 +411,9 @@ async def consumer_count(settings: Settings, queue: str) -> int:
                 queue, passive=True, timeout=settings.connect_timeout
             )
     except CLIENT_ERRORS as error:
-        raise BrokerAway(f"RabbitMQ does not tell of {queue}: {describe(error)}.") from None
+        raise BrokerAway(
+            f"RabbitMQ gives no information about {queue}: {describe(error)}."
+        ) from None
     finally:
         await close(connection, settings.connect_timeout)
     return declared.declaration_result.consumer_count or 0

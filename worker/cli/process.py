@@ -63,12 +63,12 @@ def _warn(settings: Settings) -> None:
 
 
 async def run_worker(settings: Settings) -> None:
-    """Consumes, and relays where the settings say so, until a signal.
+    """Consumes, and also relays if the settings say so, until a signal.
 
     Raises `SchemaError`, `TopologyError`, `SettingsError` or `InstallationError` if it can't start.
     """
     logs.configure(settings)
-    decoders.install()  # ends the process before it takes anything, where that can't be done
+    decoders.install()  # if that is not possible, end the process before it takes anything
     _warn(settings)
     connections = settings.lanes + _BESIDE_THE_LANES
     async with (

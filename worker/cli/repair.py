@@ -25,7 +25,7 @@ def _one_of(text: str) -> tuple[int, int]:
     """Reads `3/16`."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise typer.BadParameter("write it as 3/16: the third of sixteen parts")
+        raise typer.BadParameter("write it as 3/16, for the third of sixteen parts")
     return int(match[1]), int(match[2])
 
 
@@ -38,7 +38,7 @@ _SINCE = Annotated[
         "--since",
         parser=moment,
         metavar="TIME",
-        help="Only users with sessions ingested or corrected since: an age (2d) or a time.",
+        help="Only users with sessions ingested or corrected since this age (2d) or time.",
     ),
 ]
 _SHARD = Annotated[
@@ -47,15 +47,17 @@ _SHARD = Annotated[
         "--shard",
         parser=_one_of,
         metavar="N/OF",
-        help="Only this part of the users, as 3/16: run several parts side by side.",
+        help="Only this part of the users, such as 3/16, to run several parts at the same time.",
     ),
 ]
 _AFTER = Annotated[
     int | None,
-    typer.Option("--after", metavar="USER", help="Start after this user: to continue a run."),
+    typer.Option(
+        "--after", metavar="USER", help="Start after this user, to continue an interrupted run."
+    ),
 ]
 _TELL_EVERY: Final = 10.0
-"""Seconds between two lines about the progress, where there is no terminal."""
+"""Seconds between two progress lines if there is no terminal."""
 One = Callable[["AsyncEngine", int], Awaitable[None]]
 
 
@@ -154,7 +156,7 @@ async def _record(subject: str, effect: dict[str, int], who: "By") -> None:
 
 
 class _Walk:
-    """How far a command has come."""
+    """The progress of a command."""
 
     def __init__(self, doing: str, after: int | None) -> None:
         self.doing = doing
@@ -195,7 +197,7 @@ class _Walk:
                     self._tell()
 
     def _tell(self) -> None:
-        """On a terminal the bar shows it. A log gets a line from time to time."""
+        """Writes a log line from time to time. On a terminal, the bar shows the progress."""
         now = time.monotonic()
         if now - self._told >= _TELL_EVERY and not sys.stderr.isatty():
             self._told = now

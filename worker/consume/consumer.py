@@ -287,7 +287,7 @@ class Consumer:
 
     async def _consume(self, subscription: Subscription) -> None:
         self._hand.granted = self._hand.prefetch
-        # What is in hand counts, but a new consumer's limit does not know of it.
+        # The deliveries in hand count too, but the limit of a new consumer ignores them.
         await subscription.consume(max(1, self._hand.granted - len(self._hand)))
         self._conditions.tell()
 
@@ -342,7 +342,7 @@ class Consumer:
             if self._subscription is not None:
                 try:
                     await self._subscription.check(self._management)
-                except Exception:  # noqa: BLE001  # a look that fails proves nothing
+                except Exception:  # noqa: BLE001  # a check that fails proves nothing
                     _log.exception("consumer.check_failed")
                 self.changed.tell()
 

@@ -25,8 +25,9 @@ from worker.settings import Settings
 from worker.telemetry import metrics
 
 _CAREFUL_FOR: Final = 1_000
-"""How many deliveries arrive one at a time after an internal error of the broker. The message at
-fault returns behind those that were in hand with it: one prefetch for each worker."""
+"""How many deliveries arrive one at a time after an internal error of the broker. The message that
+caused the error returns behind those that were in hand with it: one prefetch for each worker.
+"""
 
 BYTES_IN_HAND: Final = 64 * 1024**2
 """The most bytes of bodies in hand. A prefetch of the largest usual batches, with 1,000 attempts,
@@ -82,21 +83,25 @@ class Hand:
 
     @property
     def must_clear(self) -> bool:
-        """Whether the deliveries in hand must go before the broker sends one at a time."""
+        """Whether the deliveries in hand must be settled or returned before the broker sends one at
+        a time.
+        """
         return self.prefetch == 1 and self.granted != 1
 
     @property
     def has_room(self) -> bool:
-        """Whether few enough are in hand to begin a consumer whose limit is smaller by as many."""
+        """Whether few enough are in hand to start a consumer whose limit is lower by that
+        number.
+        """
         return self.prefetch > self.granted or len(self) <= self.prefetch // 4
 
     @property
     def is_clear(self) -> bool:
-        """Whether there is nothing in hand but suspects."""
+        """Whether only suspects are in hand."""
         return not self._ordinary and not self._in_work
 
     def room_for(self, size: int) -> int:
-        """How many bytes to keep of a body that begins to arrive; 0 if it must go back for now."""
+        """The number of bytes to keep of a body that is arriving. 0 if it must go back for now."""
         # A body that the broker should have refused is cut: it is too large for a batch anyway.
         kept = min(size, max(MAX_MESSAGE_SIZE, self._settings.max_body_bytes + 1))
         if self.granted > 1 and self._is_large(size) and self._bytes + kept > BYTES_IN_HAND:
@@ -156,7 +161,7 @@ class Hand:
         return group
 
     def done(self, group: Sequence[Delivery], busy: Sequence[Delivery]) -> None:
-        """Lets go of a group. Deliveries that a lane found busy come first again."""
+        """Removes a group from the hand. Deliveries that a lane found busy come first again."""
         self._in_work.difference_update(group)
         for delivery in reversed(busy):
             delivery.times_busy += 1

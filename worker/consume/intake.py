@@ -82,7 +82,7 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
         if envelope.viewer is None:
             _refuse(
                 RejectReason.UNIDENTIFIED_PUBLISHER,
-                "The publisher could not be told: publish to study.ingest under the routing key"
+                "The sender is unknown: publish to study.ingest under the routing key"
                 " of the viewer whose login is used.",
             )
         content = _decode(delivery, version, settings)

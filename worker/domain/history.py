@@ -18,7 +18,9 @@ class Change(NamedTuple):
     """The effect of one session on one question."""
 
     before: Progress | None
-    """The fold of everything before the session's first attempt, others of its group included."""
+    """The fold of everything before the session's first attempt, including other sessions of its
+    group.
+    """
     after: Outcome
     """The session's last outcome on the question."""
 
@@ -43,7 +45,7 @@ def place(
     If there is a `base`, all new attempts must be later than it. Otherwise the caller loads the
     whole history first.
     """
-    if len(sessions) == 1 and not stored:  # usually so, and this runs for every question
+    if len(sessions) == 1 and not stored:  # this is the usual case, and it runs for every question
         [new] = sessions
         if len(new) > 1:
             new = sorted(new)

@@ -1,6 +1,6 @@
-"""The house's decisions that ingest and the operations obey, as one value.
+"""The policy: the decisions of an installation that ingest and the operations obey, as one value.
 
-Made from the settings in one place (`Settings.policy`), and handed on whole: a new threshold is a
+`Settings.policy` creates it from the settings, and it is passed on as a whole. A new threshold is a
 field here, a setting, and the rule that reads it.
 """
 
@@ -15,4 +15,6 @@ class Policy(NamedTuple):
     stuck_attempts: int = 10
     stuck_attempts_never_correct: int = 5
     default_deny: bool = False
-    """Whether a viewer without any grant may write for nobody; otherwise it may for anybody."""
+    """Whether a viewer without any grant may write for nobody. Otherwise it may write for
+    everybody.
+    """

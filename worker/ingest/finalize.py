@@ -1,8 +1,8 @@
 """The steps *score* and *finalize*: from planned batches to everything that is written.
 
 Pure: questions and histories come in, rows and messages go out. All batches of a group are
-committed at once, so they take their places in the histories at once. Each is told what it changed
-at its own place, and when its questions are due after the whole group.
+committed at once, so they take their places in the histories at once. Each result says what its
+batch changed at its own place, and when its questions are due after the whole group.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

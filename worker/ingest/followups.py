@@ -1,7 +1,7 @@
-"""The follow-up jobs: when each kind is requested, and what corrections do about it.
+"""The follow-up jobs: when each kind is requested, and how corrections affect them.
 
-`FOLLOWUPS` is the registry that finalize, `void` and `rescore` iterate, so that a new kind has to
-answer for each of them. Pure.
+`FOLLOWUPS` is the registry. finalize, `void` and `rescore` iterate over it, so a new kind must
+define its behavior for each of them. Pure.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,13 +20,13 @@ from worker.ingest import messages
 
 @dataclass(frozen=True, slots=True)
 class FinalizedSession:
-    """A quiz session that was just finalized, as far as follow-up jobs depend on it."""
+    """The data of a quiz session that was just finalized, as far as follow-up jobs need it."""
 
     user_id: int
     topic_id: int
     quiz_session_id: UUID
     changes: Mapping[int, Change]
-    """What the session did to each question, by question id."""
+    """The effect of the session on each question, by question id."""
     patterns: Mapping[int, Pattern]
     """The pattern of each question now, by question id."""
     traceparent: str | None
@@ -42,7 +42,7 @@ class VoidedSessions(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """A question that a rescore has shown to have gone wrong, for the first time."""
+    """A question that, after a rescore, turns out to be answered wrong for the first time."""
 
     user_id: int
     question_id: int
@@ -52,20 +52,22 @@ class Corrected(NamedTuple):
 
 
 class Followup(NamedTuple):
-    """A kind of job, with its answers to everything that may request or withdraw it."""
+    """A kind of job, with a function for everything that may request or withdraw it."""
 
     kind: Kind
     on_session: Callable[[FinalizedSession, set[int]], Iterable[Message]]
     """The jobs of a finalized session. The set has the questions whose explanation was requested;
     the function adds to it."""
     on_void: Callable[[VoidedSessions], Iterable[UUID]]
-    """The message ids of jobs that nobody wants once these sessions are void."""
+    """The message ids of jobs that are no longer needed when these sessions are void."""
     on_rescore: Callable[[Corrected], Iterable[Message]]
     """The jobs that a correction causes."""
 
 
 def _explanations(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
-    """One for each question that was not known in the end and was never asked about."""
+    """A request for each question whose last answer is not correct and that was never asked
+    about.
+    """
     for question_id, change in session.changes.items():
         if change.after is not CORRECT and question_id not in explained:
             explained.add(question_id)
@@ -90,7 +92,7 @@ def _explanation_after_all(corrected: Corrected) -> Iterable[Message]:
 
 
 def _review(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
-    """One for all of the session's questions that are relapsed, stuck or leeches."""
+    """One request for all of the session's questions that are relapsed, stuck or leeches."""
     patterns = session.patterns
     to_review = [(each, patterns[each]) for each in session.changes if wants_review(patterns[each])]
     if not to_review:
@@ -111,7 +113,7 @@ def _reviews_withdrawn(voided: VoidedSessions) -> Iterable[UUID]:
 
 
 def _no_review(corrected: Corrected) -> Iterable[Message]:
-    """None: a review is about a session when it ends, and that is over."""
+    """No request, because a review belongs to the end of a session, and the session is over."""
     return []
 
 

@@ -1,8 +1,8 @@
-"""The trial: whether the database takes writes just now, found out by writing.
+"""The trial: finds out by writing whether the database accepts writes now.
 
-The writes are those of ingest itself, to the same tables, for made-up batches of users that don't
-exist; all of it is rolled back. Whose fault a failure is, a worker decides by it: a message is only
-charged with its failure when the trial succeeds right after.
+It makes the same writes as ingest, to the same tables, for made-up batches of users that do not
+exist, and rolls everything back. With it a worker decides whose fault a failure is: a failure is
+only charged to a message if the trial succeeds right after it.
 """
 
 import secrets
@@ -26,13 +26,16 @@ from worker.store.inbox import Receipt
 
 _VIEWER: Final = "trial"
 _BATCHES: Final = 60
-"""Enough for a new page in each table: a row alone finds room when the disk is full."""
+"""Enough batches for a new page in each table, because a single row finds room even on a full
+disk.
+"""
 _ATTEMPTS: Final = 3
 _RIGHT: Final = 1
 _COMMIT_HANGS: Final = 2.0
-"""Seconds after which a COMMIT counts as waiting for something that is away."""
+"""Seconds after which a COMMIT counts as waiting for an unreachable server."""
 
-# What was answered last is sure to have a topic; before the first answer, any question will do.
+# The question of the newest attempt certainly has a topic. Before the first attempt, any question
+# will do.
 _QUESTION: Final = text(
     "(SELECT study_question_id, study_topic_id FROM study_question_attempts ORDER BY id DESC"
     " LIMIT 1) UNION ALL (SELECT id, study_topic_id FROM study_questions LIMIT 1) LIMIT 1"
@@ -46,14 +49,14 @@ _HANGING_COMMITS: Final = text(
 
 
 class _RolledBack(Exception):
-    """How the trial ends when all is well."""
+    """Raised at the end of a successful trial."""
 
 
 async def try_writing(engine: AsyncEngine) -> None:
-    """Returns when the database takes ingest's writes; stores nothing.
+    """Returns if the database accepts ingest's writes. It stores nothing.
 
-    Raises `DatabaseAway` with the reason when it doesn't, whatever the error; later tries then use
-    new sessions.
+    Raises `DatabaseAway` with the reason if the database does not, whatever the error is. Later
+    attempts then use new sessions.
     """
     try:
         async with transaction(engine) as connection:
@@ -68,9 +71,9 @@ async def try_writing(engine: AsyncEngine) -> None:
 
 
 async def hanging_commits(connection: AsyncConnection) -> int:
-    """How many of this role's sessions have been waiting in COMMIT for more than a moment.
+    """The number of this role's sessions that have been waiting in COMMIT for more than a moment.
 
-    They keep their locks, whoever has given up on them.
+    They keep their locks, even if their clients have given up on them.
     """
     return int(await connection.scalar(_HANGING_COMMITS, {"seconds": _COMMIT_HANGS}) or 0)
 
@@ -79,7 +82,7 @@ async def _try(connection: AsyncConnection) -> NoReturn:
     await pause.is_paused(connection)
     if hanging := await hanging_commits(connection):
         raise DatabaseAway(
-            f"{hanging} of this role's commits hang: see that the replicas in"
+            f"{hanging} of this role's commits hang: check that the replicas in"
             " synchronous_standby_names are there."
         )
     await publications.resolve(connection, {""}, {""}, {_VIEWER})

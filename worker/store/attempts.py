@@ -40,21 +40,21 @@ _SENT_AS: Final[Mapping[str, tuple[str, Callable[[Any], str]]]] = {
     "text": ("text", words),
     "timestamptz": ("bigint", times),
 }
-"""By the column's type: what its array is sent as in text, and how that is written."""
+"""How the array of a column is sent as text, by the column's type, and how it is written."""
 _FOLDED: Final = {
     "answered_at": "timestamptz",
     "position": "integer",
     "outcome": "text",
 }
-"""The columns that are the fold's: those of `AttemptRow.attempt`."""
+"""The columns that are folded: those of `AttemptRow.attempt`."""
 _BESIDE: Final = {
     "study_question_id": "bigint",
     "selected_choice": "integer",
     "correct_choice": "integer",
     "answered_at_sent": "timestamptz",
 }
-"""What is written beside them, in the order of the other fields of `AttemptRow`: a new field there
-is a line here.
+"""The columns written beside them, in the order of the other fields of `AttemptRow`. A new field
+there is a line here.
 """
 _OF_ATTEMPT: Final = _FOLDED | _BESIDE
 _ATTEMPTS: Final = rows_of(

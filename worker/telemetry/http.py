@@ -57,7 +57,7 @@ def served(host: str, port: int, *, live: Probe, ready: Probe) -> Iterator[int]:
         start(status, [("Content-Type", "application/json"), ("Cache-Control", "no-store")])
         return [json.dumps(health._asdict()).encode() + b"\n"]
 
-    # A request that waits for a thread is no news, and neither is a client that has gone.
+    # Do not log a request that waits for a thread, or a client that has disconnected.
     logging.getLogger("waitress").setLevel(logging.ERROR)
     sockets: dict[int, Any] = {}
     with _listening(host, port) as listening:
@@ -81,7 +81,7 @@ def served(host: str, port: int, *, live: Probe, ready: Probe) -> Iterator[int]:
         try:
             yield listening.getsockname()[1]
         finally:
-            # Whoever is still connected keeps nobody from ending.
+            # Open connections do not delay the end of the process.
             ending.set()
             server.pull_trigger()
             thread.join()
