@@ -8,13 +8,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from chaos.evidence import Recorded, Row
 from chaos.fold import CORRECT, UNSURE, WRONG, Answer, History
 
+_EARLIEST = datetime(2015, 1, 1, tzinfo=UTC)
 _WANTS_REVIEW = ("relapsed", "stuck", "leech")
 
 
@@ -36,6 +37,8 @@ class Verdict:
     user_id: int | None
     counted: list[Counted]
     skipped: list[Row]
+    sent: list[datetime | None]
+    """The times of all its attempts, as sent."""
 
 
 @dataclass(slots=True)
@@ -52,7 +55,13 @@ class Ingested:
 def verdict(recorded: Recorded, published: Mapping[str, Row]) -> Verdict:
     """Resolve: which attempts count and for whom, or why none does."""
     found = Verdict(
-        recorded.client_session_uuid, digest(recorded.body), None, None, counted=[], skipped=[]
+        recorded.client_session_uuid,
+        digest(recorded.body),
+        None,
+        None,
+        counted=[],
+        skipped=[],
+        sent=[_sent_at(attempt) for attempt in recorded.body["attempts"]],
     )
     owners = set()
     for position, attempt in enumerate(recorded.body["attempts"]):
@@ -113,7 +122,7 @@ class Replay:
         """
         for verdict in verdicts:
             for each in verdict.counted:
-                answer, _ = _scored(verdict.uuid, each, received_at)
+                answer, _ = _scored(verdict, each, received_at)
                 key = (_user(verdict), each.question["id"])
                 self.histories.setdefault(key, History()).add(answer)
         found = []
@@ -134,7 +143,7 @@ class Replay:
     ) -> None:
         by_question: dict[int, list[Answer]] = {}
         for each in counted:
-            answer, row = _scored(verdict.uuid, each, received_at)
+            answer, row = _scored(verdict, each, received_at)
             by_question.setdefault(each.question["id"], []).append(answer)
             done.attempts[each.position] = row
         answers = [answer for some in by_question.values() for answer in some]
@@ -174,13 +183,15 @@ class Replay:
             done.reviews[topic_id] = {"user_id": _user(verdict), "questions": to_review}
 
 
-def _scored(uuid: UUID, each: Counted, received_at: datetime) -> tuple[Answer, Row]:
+def _scored(verdict: Verdict, each: Counted, received_at: datetime) -> tuple[Answer, Row]:
     selected, right_choice = each.attempt.get("selected_choice"), each.question["correct_choice"]
     is_right = None if selected is None else selected == right_choice
     outcome = UNSURE if each.attempt.get("is_unsure") else CORRECT if is_right else WRONG
-    sent_at = _sent_at(each.attempt)
-    answered_at = received_at if sent_at is None else min(sent_at, received_at)
-    answer = Answer(answered_at, sent_at or answered_at, uuid, each.position, outcome, is_right)
+    sent_at = verdict.sent[each.position]
+    answered_at = _effective(verdict.sent, each.position, received_at)
+    answer = Answer(
+        *(answered_at, sent_at or answered_at, verdict.uuid, each.position, outcome, is_right)
+    )
     return answer, {
         "user_id": each.question["user_id"],
         "study_question_id": each.question["id"],
@@ -191,7 +202,34 @@ def _scored(uuid: UUID, each: Counted, received_at: datetime) -> tuple[Answer, R
         "outcome": outcome,
         "answered_at": answered_at,
         "answered_at_sent": sent_at,
+        "time_was": _time_was(each.attempt, sent_at, received_at),
+        "utc_offset": _offset(each.attempt),
     }
+
+
+def _effective(sent: Sequence[datetime | None], position: int, received_at: datetime) -> datetime:
+    """The attempt's own time if it can be true, else that of the nearest whose can."""
+    credible = [at for at in sent[: position + 1] if at and _EARLIEST <= at <= received_at]
+    later = [at for at in sent[position:] if at and _EARLIEST <= at <= received_at]
+    return credible[-1] if credible else later[0] if later else received_at
+
+
+def _time_was(
+    attempt: Mapping[str, Any], sent_at: datetime | None, received_at: datetime
+) -> str | None:
+    if sent_at is None:
+        return "missing" if attempt.get("answered_at") is None else "unreadable"
+    if sent_at > received_at:
+        return "in_the_future"
+    return "too_early" if sent_at < _EARLIEST else None
+
+
+def _offset(attempt: Mapping[str, Any]) -> int | None:
+    """The offset from UTC with which the time was sent, in minutes."""
+    if _sent_at(attempt) is None:
+        return None
+    offset = datetime.fromisoformat(attempt["answered_at"]).utcoffset()
+    return None if offset is None else offset // timedelta(minutes=1)
 
 
 def _unresolved(question: Row | None) -> str | None:

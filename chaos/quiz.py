@@ -1,7 +1,7 @@
 """Simulated study sessions: what a user answers, when, and what is unusual about it.
 
 Pure, and the same for the same random numbers. Most answers are from about now, some from a week
-ago, some from a clock that is ahead, and some have no time.
+ago, some from a clock that is ahead or has lost its year, and some have no time.
 """
 
 import random
@@ -58,6 +58,8 @@ def _answer(rng: random.Random, question: Question, at: datetime) -> dict[str, A
             written = "the day before yesterday"
         case 3:
             written = (datetime.now(UTC) + timedelta(days=rng.uniform(0, 3))).isoformat()
+        case 4:
+            written = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(rng.random())).isoformat()
     return _attempt(question.pub_id, None if skipped else choice, written, unsure=unsure)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from .model import WireModel
-from .words import RejectReason, SkipReason, Status
+from .words import RejectReason, SkipReason, Status, TimeWas
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -52,6 +52,17 @@ class Due(WireModel):
     due_at: datetime
 
 
+class ReplacedTime(WireModel):
+    """An attempt whose time as sent can't be true, and the time with which it counts instead."""
+
+    position: int = Field(ge=0, description="Index of the attempt in the batch, from 0.")
+    time_was: Open[TimeWas]
+    answered_at: datetime = Field(
+        description="That of the nearest attempt of the batch with a credible time, else the time"
+        " of ingest."
+    )
+
+
 class IngestResult(WireModel):
     """The receipt for one attempt batch. A duplicate gets the same content as the first."""
 
@@ -64,6 +75,11 @@ class IngestResult(WireModel):
     sessions: tuple[SessionSummary, ...] = ()
     due: tuple[Due, ...] = Field(
         default=(), description="One entry for each question whose answers counted."
+    )
+    replaced_times: tuple[ReplacedTime, ...] = Field(
+        default=(),
+        description="Attempts that counted, but with another time than was sent: see to the"
+        " device's clock.",
     )
     reason: Open[RejectReason] | None = Field(
         default=None, description="Present only with the status rejected."

@@ -53,6 +53,15 @@ class SkipReason(StrEnum):
     NO_ANSWER = "no_answer"
 
 
+class TimeWas(StrEnum):
+    """Why an attempt's time as sent was replaced."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    TOO_EARLY = "too_early"
+    IN_THE_FUTURE = "in_the_future"
+
+
 class RejectReason(StrEnum):
     """Why a delivery became a dead letter."""
 

@@ -22,7 +22,7 @@ from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import Outcome
-from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
+from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.ingest.resolve import Incoming
 from worker.operate import repair
 
@@ -213,7 +213,7 @@ def scored(
     received_at: datetime | None = None,
 ) -> ScoredAttempt:
     """One attempt as the core folds it; `received_at` clamps `answered_at` as ingest would."""
-    effective = effective_time(answered_at, received_at or answered_at)
+    effective = min(answered_at, received_at or answered_at)
     outcome = outcome_of(choice, RIGHT, unsure)
     assert outcome is not None
     return ScoredAttempt(
@@ -295,8 +295,8 @@ async def contents(engine: AsyncEngine) -> dict[str, list[dict[str, Any]]]:
         "attempts": await rows(
             engine,
             "SELECT user_id, study_question_id, study_topic_id, quiz_session_id, position,"
-            " selected_choice, correct_choice, is_correct, outcome, answered_at, answered_at_sent"
-            " FROM study_question_attempts ORDER BY quiz_session_id, position",
+            " selected_choice, correct_choice, is_correct, outcome, answered_at, answered_at_sent,"
+            " time_was, utc_offset FROM study_question_attempts ORDER BY quiz_session_id, position",
         ),
         "progress": await rows(
             engine, "SELECT * FROM study_question_progress ORDER BY user_id, study_question_id"

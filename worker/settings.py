@@ -5,6 +5,7 @@ name says otherwise. `docs/settings.md` is generated from this file.
 """
 
 import os
+from datetime import UTC, date, datetime, time
 from typing import Annotated
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -98,6 +99,18 @@ class _Identity(BaseModel):
         description="The exchange that the broker's MQTT plugin publishes to, usually amq.topic. "
         "Set it if viewers connect from a browser; their MQTT topic, which the broker checks, then "
         "identifies them instead of user_id. If it is not set, workers accept nothing from MQTT.",
+    )
+
+
+class _Times(BaseModel):
+    """Times"""
+
+    earliest_answer: date = Field(
+        default=date(2015, 1, 1),
+        description="The first day (in UTC) on which an answer can have been given. A device that "
+        "sends an earlier time has a wrong clock or another calendar, and the time is replaced. "
+        "Set it to the day of your first viewer, if that is later. Run `study-ingest rebuild` "
+        "after you change it.",
     )
 
 
@@ -337,6 +350,7 @@ class Settings(
     _Servers,
     _Identity,
     _Limits,
+    _Times,
     _Consuming,
     _Retries,
     _Timeouts,
@@ -366,6 +380,7 @@ class Settings(
             self.stuck_attempts,
             self.stuck_attempts_never_correct,
             default_deny=self.require_user_id,
+            earliest_answer=datetime.combine(self.earliest_answer, time.min, UTC),
         )
 
     def unprotected(self) -> list[str]:

@@ -7,6 +7,7 @@ the same rows as the worker.
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID, uuid5
 
 from sqlalchemy import func, select
@@ -22,8 +23,9 @@ from worker.domain.patterns import pattern_of, wants_review
 from worker.domain.policy import Policy
 from worker.domain.records import Message
 from worker.domain.schedule import SCHEDULER_NAME, Memory
-from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
+from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
+from worker.domain.times import effective_times
 from worker.ingest import messages
 from worker.ingest.resolve import Incoming
 
@@ -80,10 +82,12 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
     }
     topics: dict[int, list[tuple[tables.Question, ScoredAttempt]]] = defaultdict(list)
     rows = []
+    sent = batch.sent_times.at
+    texts = [attempt.answered_at for attempt in batch.attempts]
+    times, was = effective_times(sent, texts, inbox.received_at, Policy().earliest_answer)
     for position, attempt in enumerate(batch.attempts):
         question = questions[published[attempt.question_pub_id]]
-        sent_at = attempt.sent_at()
-        answered_at = effective_time(sent_at, inbox.received_at)
+        sent_at, answered_at = sent[position], times[position]
         outcome = outcome_of(attempt.selected_choice, question.correct_choice, attempt.is_unsure)
         assert outcome is not None
         scored = ScoredAttempt(
@@ -108,6 +112,7 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
                 outcome=outcome,
                 answered_at=answered_at,
                 answered_at_sent=sent_at,
+                time_was=was[position],
             )
         )
     late = {
@@ -118,8 +123,7 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
     }
     stored = _histories(session, user_id, late) if late else {}
     summaries = []
-    due = []
-    pub_ids = {question_id: pub_id for pub_id, question_id in published.items()}
+    due: dict[int, datetime] = {}
     outgoing: list[Message] = []
     for topic_id, scored_attempts in topics.items():
         by_question: dict[int, list[ScoredAttempt]] = defaultdict(list)
@@ -160,7 +164,7 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         )
         outgoing += _followups(user_id, topic_id, session_id, changes, progress)
         for question_id, change, now in changes:
-            due.append(Due(question_pub_id=pub_ids[question_id], due_at=now.memory.due_at))
+            due[question_id] = now.memory.due_at
             _save(session, progress, user_id, topic_id, question_id, change, now)
     session.flush()  # sessions before the attempts that refer to them
     session.add_all(rows)
@@ -169,7 +173,10 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         status=Status.INGESTED,
         received_at=inbox.received_at,
         sessions=tuple(summaries),
-        due=tuple(due),
+        due=tuple(
+            Due(question_pub_id=pub_id, due_at=due[question_id])
+            for pub_id, question_id in published.items()
+        ),
     )
     body = told.model_dump_json(exclude_none=True)
     inbox.summary = json.loads(body)

@@ -77,6 +77,7 @@ class Attempt(Base):
     outcome: Mapped[str]
     answered_at: Mapped[datetime]
     answered_at_sent: Mapped[datetime | None]
+    time_was: Mapped[str | None]
 
 
 class Progress(Base):

@@ -115,6 +115,7 @@ def rebuild(
 ) -> None:
     """Corrects progress that differs from what the attempts give.
 
+    Attempts that version 0.1.0 stored with a time that can't be true get a better one first.
     It runs one transaction for each user, and may run while workers ingest. If it is interrupted,
     it says how to continue.
 
@@ -124,11 +125,13 @@ def rebuild(
 
     settings = load_settings()
     policy = settings.policy()
-    changed = 0
+    changed = times = 0
 
     async def one(engine: "AsyncEngine", user_id: int) -> None:
-        nonlocal changed
-        changed += await repair.rebuild(engine, user_id, policy)
+        nonlocal changed, times
+        rebuilt = await repair.rebuild(engine, user_id, policy)
+        changed += rebuilt.progress
+        times += rebuilt.times
 
     walk = _Walk("Rebuilding", after)
     try:
@@ -139,9 +142,12 @@ def rebuild(
             run(_record(subject, {"users": walk.done, "progress": changed}, by(reason)))
     users = walk.done
     if as_json:
-        typer.echo(json.dumps({"users": users, "changed": changed}))
+        typer.echo(json.dumps({"users": users, "changed": changed, "times": times}))
     else:
-        typer.echo(f"Checked {users} users and corrected {changed} progress rows.")
+        typer.echo(
+            f"Checked {users} users and corrected {changed} progress rows. {times} attempts got"
+            " another time, because theirs can't be true."
+        )
 
 
 async def _record(subject: str, effect: dict[str, int], who: "By") -> None:

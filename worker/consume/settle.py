@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from schemas.attempt_batch import AttemptBatch
 from schemas.words import RejectReason
 from worker.broker import copies
 from worker.broker.publisher import Publisher
@@ -107,8 +106,12 @@ class Settler:
             ends[word, reason or ""] += 1
             if taken.version is not None:
                 versions[metrics.version_label(taken.version)] += 1
+            times_replaced = 0
             if isinstance(disposition, Ingested):
                 _measure_ages(taken, disposition)
+                times_replaced = len(disposition.replaced_times)
+                for time_was in disposition.replaced_times:
+                    metrics.time_replaced(taken.incoming.viewer, time_was)
             _log.info(
                 "delivery.settled",
                 client_session_uuid=str(taken.incoming.client_session_uuid),
@@ -116,6 +119,7 @@ class Settler:
                 version=None if taken.version is None else "{}.{}".format(*taken.version),
                 disposition=word,
                 reason=reason,
+                times_replaced=times_replaced,
                 retries=taken.envelope.retries,
                 redelivered=taken.delivery.redelivered,
                 delivery_count=taken.delivery.delivery_count,
@@ -136,10 +140,8 @@ class Settler:
 
 def _measure_ages(taken: Taken, ingested: Ingested) -> None:
     """Splits the batch's age into the viewer's, the broker's and the worker's part."""
-    batch = taken.incoming.content
-    assert isinstance(batch, AttemptBatch)
     delivery = taken.delivery
-    answered_at = batch.attempts[-1].sent_at()
+    answered_at = ingested.last_answered_at
     published_at = delivery.properties.timestamp
     if answered_at is not None:
         age = (ingested.received_at - answered_at).total_seconds()

@@ -4,6 +4,7 @@
 disposition either: it means that there is no decision yet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,6 +16,10 @@ class Ingested:
     """The batch is committed by this transaction."""
 
     received_at: datetime
+    last_answered_at: datetime | None = None
+    """The time of the last answer with a credible one; None if there is none."""
+    replaced_times: Sequence[str] = ()
+    """Why the times as sent of some attempts were replaced."""
 
 
 @dataclass(frozen=True, slots=True)

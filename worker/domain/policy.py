@@ -4,6 +4,7 @@
 field here, a setting, and the rule that reads it.
 """
 
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 
@@ -18,3 +19,5 @@ class Policy(NamedTuple):
     """Whether a viewer without any grant may write for nobody. Otherwise it may write for
     everybody.
     """
+    earliest_answer: datetime = datetime(2015, 1, 1, tzinfo=UTC)
+    """Before this no answer can have been given: such a time is that of a wrong clock."""

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from schemas import amqp
-from schemas.words import Pattern
+from schemas.words import Pattern, TimeWas
 from worker.domain.fold import Progress
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt
@@ -65,6 +65,10 @@ class AttemptRow(NamedTuple):
     selected_choice: int | None
     correct_choice: int
     answered_at_sent: datetime | None
+    time_was: TimeWas | None
+    """Why the time as sent was replaced; None if it is the effective time."""
+    utc_offset: int | None
+    """The offset of the time as sent, in minutes. None if it had none."""
 
 
 class SessionRow(NamedTuple):

@@ -34,8 +34,3 @@ def outcome_of(selected_choice: int | None, correct_choice: int, is_unsure: bool
 def was_right(selected_choice: int | None, correct_choice: int) -> bool | None:
     """Whether the selection was right, whatever the outcome. None without a selection."""
     return None if selected_choice is None else selected_choice == correct_choice
-
-
-def effective_time(sent_at: datetime | None, received_at: datetime) -> datetime:
-    """The time at which the answer counts: as sent, but never after it was received."""
-    return received_at if sent_at is None or sent_at > received_at else sent_at

@@ -11,14 +11,17 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from schemas.ingest_result import ReplacedTime
+from worker.domain.dispositions import Ingested
 from worker.domain.history import Change, Placed, is_late, place
 from worker.domain.ids import derived_id
 from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
 from worker.domain.records import AttemptRow, Message, SessionRow, Standing, Stored, storable
 from worker.domain.schedule import SCHEDULER_NAME
-from worker.domain.scoring import ScoredAttempt, effective_time, outcome_of, was_right
+from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import Summary, summarize
+from worker.domain.times import effective_times
 from worker.ingest import messages
 from worker.ingest.followups import FOLLOWUPS, FinalizedSession
 from worker.ingest.resolve import Plan
@@ -31,8 +34,12 @@ class ScoredBatch(NamedTuple):
     received_at: datetime
     topics: Mapping[int, Sequence[AttemptRow]]
     """The attempts by topic. Topics and attempts are in the order in which they were answered."""
-    pub_ids: Mapping[int, str]
-    """The published id that the batch uses for each question."""
+    pub_ids: Mapping[str, int]
+    """The question behind each published id of the batch: two ids may be those of one question."""
+    replaced: Sequence[ReplacedTime]
+    """The attempts whose time as sent can't be true."""
+    last_answered_at: datetime | None
+    """The last credible time; None if there is none."""
     late: Collection[int]
     """The questions whose whole history is needed, because an attempt is not later than what is
     folded, or because another scheduler computed the stored schedule.
@@ -47,21 +54,32 @@ class Finalized:
     progress: list[Stored] = field(default_factory=list)
     told: dict[UUID, str] = field(default_factory=dict)
     """The result of each batch, as JSON."""
+    ingested: dict[UUID, Ingested] = field(default_factory=dict)
     messages: dict[UUID, list[Message]] = field(default_factory=dict)
     """The messages that each batch causes, in the order in which they are published."""
 
 
-def score(plan: Plan, received_at: datetime) -> ScoredBatch:
+def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
     """Derives the outcome and the effective time of each attempt, and finds the late questions."""
     uuid = plan.client_session_uuid
-    sent_times = plan.batch.sent_times.at
+    sent_times, offsets, _ = plan.batch.sent_times
+    texts = [attempt.answered_at for attempt in plan.batch.attempts]
+    times, was = effective_times(sent_times, texts, received_at, policy.earliest_answer)
     topics: dict[int, list[AttemptRow]] = {}
-    pub_ids: dict[int, str] = {}
+    pub_ids: dict[str, int] = {}
+    replaced: list[ReplacedTime] = []
+    last_answered_at: datetime | None = None
     late: set[int] = set()
     for position, attempt, question in plan.answered:
         question_id, _, topic_id, right, progress, _, scheduler = question
         sent_at = storable(sent_times[position])
-        answered_at = effective_time(sent_at, received_at)
+        answered_at, time_was = times[position], was[position]
+        if time_was is None:
+            last_answered_at = answered_at
+        else:
+            replaced.append(
+                ReplacedTime(position=position, time_was=time_was, answered_at=answered_at)
+            )
         selected = attempt.selected_choice
         outcome = outcome_of(selected, right, attempt.is_unsure)
         assert outcome is not None, "attempts without an answer are skipped when planned"
@@ -77,10 +95,10 @@ def score(plan: Plan, received_at: datetime) -> ScoredBatch:
         if progress and (scheduler != SCHEDULER_NAME or is_late(progress, scored)):
             late.add(question_id)
         topics.setdefault(topic_id, []).append(
-            AttemptRow(scored, question_id, selected, right, sent_at)
+            AttemptRow(scored, question_id, selected, right, sent_at, time_was, offsets[position])
         )
-        pub_ids[question_id] = attempt.question_pub_id
-    return ScoredBatch(plan, received_at, topics, pub_ids, late)
+        pub_ids[attempt.question_pub_id] = question_id
+    return ScoredBatch(plan, received_at, topics, pub_ids, replaced, last_answered_at, late)
 
 
 def finalize(
@@ -100,14 +118,11 @@ def finalize(
         plan, uuid = batch.plan, batch.plan.client_session_uuid
         outgoing: list[Message] = []
         sessions: list[tuple[int, UUID, Summary]] = []
-        due: list[tuple[str, datetime]] = []
         for topic_id, rows in batch.topics.items():
             session_id = derived_id(uuid, str(topic_id))
             changes: dict[int, Change] = {}
             for question_id in dict.fromkeys([row.question_id for row in rows]):
                 changes[question_id] = next(changed[question_id])
-                memory = placed[question_id].progress.memory
-                due.append((batch.pub_ids[question_id], memory.due_at))
             summary = summarize([row.attempt.outcome for row in rows], changes.values())
             sessions.append((topic_id, session_id, summary))
             done.sessions.append(_session(batch, topic_id, session_id, list(changes), summary))
@@ -116,9 +131,18 @@ def finalize(
             )
             for followup in FOLLOWUPS:
                 outgoing += followup.on_session(session, explained)
-        told = messages.ingested(uuid, batch.received_at, plan.skipped, sessions, due)
+        due = [
+            (pub_id, placed[question_id].progress.memory.due_at)
+            for pub_id, question_id in batch.pub_ids.items()
+        ]
+        told = messages.ingested(
+            uuid, batch.received_at, plan.skipped, sessions, due, batch.replaced
+        )
         outgoing += messages.first_result(plan.incoming, uuid, told)
         done.told[uuid] = told
+        done.ingested[uuid] = Ingested(
+            batch.received_at, batch.last_answered_at, [each.time_was for each in batch.replaced]
+        )
         done.messages[uuid] = outgoing
     for question_id, now in placed.items():
         question = standing[question_id]

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from pydantic_core import to_json
 
 from schemas import amqp
-from schemas.ingest_result import IngestResult, Skipped
+from schemas.ingest_result import IngestResult, ReplacedTime, Skipped
 from schemas.words import Outcome, Pattern, Status
 from worker.domain.ids import derived_id
 from worker.domain.records import Message
@@ -47,6 +47,7 @@ def ingested(
     skipped: Sequence[Skipped],
     sessions: Iterable[tuple[int, UUID, Summary]],
     due: Iterable[tuple[str, datetime]],
+    replaced: Sequence[ReplacedTime],
 ) -> str:
     """The `IngestResult` of a batch that was ingested, as JSON.
 
@@ -63,6 +64,7 @@ def ingested(
                 for topic_id, session_id, summary in sessions
             ],
             "due": [{"question_pub_id": pub_id, "due_at": due_at} for pub_id, due_at in due],
+            "replaced_times": replaced,
         }
     ).decode()
 

@@ -15,7 +15,7 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
-from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Rejected
 from worker.domain.policy import Policy
 from worker.domain.records import Message, Resolved, Standing
 from worker.errors import SessionStale, TransientFault, UuidTaken
@@ -243,7 +243,7 @@ async def _finalize(
     standing: Mapping[int, Standing],
     policy: Policy,
 ) -> Finalized:
-    scored = [score(plan, received_at) for plan in plans]
+    scored = [score(plan, received_at, policy) for plan in plans]
     late = {(each.plan.user_id, question_id) for each in scored for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}
     return finalize(scored, standing, histories, policy)
@@ -268,7 +268,7 @@ def _verdict(
         return _rejected(incoming, incoming.client_session_uuid, content)
     uuid = content.client_session_uuid
     if uuid in done.told:
-        return Ingested(received_at), done.messages[uuid]
+        return done.ingested[uuid], done.messages[uuid]
     if uuid not in known:
         return _rejected(incoming, uuid, rejections[uuid])
     # An erased batch has no digest. It is acked like a duplicate, because a dead letter would keep

@@ -5,7 +5,7 @@ It reads the log of one user at a time, question by question, so that memory sta
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -15,11 +15,14 @@ from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
 from worker.domain.records import Stored
 from worker.domain.scoring import ScoredAttempt
+from worker.domain.times import effective_times
 from worker.store import attempts, principals, progress
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.operate import repair
+from worker.store.operate import times as stored_times
 from worker.store.operate.repair import BEFORE_ALL, Part
+from worker.store.operate.times import Retimed
 
 EVERYBODY: Final = Part()
 _WRITE_AT_ONCE: Final = 1_000
@@ -72,11 +75,42 @@ async def verify(engine: AsyncEngine, user_id: int, policy: Policy) -> list[Diff
         return [each async for each in _differences(connection, user_id, policy)]
 
 
-async def rebuild(engine: AsyncEngine, user_id: int, policy: Policy) -> int:
-    """Corrects a user's progress in one transaction. Returns the number of changed rows."""
+class Rebuilt(NamedTuple):
+    """What a rebuild changed: progress rows, and attempts that got another effective time."""
+
+    progress: int
+    times: int
+
+
+async def rebuild(engine: AsyncEngine, user_id: int, policy: Policy) -> Rebuilt:
+    """Corrects a user's times and progress in one transaction."""
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
-        return len(await put_right(connection, user_id, policy))
+        retimed = await _replace_times(connection, user_id, policy)
+        return Rebuilt(len(await put_right(connection, user_id, policy)), retimed)
+
+
+async def _replace_times(connection: AsyncConnection, user_id: int, policy: Policy) -> int:
+    """Gives the attempts that were stored without the rule about times the times that it gives.
+
+    Those are what version 0.1.0 stored, and what lies before an earliest time that was set since.
+    A session is looked at whole, because an attempt may take the time of its neighbour.
+    """
+    changed: list[Retimed] = []
+    for session in await stored_times.unjudged(connection, user_id, policy.earliest_answer):
+        sent = [each.answered_at_sent for each in session.attempts]
+        # A time that couldn't be read was stored as one that is missing.
+        times = effective_times(
+            sent, [None] * len(sent), session.received_at, policy.earliest_answer
+        )
+        changed += [
+            Retimed(each.id, at, was)
+            for each, at, was in zip(session.attempts, *times, strict=True)
+            if was is not None and each.time_was is None
+        ]
+    if changed:
+        await stored_times.retime(connection, changed)
+    return len(changed)
 
 
 async def put_right(

@@ -37,6 +37,7 @@ _SESSIONS: Final = rows_of(
 _SENT_AS: Final[Mapping[str, tuple[str, Callable[[Any], str]]]] = {
     "bigint": ("bigint", numbers),
     "integer": ("integer", numbers),
+    "smallint": ("smallint", numbers),
     "text": ("text", words),
     "timestamptz": ("bigint", times),
 }
@@ -52,6 +53,8 @@ _BESIDE: Final = {
     "selected_choice": "integer",
     "correct_choice": "integer",
     "answered_at_sent": "timestamptz",
+    "time_was": "text",
+    "utc_offset": "smallint",
 }
 """The columns written beside them, in the order of the other fields of `AttemptRow`. A new field
 there is a line here.

@@ -24,9 +24,9 @@ def as_text(parameter: str, kind: str) -> str:
     return f"CAST(CAST(:{parameter} AS text) AS {kind}[])"
 
 
-def words(values: Iterable[str]) -> str:
-    """An array of our own words, which are never null and need no quotes."""
-    return "{" + ",".join(values) + "}"
+def words(values: Iterable[str | None]) -> str:
+    """An array of our own words, which need no quotes. None is null."""
+    return "{" + ",".join([value or "null" for value in values]) + "}"
 
 
 def texts(values: Iterable[str]) -> str:

@@ -121,6 +121,8 @@ study_question_attempts = Table(
     Column("outcome", Text, nullable=False),
     Column("answered_at", _TIME, nullable=False),
     Column("answered_at_sent", _TIME),
+    Column("time_was", Text),
+    Column("utc_offset", SmallInteger),
     UniqueConstraint("quiz_session_id", "position"),
     CheckConstraint("position >= 0", name="position"),
     CheckConstraint(f"outcome IN {_OUTCOMES}", name="outcome"),
@@ -131,7 +133,16 @@ study_question_attempts = Table(
         "outcome = 'unsure' OR (is_correct IS NOT NULL AND (outcome = 'correct') = is_correct)",
         name="outcome_follows",
     ),
-    CheckConstraint("answered_at <= answered_at_sent", name="not_in_the_future"),
+    # Rows of 0.1.0 do not say why a time was replaced: the time of receipt stands for it there.
+    CheckConstraint(
+        "CASE time_was WHEN 'missing' THEN answered_at_sent IS NULL"
+        " WHEN 'unreadable' THEN answered_at_sent IS NULL"
+        " WHEN 'too_early' THEN answered_at_sent IS NOT NULL AND answered_at_sent < answered_at"
+        " WHEN 'in_the_future' THEN answered_at_sent IS NOT NULL AND answered_at_sent > answered_at"
+        " ELSE time_was IS NULL AND (answered_at_sent IS NULL OR answered_at <= answered_at_sent)"
+        " END",
+        name="time_was",
+    ),
     Index(None, "study_question_id"),
 )
 

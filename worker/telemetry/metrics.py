@@ -63,6 +63,12 @@ BATCHES_BY_VERSION: Final = Counter(
     "Batches by the version of their message, which shows the versions that are still in use.",
     ["version"],
 )
+_TIMES_REPLACED: Final = Counter(
+    "study_ingest_times_replaced",
+    "Attempts whose time as sent can't be true, by viewer and by what it was: that device's clock"
+    " is wrong.",
+    ["viewer", "time_was"],
+)
 FAILED: Final = Counter(
     "study_ingest_groups_failed",
     "Groups whose transaction failed, by type of error.",
@@ -101,6 +107,8 @@ POOL_MAX: Final = Gauge(
     "The most database connections that this process opens.",
 )
 
+_VIEWERS_TOLD_APART: Final = 200
+"""There may be a million devices: past these, which were the first, they are one label together."""
 _MINORS_TOLD_APART: Final = 20
 """The number of minor versions with a label of their own, because anybody can send any version."""
 
@@ -112,6 +120,18 @@ def stage(name: Stage) -> Iterator[None]:
     """Measures the time of the block as one stage."""
     with STAGE.labels(name).time():
         yield
+
+
+def time_replaced(viewer: str | None, time_was: str) -> None:
+    """Counts one attempt whose time was replaced."""
+    label = viewer or "unknown"
+    if label not in _viewers_seen and len(_viewers_seen) == _VIEWERS_TOLD_APART:
+        label = "others"
+    _viewers_seen.add(label)
+    _TIMES_REPLACED.labels(label, time_was).inc()
+
+
+_viewers_seen: Final = {"others"}
 
 
 def version_label(version: tuple[int, int]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.words import Outcome
 from tests.factories import MONDAY, scored
-from worker.domain.scoring import effective_time, outcome_of, was_right
+from worker.domain.scoring import outcome_of, was_right
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,6 @@ def test_unsure_beats_a_selection_and_no_selection_is_no_answer(
 def test_choice_zero_is_a_choice() -> None:
     assert outcome_of(0, 0, False) is Outcome.CORRECT
     assert was_right(0, 0) is True
-
-
-def test_an_answer_counts_as_given_when_it_was_sent_but_never_after_its_receipt() -> None:
-    second = timedelta(seconds=1)
-    assert effective_time(None, MONDAY) == MONDAY
-    assert effective_time(MONDAY - second, MONDAY) == MONDAY - second
-    assert effective_time(MONDAY, MONDAY) == MONDAY
-    assert effective_time(MONDAY + second, MONDAY) == MONDAY
 
 
 def test_the_order_is_effective_time_then_time_as_sent_then_session_then_position() -> None:

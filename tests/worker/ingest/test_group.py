@@ -114,7 +114,7 @@ async def test_a_group_is_its_batches_one_after_another(
     repeats = data.draw(st.lists(st.integers(0, len(drawn) - 1), max_size=3))
     group = [
         incoming(
-            make.batch(*(_attempt(questions, each) for each in answers), uuid=UUID(int=number)),
+            make.batch(*(_attempt(questions, each) for each in answers), uuid=UUID(int=number + 1)),
             viewer,
         )
         for number, answers, viewer in [*drawn, *(drawn[n] for n in repeats)]

@@ -57,7 +57,7 @@ def _deliveries(drawn: object, shelves: dict[int, list[Published]]) -> list[Inco
                 answer(shelves[user_id][number], choice, at(minutes=minutes), unsure=unsure)
                 for number, (choice, unsure), minutes in answers
             ),
-            uuid=UUID(int=uuid),
+            uuid=UUID(int=uuid + 1),
         )
         for user_id, answers, uuid in drawn
     ]

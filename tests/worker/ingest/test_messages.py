@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.followups import ExplanationRequested, QuestionPattern, ReviewRequested
-from schemas.ingest_result import Due, IngestResult, SessionSummary, Skipped
-from schemas.words import Outcome, Pattern, SkipReason, Status
+from schemas.ingest_result import Due, IngestResult, ReplacedTime, SessionSummary, Skipped
+from schemas.words import Outcome, Pattern, SkipReason, Status, TimeWas
 from worker.domain.summary import Summary
 from worker.ingest import messages
 
@@ -67,6 +67,14 @@ def test_a_request_for_a_review_is_the_model_as_json(
     ),
     st.lists(st.tuples(_IDS, st.uuids(), _SUMMARIES)),
     st.lists(st.tuples(_PUB_IDS, _TIMES)),
+    st.lists(
+        st.builds(
+            ReplacedTime,
+            position=st.integers(0, 999),
+            time_was=st.sampled_from(TimeWas),
+            answered_at=_TIMES,
+        )
+    ),
 )
 def test_the_result_of_a_first_ingest_is_the_model_as_json(
     uuid: UUID,
@@ -74,8 +82,9 @@ def test_the_result_of_a_first_ingest_is_the_model_as_json(
     skipped: list[Skipped],
     sessions: list[tuple[int, UUID, Summary]],
     due: list[tuple[str, datetime]],
+    replaced: list[ReplacedTime],
 ) -> None:
-    told = messages.ingested(uuid, received_at, skipped, sessions, due)
+    told = messages.ingested(uuid, received_at, skipped, sessions, due, replaced)
 
     model = IngestResult(
         client_session_uuid=uuid,
@@ -87,5 +96,6 @@ def test_the_result_of_a_first_ingest_is_the_model_as_json(
             for topic_id, session_id, summary in sessions
         ),
         due=tuple(Due(question_pub_id=pub_id, due_at=due_at) for pub_id, due_at in due),
+        replaced_times=tuple(replaced),
     )
     assert told == model.model_dump_json(exclude_none=True)

@@ -287,7 +287,7 @@ async def test_one_of_two_users_sessions_with_one_uuid_is_ingested_and_the_other
 ) -> None:
     shelves = [(await make.publish(engine, user_id=user_id))[0] for user_id in (1, 2)]
     for n in range(ROUNDS):
-        groups = [[sent(right(each, at(n)), uuid=UUID(int=n))] for each in shelves]
+        groups = [[sent(right(each, at(n)), uuid=UUID(int=n + 1))] for each in shelves]
         (one,), (other,) = await _at_once(*zip(crew, groups, strict=False))
         assert {type(one), type(other)} == {Ingested, Rejected}
         reasons = {each.reason for each in (one, other) if isinstance(each, Rejected)}

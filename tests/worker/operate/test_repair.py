@@ -54,7 +54,7 @@ async def _verify(engine: AsyncEngine, user_id: int = 1) -> list[Difference]:
 
 
 async def _rebuild(engine: AsyncEngine, user_id: int = 1) -> int:
-    return await rebuild(engine, user_id, Policy())
+    return (await rebuild(engine, user_id, Policy())).progress
 
 
 async def _versions(engine: AsyncEngine) -> list[dict[str, object]]:
@@ -188,7 +188,7 @@ async def test_other_thresholds_are_another_pattern(
     strict = Policy(leech_lapses=1)
     differences = await verify(engine, 1, strict)
     assert [each.question_id for each in differences] == [questions[0].question_id]
-    assert await rebuild(engine, 1, strict) == 1
+    assert (await rebuild(engine, 1, strict)).progress == 1
     row = (await make.progress(engine))[1, questions[0].question_id]
     assert row["pattern"] == "leech"
 

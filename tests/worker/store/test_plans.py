@@ -119,7 +119,7 @@ async def test_no_statement_of_ingest_scans_a_whole_table(
         assert len(taken) == 80
     for user_id in range(1, 9):
         assert len(await verify(engine, user_id, Policy())) > 0
-        assert await rebuild(engine, user_id, Policy()) > 0
+        assert (await rebuild(engine, user_id, Policy())).progress > 0
     await engine.dispose()
 
     after = await _counts(filled, "seq_scan")

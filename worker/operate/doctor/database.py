@@ -6,16 +6,18 @@ from datetime import UTC, datetime
 from sqlalchemy import Row, UniqueConstraint, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from worker.errors import SchemaError
+from worker.errors import SchemaError, TransientFault
 from worker.operate.doctor.finding import Finding, by_sentence
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import transaction
+from worker.store.operate import times
 from worker.store.operate.roles import RIGHTS
 from worker.store.tables import METADATA
 
 _BESIDE_THE_LANES = 2
 _SKEW = 2.0
+_MOST_COUNTED = 100_000
 
 _FACTS = text(
     "SELECT current_setting('synchronous_commit') AS synchronous_commit,"
@@ -57,7 +59,32 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
         if found[0].severity == "ok":
             found += await _indexes(connection)
             found += await _rights(connection, facts)
+    if found[0].severity == "ok":
+        found.append(await _times(settings, engine))
     return found
+
+
+async def _times(settings: Settings, engine: AsyncEngine) -> Finding:
+    earliest = settings.policy().earliest_answer
+    try:
+        async with transaction(engine) as connection:
+            count = await times.count_unjudged(connection, earliest, _MOST_COUNTED)
+    except TransientFault:  # it took too long: there are too many attempts to look at each
+        return Finding(
+            "times",
+            "note",
+            "Whether attempts have times that can't be true was not found out in time.",
+            "Run `study-ingest rebuild` once after an upgrade from 0.1.0.",
+        )
+    if not count:
+        return Finding("times", "ok", "No attempt has a time that can't be true.")
+    return Finding(
+        "times",
+        "warning",
+        f"{count}{' or more' if count == _MOST_COUNTED else ''} attempts of 0.1.0, or from before"
+        " INGEST_EARLIEST_ANSWER, may have times that can't be true.",
+        "Run `study-ingest rebuild`: they get the times of their neighbours.",
+    )
 
 
 def _durability(facts: Row[tuple[object, ...]]) -> Iterator[Finding]:

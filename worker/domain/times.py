@@ -1,0 +1,54 @@
+"""When answers count as given: the times that viewers sent, without those that can't be true. Pure.
+
+A device whose clock or calendar is wrong must not poison a schedule. An answer whose time can't be
+true takes that of a neighbour in its session, which is minutes away at most.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from schemas.words import TimeWas
+
+
+class EffectiveTimes(NamedTuple):
+    """A session's times, in the order of its attempts."""
+
+    at: Sequence[datetime]
+    was: Sequence[TimeWas | None]
+    """Why the time as sent was replaced; None where it was not."""
+
+
+def effective_times(
+    sent: Sequence[datetime | None],
+    texts: Sequence[str | None],
+    received_at: datetime,
+    earliest: datetime,
+) -> EffectiveTimes:
+    """The effective times of one session, whose attempts are in the order of the answers.
+
+    A time as sent is credible from `earliest` to `received_at`. Any other is replaced by the
+    nearest credible one before it, else by the nearest after it, else by `received_at`. `texts`
+    are the times as they were written: they tell a time that is missing from one that can't be
+    read.
+    """
+    if None not in sent and earliest <= min(sent) and max(sent) <= received_at:  # type: ignore[type-var, operator]  # none is None
+        return EffectiveTimes(sent, (None,) * len(sent))  # type: ignore[arg-type]  # none is None
+    was = [_why(at, text, received_at, earliest) for at, text in zip(sent, texts, strict=True)]
+    credible = [at if why is None else None for at, why in zip(sent, was, strict=True)]
+    nearest = next((at for at in credible if at is not None), received_at)
+    effective = []
+    for at in credible:
+        nearest = at or nearest
+        effective.append(nearest)
+    return EffectiveTimes(effective, was)
+
+
+def _why(
+    at: datetime | None, text: str | None, received_at: datetime, earliest: datetime
+) -> TimeWas | None:
+    if at is None:
+        return TimeWas.MISSING if text is None else TimeWas.UNREADABLE
+    if at > received_at:
+        return TimeWas.IN_THE_FUTURE
+    return TimeWas.TOO_EARLY if at < earliest else None

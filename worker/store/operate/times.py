@@ -1,0 +1,105 @@
+"""Attempts that were stored before the rule about times, and the times that it gives them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.words import TimeWas
+
+
+class Timed(NamedTuple):
+    """A stored attempt, as far as its time goes."""
+
+    id: int
+    answered_at_sent: datetime | None
+    time_was: TimeWas | None
+
+
+class TimedSession(NamedTuple):
+    """A batch's attempts, in the order of the answers."""
+
+    client_session_uuid: UUID
+    received_at: datetime
+    attempts: Sequence[Timed]
+
+
+class Retimed(NamedTuple):
+    """An attempt with its new effective time, and why that is not the time as sent."""
+
+    id: int
+    answered_at: datetime
+    time_was: TimeWas
+
+
+_UNJUDGED: Final = (
+    "attempt.time_was IS NULL AND (attempt.answered_at_sent IS NULL"
+    " OR attempt.answered_at_sent <> attempt.answered_at OR attempt.answered_at_sent < :earliest)"
+)
+
+_SESSIONS: Final = text(
+    "SELECT session.client_session_uuid, session.finalized_at, attempt.id,"
+    " attempt.answered_at_sent, attempt.time_was FROM study_quiz_sessions AS session"
+    " JOIN study_question_attempts AS attempt ON attempt.quiz_session_id = session.id"
+    " WHERE session.user_id = :user_id AND session.client_session_uuid IN"
+    " (SELECT one.client_session_uuid FROM study_quiz_sessions AS one"
+    " JOIN study_question_attempts AS attempt ON attempt.quiz_session_id = one.id"
+    f" WHERE one.user_id = :user_id AND {_UNJUDGED})"
+    " ORDER BY session.client_session_uuid, attempt.position"
+)
+
+_RETIME: Final = text(
+    "UPDATE study_question_attempts AS attempt"
+    " SET answered_at = retimed.answered_at, time_was = retimed.time_was"
+    " FROM unnest(CAST(:ids AS bigint[]), CAST(:times AS timestamptz[]), CAST(:reasons AS text[]))"
+    " AS retimed (id, answered_at, time_was) WHERE attempt.id = retimed.id"
+)
+
+_FINISHED: Final = text(
+    "UPDATE study_quiz_sessions AS session SET finished_at = finished.at, updated_at = now()"
+    " FROM (SELECT quiz_session_id, max(answered_at) AS at FROM study_question_attempts"
+    " WHERE quiz_session_id IN (SELECT quiz_session_id FROM study_question_attempts"
+    " WHERE id = ANY(CAST(:ids AS bigint[]))) GROUP BY quiz_session_id) AS finished"
+    " WHERE session.id = finished.quiz_session_id AND session.finished_at <> finished.at"
+)
+
+_COUNT: Final = text(
+    "SELECT count(*) FROM"
+    f" (SELECT FROM study_question_attempts AS attempt WHERE {_UNJUDGED} LIMIT :most) AS some"
+)
+
+
+async def unjudged(
+    connection: AsyncConnection, user_id: int, earliest: datetime
+) -> list[TimedSession]:
+    """The user's batches, voided ones too, with an attempt whose time nobody has judged."""
+    rows = await connection.execute(_SESSIONS, {"user_id": user_id, "earliest": earliest})
+    return [
+        TimedSession(
+            uuid,
+            received_at,
+            [Timed(row[2], row[3], None if row[4] is None else TimeWas(row[4])) for row in some],
+        )
+        for (uuid, received_at), some in groupby(rows, key=lambda row: (row[0], row[1]))
+    ]
+
+
+async def retime(connection: AsyncConnection, retimed: Sequence[Retimed]) -> None:
+    """Writes the attempts' new times, and when their sessions were finished by these."""
+    ids = [each.id for each in retimed]
+    times = [each.answered_at for each in retimed]
+    reasons = [each.time_was for each in retimed]
+    await connection.execute(_RETIME, {"ids": ids, "times": times, "reasons": reasons})
+    await connection.execute(_FINISHED, {"ids": ids})
+
+
+async def count_unjudged(connection: AsyncConnection, earliest: datetime, most: int) -> int:
+    """How many attempts of all users `rebuild` would look at; at most `most`. Reads all of them
+    where there are fewer.
+    """
+    found = await connection.scalar(_COUNT, {"earliest": earliest, "most": most})
+    return int(found or 0)
