@@ -174,8 +174,8 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
         received_at=inbox.received_at,
         sessions=tuple(summaries),
         due=tuple(
-            Due(question_pub_id=pub_id, due_at=due[question_id])
-            for pub_id, question_id in published.items()
+            Due(question_pub_id=pub_id, due_at=due[published[pub_id]])
+            for pub_id in dict.fromkeys(each.question_pub_id for each in batch.attempts)
         ),
     )
     body = told.model_dump_json(exclude_none=True)

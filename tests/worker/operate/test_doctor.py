@@ -10,8 +10,11 @@ from sqlalchemy import make_url
 from schemas import amqp
 from tests import factories as make
 from tests.broker_fixtures import make_settings, until
+from tests.factories import right
 from tests.worker.operate.commands import invoke
 from tests.worker.operate.conftest import Site
+from worker.domain.policy import Policy
+from worker.ingest.transaction import Ingest
 from worker.operate.doctor import broker, database, local
 
 pytestmark = pytest.mark.broker
@@ -61,6 +64,17 @@ async def test_doctor_finds_problems_of_the_database(site: Site) -> None:
         "Index outbox_results_idx is missing.",
         "Index ingest_inbox_user_id_idx is not valid.",
     }
+
+
+async def test_attempts_of_0_1_0_with_times_that_cannot_be_true_are_counted(site: Site) -> None:
+    (question,) = await make.publish(site.engine)
+    await Ingest(site.engine, Policy())([make.sent(right(question, None), right(question))])
+    assert not (await examined(site))["warning"]
+    await make.execute(site.engine, "UPDATE study_question_attempts SET time_was = NULL")
+    (finding,) = (await examined(site))["warning"]
+    assert finding["check"] == "times" and finding["found"].startswith("1 attempts of 0.1.0")
+    assert (await invoke(site, "rebuild")).exit_code == 0
+    assert not (await examined(site))["warning"]
 
 
 async def test_a_schema_that_does_not_fit_is_found(site: Site) -> None:

@@ -69,7 +69,7 @@ _FINISHED: Final = text(
 
 _COUNT: Final = text(
     "SELECT count(*) FROM"
-    f" (SELECT FROM study_question_attempts AS attempt WHERE {_UNJUDGED} LIMIT :most) AS some"
+    f" (SELECT FROM study_question_attempts AS attempt WHERE {_UNJUDGED} LIMIT :most) AS counted"
 )
 
 
