@@ -96,7 +96,7 @@ async def _try(connection: AsyncConnection) -> NoReturn:
         ]
         plans = [_plan(question) for question in questions]
         done = [
-            finalize([score(plan, received_at)], {question_id: question}, {}, Policy())
+            finalize([score(plan, received_at, Policy())], {question_id: question}, {}, Policy())
             for plan, question in zip(plans, questions, strict=True)
         ]
         await _write(connection, plans, done)
