@@ -1,6 +1,7 @@
-"""Two questions of user 42, for a first try: question-1 (choice 2 is right) and question-2 (1).
+"""Two questions of user 42, for trying things out: question-1 (choice 2 is right) and question-2
+(1).
 
-Stands in for the study application, which owns these tables. May be run again.
+This stands in for the study application, which owns these tables. It can be run again.
 
     ./dev run -- python examples/bank.py
 """

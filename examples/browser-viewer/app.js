@@ -1,6 +1,6 @@
-// The page: asks questions, keeps each finished session in the outbox, shows what became of it.
+// The page: asks questions, keeps each finished session in the outbox, shows its result.
 //
-// Knows the document. Whatever comes from outside (questions, results) is only ever text here.
+// Everything that comes from outside (questions, results) is only inserted as text.
 
 import { openOutbox } from "./outbox.js";
 import { Relay } from "./relay.js";
@@ -129,5 +129,5 @@ form.onsubmit = async (event) => {
 offer();
 await showSessions();
 if ("serviceWorker" in navigator) await navigator.serviceWorker.register("service-worker.js");
-// Two tabs would take the one login's connection from each other: the second waits its turn.
+// Two tabs would close each other's connection, because they share a login. So the second one waits.
 navigator.locks.request("study-viewer-relay", () => relay.run());

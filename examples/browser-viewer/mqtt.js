@@ -1,11 +1,11 @@
-// As much of MQTT as a viewer needs, over a WebSocket: publish and subscribe with QoS 1.
+// The part of MQTT that a viewer needs, over a WebSocket: publish and subscribe with QoS 1.
 //
-// Version 5 where the broker speaks it (RabbitMQ 4), which then says why it refuses; else 3.1.1.
-// Knows packets; nothing of sessions or results.
+// It uses version 5 if the broker supports it (RabbitMQ 4), because that gives reasons for refusals, and
+// 3.1.1 otherwise.
 
 const CONNECT = 0x10, PUBLISH = 0x32, PUBACK = 0x40, SUBSCRIBE = 0x82, PINGREQ = 0xc0, DISCONNECT = 0xe0;
 const KEEPALIVE = 30; // seconds
-const PATIENCE = 15_000; // milliseconds for any one answer
+const PATIENCE = 15_000; // milliseconds for each answer
 const NO_SUBSCRIBERS = 0x10, FAILURE = 0x80;
 
 /** Connects, by version 5 or else 3.1.1. The session outlives the connection: results wait there. */
@@ -37,7 +37,7 @@ class Client {
       this.#socket.onclose = () => {
         clearInterval(this.#timer);
         const error = new Error("the connection was lost");
-        // RabbitMQ 3.10 hangs up on a version that it does not know.
+        // RabbitMQ 3.10 closes the connection if it does not know the version.
         error.unversed = version === 5 && met;
         for (const { reject } of this.#answers.values()) reject(error);
         resolve();
@@ -163,7 +163,7 @@ class Client {
       at = properties.next + properties.value;
     }
     await this.#onMessage(new TextDecoder().decode(packet.slice(at)));
-    // Only now: what is not acknowledged comes again.
+    // Acknowledge it only now, because an unacknowledged message is delivered again.
     if (id && this.#socket.readyState === WebSocket.OPEN) this.#send(PUBACK, id);
   }
 }

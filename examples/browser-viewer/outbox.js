@@ -1,7 +1,6 @@
-// The outbox: sessions in IndexedDB, from the last answer until their result, and beyond.
+// The outbox: sessions in IndexedDB, from their last answer until their result, and longer.
 //
-// What `record` has returned for survives a closed tab and a dead battery. Knows IndexedDB;
-// nothing of the broker.
+// After `record` has returned, a session survives a closed tab and a dead battery.
 
 const NAME = "study-viewer";
 

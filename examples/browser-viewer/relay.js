@@ -1,12 +1,12 @@
-// The relay: carries the outbox to the broker and the results back, whenever there is a network.
+// The relay: publishes the outbox and receives the results, whenever there is a network.
 //
-// Everything it knows is in the outbox, so the tab may close at any point: what has no result is
-// published again with the next connection, and the worker tells duplicates by their uuid.
+// All of its state is in the outbox, so the tab may close at any point. Sessions without a result are
+// published again with the next connection, and the worker detects duplicates by their uuid.
 
 import { connect } from "./mqtt.js";
 
-const SHORTEST = 500, LONGEST = 60_000; // milliseconds between tries
-const RESULT_TIMEOUT = 15 * 60_000; // without a result after that, publish again
+const SHORTEST = 500, LONGEST = 60_000; // milliseconds between attempts
+const RESULT_TIMEOUT = 15 * 60_000; // publish again if there is no result after this time
 
 export class Relay {
   #outbox;
@@ -55,7 +55,7 @@ export class Relay {
       onMessage: (body) => this.#settle(body),
     });
     try {
-      // Before the first batch: a result that comes before its subscription is lost.
+      // Before the first batch, because a result without a subscription is lost.
       await client.subscribe(`result/${viewer}`);
       this.#tell("online");
       const published = new Set();
@@ -83,7 +83,7 @@ export class Relay {
     try {
       result = JSON.parse(body);
     } catch {
-      return; // can't be read; its batch is published again after a while
+      return; // not readable; its batch is published again after a while
     }
     await this.#outbox.settle(result);
     this.#tell("online");

@@ -1,6 +1,6 @@
-// Makes the page open without a network: what is kept is shown at once, and renewed behind it.
+// Lets the page open without a network: it shows the stored files at once, and then updates them.
 //
-// Knows the page's own files; sessions and results are never here (they are in IndexedDB).
+// It stores only the page's own files. Sessions and results are in IndexedDB.
 
 const CACHE = "study-viewer";
 const FILES = ["./", "app.js", "mqtt.js", "outbox.js", "relay.js", "viewer.css", "questions.json"];

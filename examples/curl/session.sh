@@ -1,19 +1,19 @@
 #!/bin/sh
-# Publishes one session by RabbitMQ's HTTP API, and waits for its result: for a first try.
+# Publishes one session through RabbitMQ's HTTP API, and waits for its result. For trying things out.
 #
 #   STUDY_VIEWER=... STUDY_PASSWORD=... STUDY_API_URL=http://localhost:15672 \
 #       ./session.sh question-1=2 question-2=unsure
 #
-# Needs a viewer made with `study-ingest viewer add NAME --user N --http`. A real viewer speaks
-# AMQP or MQTT: the API is slow, its login sees the names of queues, and nothing here is kept
-# if it is interrupted. STUDY_VHOST: the broker's virtual host, in a URL's spelling (%2F is /).
+# It needs a viewer created with `study-ingest viewer add NAME --user N --http`. A real viewer uses AMQP
+# or MQTT, because the API is slow, its login sees the names of queues, and this script stores nothing if
+# it is interrupted. STUDY_VHOST is the broker's virtual host in URL encoding (%2F is /).
 set -eu
 
 vhost=${STUDY_VHOST:-%2F}
 session=${STUDY_SESSION:-$(cat /proc/sys/kernel/random/uuid)}
 message_id=$(cat /proc/sys/kernel/random/uuid)
 
-# The password reaches curl by its standard input, where `ps` can't see it.
+# curl reads the password from its standard input, so that `ps` does not show it.
 api() {
     printf 'user = "%s:%s"\n' "$STUDY_VIEWER" "$STUDY_PASSWORD" |
         curl --silent --show-error --fail-with-body --config - \

@@ -1,4 +1,4 @@
-// Records one session, publishes all that waits in the outbox, and waits for its result.
+// Records one session, publishes everything in the outbox, and waits for its result.
 //
 //   STUDY_VIEWER=... STUDY_PASSWORD=... STUDY_AMQP_URL=amqp://localhost:5672/ \
 //       node session.mjs question-1=2 question-2=unsure
@@ -27,7 +27,7 @@ function attempt(answer) {
   };
 }
 
-/** Publishes one batch, and returns when the broker has it: an ack without a return before. */
+/** Publishes one batch, and returns after the broker has confirmed it without returning it. */
 async function publish(channel, batch) {
   const messageId = randomUUID(); // new for each publish; the batch has its own uuid
   let returned = false;

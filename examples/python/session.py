@@ -19,7 +19,7 @@ from study_viewer import Attempt, AttemptBatch, Outbox, Relay, RelaySettings
 
 
 def attempt(answer: str) -> Attempt:
-    """One answer as typed: the question's published id, `=`, and the choice or `unsure`."""
+    """One answer as typed: the published id of the question, `=`, and the choice or `unsure`."""
     question, _, choice = answer.rpartition("=")
     return Attempt(
         question_pub_id=question,
@@ -30,7 +30,9 @@ def attempt(answer: str) -> Attempt:
 
 
 def record(outbox: Outbox, batch: AttemptBatch) -> None:
-    """In the same transaction as the viewer's own rows: both are there, or neither."""
+    """Records the batch in the same transaction as the viewer's own rows, so that both exist or
+    neither.
+    """
     with closing(sqlite3.connect(outbox.path)) as database, database:
         database.execute("CREATE TABLE IF NOT EXISTS my_sessions (uuid TEXT PRIMARY KEY)")
         database.execute(
@@ -52,7 +54,7 @@ async def main(answers: list[str]) -> None:
                 client_session_uuid=session, attempts=tuple(attempt(each) for each in answers)
             )
             record(outbox, batch)
-        # The operator made the results queue: this login may not.
+        # The operator has created the results queue, because this login may not.
         settings = RelaySettings(declare_results_queue=False)
         async with Relay(outbox, url.geturl(), viewer, settings) as relay:
             entry = await relay.until_settled(session)
