@@ -2,13 +2,17 @@
 
 The client reads every body to its end before anybody sees it, and the broker sends as many as the
 prefetch, whatever their size. On a channel that is bounded here, a body is kept as far as `room`
-says, and what follows is read and dropped.
+says, and what follows is read and dropped. This replaces a private function of the client.
 """
 
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from inspect import signature
+from typing import Final
 
-from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
+import structlog
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -16,9 +20,23 @@ from pamqp.header import ContentHeader
 Room = Callable[[int], int]
 """How many bytes to keep of a body of so many bytes, when it begins to arrive."""
 
+_log = structlog.get_logger(__name__)
 
-def bound(channel: Channel, room: Room) -> None:
-    """Bounds the bodies of everything that is delivered on the channel."""
+_PARAMETERS: Final = ["frame", "header"]
+"""Those of the client's function that is replaced."""
+
+
+def bound(channel: AbstractChannel, room: Room) -> None:
+    """Bounds the bodies of everything that is delivered on the channel.
+
+    Changes nothing, and warns once, if the client does not have the functions that this replaces
+    and calls.
+    """
+    reader = getattr(channel, "_read_content", None)
+    next_frame = getattr(channel, "_get_frame", None)
+    if next_frame is None or reader is None or [*signature(reader).parameters] != _PARAMETERS:
+        _warn_of_whole_bodies()
+        return
 
     async def read_content(frame: Basic.Deliver, header: ContentHeader) -> DeliveredMessage:
         size = header.body_size
@@ -26,7 +44,7 @@ def bound(channel: Channel, room: Room) -> None:
         parts: list[bytes] = []
         read = 0
         while read < size:
-            content = await channel._get_frame()
+            content = await next_frame()
             if not isinstance(content, ContentBody):
                 raise ValueError(f"Unexpected frame {content!r} inside a body")
             read += len(content.value)
@@ -37,4 +55,15 @@ def bound(channel: Channel, room: Room) -> None:
             delivery=frame, header=header, body=b"".join(parts), channel=channel
         )
 
-    channel._read_content = read_content  # type: ignore[method-assign, assignment]
+    channel._read_content = read_content  # type: ignore[attr-defined]
+
+
+@cache
+def _warn_of_whole_bodies() -> None:
+    """Warns once in a process, not at each of its connections."""
+    _log.warning(
+        "consumer.whole_bodies",
+        aiormq=version("aiormq"),
+        meaning="bodies are read whole, so a prefetch of large ones can take all the memory",
+        mend="install the versions in requirements.lock",
+    )

@@ -16,7 +16,6 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractConnection
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
 from pamqp.commands import Basic
 
@@ -192,7 +191,6 @@ class Subscription:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
         if room is not None:
-            assert isinstance(channel, Channel)
             bound(channel, room)
         return cls(settings, queue, connection, channel, on_delivery, on_lost)
 

@@ -3,6 +3,7 @@
 The client is doctored as a new version of it might be: its own source, with a name changed.
 """
 
+import asyncio
 import inspect
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from structlog.testing import capture_logs
 
 from schemas import amqp
 from tests.broker_fixtures import VIEWER, Broker, until
-from worker.broker import decoders, publisher
+from worker.broker import bodies, decoders, publisher
 from worker.broker.publisher import Publisher, Unroutable, outgoing
+from worker.broker.subscription import Delivery, Subscription
 from worker.cli import process
 from worker.errors import InstallationError, Unconfirmed
 from worker.settings import Settings
@@ -123,6 +125,54 @@ async def test_without_bursts_a_lost_connection_or_a_late_confirm_is_unconfirmed
             return await publishing.publish_all(messages) == [None] * 300
 
         await until(published, bool)
+
+
+# ------------------------------------------------------------------------------- bodies
+
+
+async def _body_of(broker: Broker, size: int, room: int) -> bytes:
+    """What is kept of a body of `size` bytes where there is room for `room`."""
+    arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+    subscription = await Subscription.open(
+        broker.settings, amqp.ATTEMPTS_QUEUE, arrived.put_nowait, lambda: None, lambda _: room
+    )
+    try:
+        await broker.publish(b"x" * size)
+        await subscription.consume(10)
+        delivery = await asyncio.wait_for(arrived.get(), 10)
+        assert delivery.size == size
+        await delivery.ack()
+        return delivery.body
+    finally:
+        await subscription.close()
+
+
+@pytest.mark.broker
+async def test_bodies_are_bounded_where_the_client_reads_them_as_expected(broker: Broker) -> None:
+    with capture_logs() as lines:
+        assert len(await _body_of(broker, 300_000, 10)) == 10
+    assert lines == []
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("_read_content", "_read_body"),
+        ("_get_frame", "_next_frame"),
+        ("header: ContentHeader,\n    ) ->", "header: ContentHeader, limit: int = 0\n    ) ->"),
+    ],
+    ids=["reader", "frames", "parameters"],
+)
+async def test_a_client_that_reads_bodies_otherwise_reads_them_whole_with_one_warning(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    monkeypatch.setattr(aiormq.connection, "Channel", doctored(aiormq.channel, old, new).Channel)
+    bodies._warn_of_whole_bodies.cache_clear()
+    with capture_logs() as lines:
+        for _ in range(2):
+            assert len(await _body_of(broker, 300, 10)) == 300
+    assert [line["event"] for line in lines] == ["consumer.whole_bodies"]
 
 
 def test_the_client_is_declared_in_narrow_ranges() -> None:
