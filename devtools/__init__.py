@@ -1,8 +1,9 @@
-"""Everything behind `./dev`: the virtual environment, and the servers that work is done against.
+"""Everything behind `./dev`: the virtual environment, and the servers for development.
 
-Runs before any dependency is installed, so it knows only the standard library, and nothing
-of schemas, study_viewer, worker or migrations. `Postgres`, `RabbitMQ` and `RabbitMQCluster` are
-also for tests and benchmarks: private servers to start, kill, pause and restart at will.
+It runs before any dependency is installed, so it uses only the standard library, and imports
+nothing of schemas, study_viewer, worker or migrations. Tests and benchmarks use `Postgres`,
+`RabbitMQ` and `RabbitMQCluster` as well: private servers that can be started, killed, paused and
+restarted.
 """
 
 from devtools.cluster import RabbitMQCluster

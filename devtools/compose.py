@@ -1,7 +1,4 @@
-"""The same two servers in containers, where a Docker engine answers.
-
-Knows devtools/compose.yml, and nothing of who uses the servers.
-"""
+"""The same two servers in containers, if a Docker engine answers. See devtools/compose.yml."""
 
 import hashlib
 import os
@@ -19,7 +16,7 @@ REMEDY = "see that the engine can pull images, or set INGEST_DATABASE_URL and IN
 
 
 def obstacle() -> str | None:
-    """Why Docker can't be used, or None where an engine answers and there is a compose."""
+    """Why Docker can't be used. None if an engine answers and Compose is available."""
     if shutil.which("docker") is None:
         return "docker isn't installed"
     if not _answers("docker", "version"):
@@ -42,7 +39,7 @@ def _compose() -> tuple[str, ...] | None:
 
 
 class _Container:
-    """One service of the file; its ports are kept in `folder`."""
+    """One service of the file. Its ports are stored in `folder`."""
 
     service: str
     port_names: tuple[str, ...]
@@ -63,14 +60,14 @@ class _Container:
         run_step("docker", argv, REMEDY, env={**os.environ, **known})
 
     def alive(self) -> bool:
-        """Whether we have started it, ready or not."""
+        """Whether this checkout has started it, ready or not."""
         return (self.folder / "started").exists()
 
     def ready(self) -> bool:
         raise NotImplementedError
 
     def start(self, seconds: float = 90) -> None:
-        """Start the container; return when clients can connect. Raises DevError."""
+        """Start the container. Return when clients can connect. Raises DevError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         ports(self.folder / "ports.json", self.port_names)
         (self.folder / "started").touch()
@@ -93,11 +90,11 @@ class ComposePostgres(_Container):
 
     @property
     def url(self) -> str:
-        """For clients, without a password: the loopback is trusted."""
+        """The URL for clients, without a password, because the loopback interface is trusted."""
         return f"postgresql://worker@127.0.0.1:{self._port('POSTGRES_PORT')}/study"
 
     def ready(self) -> bool:
-        """Whether it lets us in."""
+        """Whether it accepts connections."""
         port = self._port("POSTGRES_PORT")
         return bool(port) and postgres_ready(port, "worker", "study")
 

@@ -1,7 +1,7 @@
-"""Debian's packages, unpacked into folders of ours.
+"""Debian's packages, unpacked into private folders.
 
-Needs no root, and touches nothing of the machine's own apt: lists, cache and configuration are
-private copies. Signatures are checked as always. Knows nothing of what is in the packages.
+It needs no root, and does not touch the machine's own apt: lists, cache and configuration are
+private copies. Signatures are checked as always.
 """
 
 import os
@@ -26,7 +26,7 @@ ONLINE = "see that apt-get update works on this machine, and run ./dev again"
 
 
 def own_suite() -> str | None:
-    """The machine's Debian suite, by its code name; None where it isn't Debian or a relative."""
+    """The machine's Debian suite, by its code name. None if it is neither Debian nor a relative."""
     try:
         release = Path("/etc/os-release").read_text()
     except OSError:
@@ -45,10 +45,11 @@ def unpacked(
     on_disk: int,
     finish: Callable[[Path, Path], None] = lambda fresh, root: None,
 ) -> Path:
-    """The folder of this name in which these packages lie unpacked: downloaded at the first call.
+    """The folder with this name, with these packages unpacked. They are downloaded at the first
+    call.
 
-    "a|b" is the package a, or b where the suite has no a. `finish(where it is, where it will
-    be)` may change what was unpacked. Raises DevError where apt can't get them.
+    "a|b" means package a, or b if the suite has no a. `finish(where it is, where it will be)` may
+    change the unpacked files. Raises DevError if apt can't get them.
     """
     root = in_home("tools") / name
     with locked(root.with_suffix(".lock"), f"another ./dev is unpacking {what}: waiting"):
@@ -98,9 +99,9 @@ def _first_known(names: Sequence[str], env: Mapping[str, str]) -> str:
 
 
 def _write_sources(suite: str, target: Path) -> None:
-    """Copy the machine's entries for its Debian suite, rewritten for the one that is wanted.
+    """Copy the machine's entries for its Debian suite, changed to the wanted suite.
 
-    Derived, so that a mirror that the machine was told of is used here as well.
+    In this way a mirror that the machine uses is also used here.
     """
     own = own_suite()
     release = re.compile(rf"(?<![\w-]){own}(-updates|-security)?(?![\w-])(/)?")
@@ -123,10 +124,10 @@ def _write_sources(suite: str, target: Path) -> None:
 
 
 def _write_configuration(apt: Path) -> None:
-    """The machine's apt configuration (its proxies, its certificates) with folders of ours.
+    """The machine's apt configuration (its proxies and certificates) with private folders.
 
-    What it leaves open is taken from pip's. Without its hooks: they clear caches and call
-    services that aren't ours to touch.
+    What it does not set comes from pip's configuration. Its hooks are left out, because they clear
+    caches and call services of the machine.
     """
     dumped = run_step("apt", ("apt-config", "dump"), ONLINE)
     kept = [

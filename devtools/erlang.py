@@ -1,7 +1,4 @@
-"""RabbitMQ's and Erlang's programs: where they are, and how they keep to themselves.
-
-Knows Debian's suites and Erlang's port mapper, and nothing of nodes.
-"""
+"""RabbitMQ's and Erlang's programs: where they are, and how they stay private."""
 
 import os
 import shutil
@@ -31,9 +28,9 @@ def installed(suite: str | None) -> bool:
 
 
 def default_suite() -> str | None:
-    """The Debian suite to take RabbitMQ from: DEV_RABBITMQ_SUITE, else the machine's own.
+    """The Debian suite from which to take RabbitMQ: DEV_RABBITMQ_SUITE, or else the machine's own.
 
-    None where it isn't a Debian. Raises DevError for a suite that isn't known.
+    None if this is not Debian. Raises DevError for an unknown suite.
     """
     asked = os.environ.get("DEV_RABBITMQ_SUITE")
     if asked and asked not in debian.SUITES:
@@ -42,9 +39,9 @@ def default_suite() -> str | None:
 
 
 def programs(suite: str | None) -> Programs:
-    """RabbitMQ's programs of this suite: the installed ones where they are it, else unpacked ones.
+    """RabbitMQ's programs of this suite: the installed ones if they fit, or else unpacked ones.
 
-    Raises DevError where there are neither.
+    Raises DevError if there are neither.
     """
     if installed(suite):
         return Programs(INSTALLED, None, None)
@@ -64,7 +61,9 @@ def programs(suite: str | None) -> Programs:
 
 
 class Epmd:
-    """Erlang's port mapper, by which nodes on one machine find each other; on the loopback."""
+    """Erlang's port mapper on the loopback interface, by which nodes on one machine find each
+    other.
+    """
 
     def __init__(self, folder: Path, suite: str | None) -> None:
         self.folder = folder
@@ -72,16 +71,16 @@ class Epmd:
 
     @property
     def port(self) -> int:
-        """Its TCP port on 127.0.0.1; 0 before the first start."""
+        """Its TCP port on 127.0.0.1. 0 before the first start."""
         return int(read_json(self.folder / "epmd.json").get("epmd", 0))
 
     @property
     def pid(self) -> int | None:
-        """Its process id; None while it doesn't run."""
+        """Its process id. None if it does not run."""
         return our_process(self.folder / "epmd.pid", self.folder)
 
     def start(self) -> None:
-        """Start it where it doesn't run. Raises DevError where it won't."""
+        """Start it if it does not run. Raises DevError if it fails."""
         if self.pid is not None:
             return
         port = ports(self.folder / "epmd.json", ["epmd"])["epmd"]
@@ -95,14 +94,16 @@ class Epmd:
         wait_until(lambda: not all_free([port]), 10)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
         if pid := self.pid:
             send(pid, signal.SIGTERM)
             gone(pid, 5)
 
 
 def erlang_environment(found: Programs, folder: Path, epmd_port: int) -> dict[str, str]:
-    """What Erlang's programs need to keep to their own folder and port mapper, on the loopback."""
+    """The environment that keeps Erlang's programs in their own folder and port mapper, on the
+    loopback.
+    """
     path = [str(part) for part in (found.erlang, found.scripts, "/usr/bin", "/bin") if part]
     environment = {
         "PATH": ":".join(path),

@@ -1,9 +1,9 @@
-"""The one error that `./dev` shows to people. Knows nothing else."""
+"""The errors of `./dev`."""
 
 
 class DevError(Exception):
-    """One sentence that names what went wrong, with its value, and what to do next."""
+    """One sentence that says what went wrong, with its value, and what to do next."""
 
 
 class BrokenOff(DevError):
-    """Something was given up because something else had failed: never the reason to show."""
+    """Something was given up because something else failed. It is never the reason to show."""

@@ -1,7 +1,7 @@
-"""Disposable folders for private servers, and their removal when their owner is gone.
+"""Disposable folders for private servers, which are removed when their owner has ended.
 
-Knows no server, only that whatever runs for such a folder names it and keeps its ids in
-`*.pid` files there.
+Every process that runs for such a folder has the folder in its command line, and its id in a
+`*.pid` file there.
 """
 
 import itertools
@@ -17,32 +17,34 @@ _count = itertools.count(1)
 
 
 def me() -> dict[str, int]:
-    """Who we are, in a way that a later process with the same id isn't."""
+    """An identity of this process that a later process with the same id does not have."""
     return {"pid": os.getpid(), "started": started_at(os.getpid()) or 0}
 
 
 def lives(who: object) -> bool:
-    """Whether the process that once called itself `me()` is still there."""
+    """Whether the process with this identity still exists."""
     if not isinstance(who, dict) or not isinstance(who.get("pid"), int):
         return False
     return started_at(who["pid"]) == who.get("started")
 
 
 def new_folder(name: str) -> Path:
-    """A folder for one private server. Remove it with `remove`; `sweep` does when we can't."""
+    """A folder for one private server. Remove it with `remove`. `sweep` does so if this process
+    can't.
+    """
     folder = in_home("instances", f"{name}-{os.getpid()}-{next(_count)}")
     write_json(folder / "owner.json", me())
     return folder
 
 
 def owners() -> set[int]:
-    """The living processes that have private servers."""
+    """The living processes that own private servers."""
     found = map(read_json, in_home("instances").glob("*/owner.json"))
     return {int(owner["pid"]) for owner in found if lives(owner)}
 
 
 def remove(folder: Path) -> None:
-    """kill -9 what still runs for the folder, and delete it."""
+    """Kill everything that still runs for the folder, and delete the folder."""
     for pid_file in folder.rglob("*.pid"):
         if pid := our_process(pid_file, folder):
             kill_tree(pid)
@@ -50,7 +52,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep() -> None:
-    """Remove the folders whose owners have died without doing so."""
+    """Remove the folders whose owners have ended without doing so."""
     for owner in in_home("instances").glob("*/owner.json"):
         if not lives(read_json(owner)):
             remove(owner.parent)

@@ -1,7 +1,8 @@
-"""How this machine reaches its package indexes, by pip's configuration, in the words of uv and apt.
+"""How this machine reaches its package indexes, according to pip's configuration, translated for uv
+and apt.
 
-Whoever works behind a proxy, a certificate of their own or an index of their own has told pip,
-and need not tell anybody else. Knows no server and installs nothing.
+People behind a proxy, with their own certificate or with their own index have configured pip, and
+need not configure anything else.
 """
 
 import configparser
@@ -26,9 +27,9 @@ _LISTS = {
 
 
 def pip_configuration(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What is configured for `pip install`, by pip's rules: files, then PIP_* variables.
+    """The configuration for `pip install`, by pip's rules: files, then PIP_* variables.
 
-    A file that can't be read counts as empty: pip itself will complain of it.
+    A file that is not readable counts as empty, because pip itself will complain about it.
     """
     found: dict[str, str] = {}
     for section in ("global", "install"):
@@ -47,12 +48,14 @@ def pip_configuration(environ: Mapping[str, str] = os.environ) -> dict[str, str]
 
 
 def says_yes(text: str) -> bool:
-    """Whether pip takes this value of a switch for "on"."""
+    """Whether pip interprets this value of a switch as "on"."""
     return text.lower() in ("1", "true", "yes", "on", "y", "t")
 
 
 def for_uv(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment in which uv finds what pip would find. What is set for uv itself wins."""
+    """The environment in which uv finds what pip would find. Settings for uv itself take
+    precedence.
+    """
     pip = pip_configuration(environ)
     said = {variable: pip[name] for name, variable in _AS_IT_STANDS.items() if name in pip}
     for name, (variable, separator) in _LISTS.items():
@@ -72,7 +75,7 @@ def for_uv(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def for_apt(configured: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Settings for apt by name, for what is not `configured` (as `apt-config dump` prints it)."""
+    """Settings for apt by name, for those not `configured` (as `apt-config dump` prints them)."""
     pip = pip_configuration(environ)
     said = {}
     for scheme in ("http", "https"):
@@ -86,7 +89,7 @@ def for_apt(configured: str, environ: Mapping[str, str] = os.environ) -> dict[st
 
 
 def _files(environ: Mapping[str, str]) -> list[Path]:
-    """pip's configuration files, in the order in which later ones win."""
+    """pip's configuration files. Later ones take precedence."""
     given = environ.get("PIP_CONFIG_FILE")
     if given == os.devnull:
         return []

@@ -1,6 +1,6 @@
-"""Where things are: the checkout, and the private folder that servers and their state live in.
+"""The paths: the checkout, and the private folder with the servers and their state.
 
-Knows no server. Every path that another file of devtools writes to begins here.
+Every path that another file of devtools writes to begins here.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ LONGEST_PATH = 90  # Unix sockets and Erlang's command lines have limits; deeper
 
 @cache
 def home() -> Path:
-    """The private state folder: `.dev`, or a temporary one where servers can't live in that.
+    """The private state folder: `.dev`, or a temporary folder if servers can't live there.
 
-    Raises DevError where no folder will do.
+    Raises DevError if no folder is suitable.
     """
     obstacles = [obstacle(folder) for folder in candidates()]
     for folder, why_not in zip(candidates(), obstacles, strict=True):
@@ -36,24 +36,28 @@ def home() -> Path:
 
 
 def candidates() -> list[Path]:
-    """Every folder that the state of this checkout may be in, the best first."""
+    """All folders that may contain the state of this checkout, the best first."""
     name = f"study-ingest-{os.getuid()}-{hashlib.sha256(bytes(CHECKOUT)).hexdigest()[:12]}"
     return [CHECKOUT / ".dev", Path("/var/tmp") / name, Path(tempfile.gettempdir()) / name]
 
 
 @cache
 def writable() -> bool:
-    """Whether the checkout can be written to; where it can't, nothing of ours goes into it."""
+    """Whether the checkout is writable. Otherwise nothing is written into it."""
     return os.access(CHECKOUT, os.W_OK)
 
 
 def beside(name: str) -> Path:
-    """The path of this name in the checkout, or in the state folder where that is read-only."""
+    """The path with this name in the checkout, or in the state folder if the checkout is
+    read-only.
+    """
     return (CHECKOUT if writable() else home()) / name
 
 
 def size(*folders: Path) -> int:
-    """How many bytes of the disk these files and folders take; files linked twice count once."""
+    """The number of bytes that these files and folders use. Files that are linked twice count
+    once.
+    """
     seen: dict[tuple[int, int], int] = {}
     for top in folders:
         for folder, _, names in os.walk(top):
@@ -65,7 +69,7 @@ def size(*folders: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder that may not be there. Raises DevError where it can't be."""
+    """Remove a file or a folder, which need not exist. Raises DevError if that fails."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -76,7 +80,7 @@ def remove(path: Path) -> None:
 
 
 def obstacle(folder: Path) -> str | None:
-    """Why servers can't live in this folder (which need not exist), or None where they can."""
+    """Why servers can't live in this folder (which need not exist). None if they can."""
     if any(mark.isspace() for mark in str(folder)):
         return f"{folder} has a space in it, which RabbitMQ's scripts can't take"
     if len(str(folder)) > LONGEST_PATH:
@@ -92,9 +96,10 @@ def obstacle(folder: Path) -> str | None:
 
 
 def private_folder(folder: Path) -> Path:
-    """Make the folder (others may pass through it at most); refuse one that isn't ours.
+    """Create the folder, which others may at most pass through. Refuse one that belongs to somebody
+    else.
 
-    Raises DevError where somebody else made it, which a temporary folder allows.
+    Raises DevError in that case, which is possible in a temporary folder.
     """
     folder.mkdir(mode=0o711, exist_ok=True)
     found = folder.lstat()
@@ -104,22 +109,22 @@ def private_folder(folder: Path) -> Path:
 
 
 def in_home(*parts: str) -> Path:
-    """A folder inside the state folder, made where it is missing."""
+    """A folder inside the state folder, created if it is missing."""
     folder = home().joinpath(*parts)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     return folder
 
 
 def log_file(name: str) -> Path:
-    """The file that one step's full output goes to."""
+    """The file for the full output of one step."""
     return in_home("log") / f"{name}.log"
 
 
 @cache
 def unprivileged() -> pwd.struct_passwd | None:
-    """Whom root runs PostgreSQL as; None where we aren't root and need nobody else.
+    """The user as which root runs PostgreSQL. None if this is not root.
 
-    Raises DevError where the machine has neither of the users that would do.
+    Raises DevError if the machine has neither of the suitable users.
     """
     if os.getuid() != 0:
         return None

@@ -1,7 +1,6 @@
-"""A PostgreSQL 18 of our own: started, stopped, killed, paused, in a folder of its own.
+"""A private PostgreSQL 18: started, stopped, killed, paused, in a folder of its own.
 
-The binaries come out of a pinned wheel and are called directly. Knows nothing of RabbitMQ,
-of the schema, or of who uses the server.
+The programs come from a pinned wheel and are called directly.
 """
 
 import hashlib
@@ -29,10 +28,7 @@ NEVER_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes"
 
 
 def binaries() -> Path:
-    """The folder of PostgreSQL's programs: the wheel is fetched at the first call.
-
-    Raises DevError where it can't be.
-    """
+    """The folder of PostgreSQL's programs. The wheel is fetched at the first call."""
     pin = (environment.PINS / "postgres.txt").read_bytes()
     target = in_home("tools") / f"postgres-{hashlib.sha256(pin).hexdigest()[:8]}"
     with locked(target.with_suffix(".lock")):
