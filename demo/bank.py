@@ -1,7 +1,6 @@
-"""A question bank of simulated learners: made from random numbers, written into the content tables.
+"""A question bank for simulated users: made from random numbers, written into the content tables.
 
-Stands in for the study application, which owns these tables. Serves `chaos` as well, so it knows
-SQL and nothing of the worker.
+It stands in for the study application, which owns these tables. `chaos` uses it as well.
 """
 
 import random
@@ -19,7 +18,7 @@ _WITHDRAWN_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One published question; a withdrawn or deleted one can't be answered any more."""
+    """One published question. A withdrawn or deleted one can't be answered any more."""
 
     id: int
     user_id: int
@@ -37,7 +36,7 @@ def made_up(
     *,
     deleted_share: float = 0.0,
 ) -> list[Question]:
-    """A bank for `users` learners; one question in twenty is withdrawn."""
+    """A bank for `users` users. One question in twenty is withdrawn."""
     return [
         Question(
             id=user * 10_000 + number,

@@ -1,7 +1,7 @@
 """A real review log as attempt batches: what was answered when, and in which order it arrives.
 
-A review becomes an attempt thus: card -> question (correct choice 1); rating 3 or 4 -> choice 1;
-rating 2 -> choice 1 and unsure; rating 1 -> choice 2. Consecutive reviews less than 30 minutes
+A review becomes an attempt as follows: card -> question (correct choice 1); rating 3 or 4 -> choice
+1; rating 2 -> choice 1 and unsure; rating 1 -> choice 2. Consecutive reviews less than 30 minutes
 apart make one batch.
 """
 
@@ -32,7 +32,7 @@ class Review(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A batch, the device that recorded it, and when that device hands it over."""
+    """A batch, the device that recorded it, and when that device sends it."""
 
     at: datetime
     device: int
@@ -40,7 +40,7 @@ class Arrival(NamedTuple):
 
 
 def read(path: Path) -> list[Review]:
-    """The reviews in order of time; raises `SettingsError` for a file that is no review log."""
+    """The reviews in order of time. Raises `SettingsError` if the file is not a review log."""
     try:
         with path.open(newline="") as file:
             reviews = [
@@ -79,8 +79,8 @@ def batches(reviews: list[Review]) -> list[AttemptBatch]:
 
 
 def arrivals(batches: list[AttemptBatch]) -> list[Arrival]:
-    """The same batches as two devices hand them over: every other one was recorded on a second
-    device, which syncs once a week.
+    """The same batches as two devices send them. Every other batch was recorded on a second device,
+    which syncs once a week.
     """
     begin = _begun(batches[0])
     found = []

@@ -1,7 +1,7 @@
-"""Made-up study sessions: what simulated learners answer, and with what trouble it is sent.
+"""Simulated study sessions: what the users answer, and which faults happen on the way.
 
-Pure, and the same for the same seed. One learner in four has a second device that was offline
-all the time and hands its sessions over last, so they arrive late.
+Pure, and the same for the same seed. One user in four has a second device that was offline all the
+time and sends its sessions last, so they arrive late.
 """
 
 import random
@@ -26,7 +26,9 @@ class Device:
     late: bool
     batches: list[AttemptBatch] = field(default_factory=list)
     twice: set[UUID] = field(default_factory=set)
-    """Sent again, as by a phone that died between the confirm and marking it."""
+    """The sessions that are sent again, as by a phone that died before it marked them as
+    confirmed.
+    """
 
 
 @dataclass(frozen=True, slots=True)

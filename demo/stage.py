@@ -1,6 +1,5 @@
-"""The demo's own databases and vhost on the servers of the environment, made anew each time.
-
-Knows SQL and HTTP only as far as making and dropping goes.
+"""The demo's own databases and vhost, on the servers of the environment. They are created again
+each time.
 """
 
 from typing import Final
@@ -18,9 +17,9 @@ _VHOST: Final = "study-demo"
 
 
 async def with_database(settings: Settings, name: str) -> Settings:
-    """Makes the database `name` anew, empty; returns settings that point at it.
+    """Creates the database `name` again, empty. Returns settings for it.
 
-    Raises `DatabaseAway` when the server can't be reached or refuses.
+    Raises `DatabaseAway` if the server is unreachable or refuses.
     """
     server = make_url(settings.database_url.get_secret_value())
     try:
@@ -44,9 +43,9 @@ async def with_database(settings: Settings, name: str) -> Settings:
 
 
 async def with_vhost(settings: Settings) -> Settings:
-    """Makes the demo's vhost anew; returns settings that point at it.
+    """Creates the demo's vhost again. Returns settings for it.
 
-    Raises `BrokerAway` or `TopologyError` when the broker can't be reached or refuses.
+    Raises `BrokerAway` or `TopologyError` if the broker is unreachable or refuses.
     """
     async with Management(settings) as management:
         await management.delete_vhost(_VHOST)
@@ -56,10 +55,10 @@ async def with_vhost(settings: Settings) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The settings as a worker process reads them.
+    """The settings in the form in which a worker process reads them.
 
-    The demo is local use: its viewers share one login and have no grants, so identity is off,
-    and its workers warn of that. Real viewers are made with `study-ingest viewer add`.
+    The demo is local: its viewers share one login and have no grants. So identity is off, and its
+    workers warn about that. Create real viewers with `study-ingest viewer add`.
     """
     variables = {
         "INGEST_REQUIRE_USER_ID": "false",

@@ -1,8 +1,8 @@
-"""`python -m demo.viewers`: simulated viewers that go on until SIGTERM, for the compose file.
+"""`python -m demo.viewers`: simulated viewers that run until SIGTERM, for the compose file.
 
-Makes a question bank and a login for each viewer as an operator would, and records sessions in
-real outboxes, which the library's own relay carries. On SIGTERM nothing more is recorded, every
-result is waited for, and the account is drawn: exit code 0 only if all came to be ingested.
+It creates a question bank and a login for each viewer, like an operator, and records sessions in
+real outboxes, which the library's own relay publishes. After SIGTERM it records nothing more, waits
+for every result, and prints the numbers. It exits with 0 only if everything was ingested.
 """
 
 import argparse
@@ -42,7 +42,7 @@ _RELAY: Final = RelaySettings(
 
 
 async def main() -> int:
-    """Returns 0 only if everything recorded was ingested."""
+    """Returns 0 only if everything that was recorded was ingested."""
     arguments = _arguments()
     settings = load_settings()
     questions = bank.made_up(random.Random(_SEED), arguments.viewers)

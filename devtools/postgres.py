@@ -42,10 +42,10 @@ def binaries() -> Path:
 
 
 class Postgres(Server):
-    """One server. `with Postgres() as server:` makes a private one and removes it at the end.
+    """One server. `with Postgres() as server:` creates a private one and removes it at the end.
 
-    `folder` keeps the data; None: a disposable one. `durable=False` is for tests that make
-    no claim about crashes: commits don't wait for the disk. `settings` are PostgreSQL's own.
+    `folder` keeps the data; None means a disposable one. `durable=False` is for tests that do not
+    depend on crashes: commits do not wait for the disk. `settings` are PostgreSQL's own.
     """
 
     name = "postgres"
@@ -74,12 +74,14 @@ class Postgres(Server):
 
     @property
     def port(self) -> int:
-        """The TCP port on 127.0.0.1; stays the same over restarts. 0 before the first start."""
+        """The TCP port on 127.0.0.1, which stays the same over restarts. 0 before the first
+        start.
+        """
         return int(read_json(self.folder / "ports.json").get("sql", 0))
 
     @property
     def url(self) -> str:
-        """For clients, without a password: the loopback is trusted."""
+        """The URL for clients, without a password, because the loopback interface is trusted."""
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{self.database}"
 
     @property
@@ -88,13 +90,13 @@ class Postgres(Server):
         return self.folder / "server.log"
 
     def ready(self) -> bool:
-        """Whether it runs and lets us in."""
+        """Whether it runs and accepts connections."""
         return self.pid is not None and postgres_ready(self.port, USER, self.database)
 
     def start(self, seconds: float = 60) -> Self:
-        """Start, or wait for one that is starting; return when clients can connect.
+        """Start, or wait for a server that is starting. Return when clients can connect.
 
-        Raises DevError where it isn't ready within that many seconds.
+        Raises DevError if it isn't ready within that many seconds.
         """
         if self.pid is None:
             self._create()
@@ -104,7 +106,7 @@ class Postgres(Server):
         return self
 
     def _create(self) -> None:
-        """Make the data folder, complete or not at all."""
+        """Create the data folder, completely or not at all."""
         data = self.folder / "data"
         if data.exists():
             return
@@ -135,14 +137,16 @@ class Postgres(Server):
         leave_running(argv, self.folder / "server.pid", self.log, env=env, user=unprivileged())
 
     def _discard_stale_lock(self, lock: Path) -> None:
-        """PostgreSQL takes any living process with the old id for a rival; we know better."""
+        """Delete a stale lock: PostgreSQL takes any living process with the old id for its
+        rival.
+        """
         if our_process(lock, self.folder) is None:
             with suppress(OSError, ValueError, IndexError):
                 os.kill(int(lock.read_text().split()[0]), 0)
                 lock.unlink()
 
     def _tidy(self) -> None:
-        """After kill -9 a small segment of shared memory outlives the server: take it away."""
+        """Remove the small segment of shared memory that outlives the server after kill -9."""
         with suppress(OSError, IndexError):
             segment = (self.folder / "data/postmaster.pid").read_text().splitlines()[6].split()[1]
             subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)

@@ -1,7 +1,7 @@
-"""Is it there, and does it speak? The first words of three protocols, with the standard library.
+"""Whether a server answers and speaks the right protocol: the first words of three protocols.
 
-Knows nothing of how a server came to run. A bare TCP connect proves little: a server that
-still starts, or another one on the port, accepts as well.
+It uses the standard library only. A TCP connection alone proves little, because a server that is
+still starting, or another server on the port, accepts connections as well.
 """
 
 import base64
@@ -15,7 +15,7 @@ PATIENCE = 3.0  # seconds for one answer
 
 
 def postgres_ready(port: int, user: str, database: str) -> bool:
-    """Whether a PostgreSQL on the loopback lets `user` into `database`, without a password."""
+    """Whether a PostgreSQL on the loopback accepts `user` in `database` without a password."""
     words = f"user\0{user}\0database\0{database}\0\0".encode()
     hello = struct.pack("!ii", 8 + len(words), 196608) + words
     try:
@@ -34,12 +34,12 @@ def postgres_ready(port: int, user: str, database: str) -> bool:
 
 
 def amqp_ready(port: int) -> bool:
-    """Whether an AMQP 0-9-1 broker on the loopback greets."""
+    """Whether an AMQP 0-9-1 broker on the loopback answers."""
     return _amqp_trouble("127.0.0.1", port) is None
 
 
 def management_ready(port: int) -> bool:
-    """Whether RabbitMQ's management API on the loopback answers its guest."""
+    """Whether RabbitMQ's management API on the loopback answers its user guest."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/api/whoami")
     request.add_header("Authorization", "Basic " + base64.b64encode(b"guest:guest").decode())
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -51,7 +51,7 @@ def management_ready(port: int) -> bool:
 
 
 def database_trouble(url: str) -> str | None:
-    """Why no PostgreSQL answers at this URL, or None where one does. Doesn't log in."""
+    """Why no PostgreSQL answers at this URL. None if one does. It does not log in."""
     parts = urllib.parse.urlsplit(url)
     if not parts.scheme.startswith("postgres"):
         return f"{parts.scheme or url}: is not postgresql://"
@@ -68,9 +68,9 @@ def database_trouble(url: str) -> str | None:
 
 
 def broker_trouble(url: str) -> str | None:
-    """Why no AMQP broker answers at this URL, or None where one does. Doesn't log in.
+    """Why no AMQP broker answers at this URL. None if one does. It does not log in.
 
-    Of amqps:// only the TCP connection is tried: its certificates are the client's business.
+    For amqps:// it only tries the TCP connection, because the client checks the certificate.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("amqp", "amqps"):

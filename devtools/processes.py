@@ -1,7 +1,7 @@
-"""Processes: run a step with its output in a log, leave a server running, find and end it again.
+"""Processes: run a step with its output in a log, leave a server running, find it again and end it.
 
-Knows no particular server. A process is only ever signalled by its id, after it has been
-seen to be one that was started for the folder that the caller names.
+A process is only ever signalled by its id, and only after a check that it was started for the
+folder that the caller names.
 """
 
 import ctypes
@@ -39,10 +39,10 @@ def run_step(
     user: pwd.struct_passwd | None = None,
     given: str = "",
 ) -> str:
-    """Run a command to its end, its output appended to the step's log; return its stdout.
+    """Run a command to its end, with its output appended to the step's log. Return its stdout.
 
-    Whatever this process has locked stays so until the command has ended as well.
-    Raises DevError, with `remedy` or a better remedy, where the command is missing or fails.
+    Everything that this process has locked stays locked until the command has ended. Raises
+    DevError, with `remedy` or a better remedy, if the command is missing or fails.
     """
     log = log_file(name)
     start = time.monotonic()
@@ -88,7 +88,9 @@ def _interrupt_steps() -> None:
 
 
 def at_once(jobs: Sequence[Callable[[], object]]) -> None:
-    """Do all jobs side by side. Where one fails, or we are interrupted, the others break off."""
+    """Run all jobs side by side. If one fails, or this process is interrupted, the others break
+    off.
+    """
     with ThreadPoolExecutor(max(1, len(jobs))) as pool:
         futures = [pool.submit(copy_context().run, job) for job in jobs]
         try:
@@ -104,9 +106,9 @@ def at_once(jobs: Sequence[Callable[[], object]]) -> None:
 
 
 def wait_until(ready: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
-    """Poll until `ready()`; False when the time has run out.
+    """Poll until `ready()`. Returns False if the time has run out.
 
-    Raises BrokenOff where something that runs beside it has failed.
+    Raises BrokenOff if something that runs beside it has failed.
     """
     end = time.monotonic() + seconds
     while not ready():
@@ -126,10 +128,10 @@ def leave_running(
     env: Mapping[str, str],
     user: pwd.struct_passwd | None = None,
 ) -> None:
-    """Start a server in a session of its own, its id in `pid_file`.
+    """Start a server in a session of its own, with its id in `pid_file`.
 
-    A shell stands between, so that the id is on disk even if we are killed right now, and
-    so that the server is nobody's child: it outlives us, and leaves no zombie with us.
+    A shell stands between, so that the id is on disk even if this process is killed at this moment,
+    and so that the server is nobody's child: it outlives this process and leaves no zombie.
     """
     pid_file.unlink(missing_ok=True)
     subprocess.run(
@@ -150,14 +152,14 @@ def leave_running(
 
 
 def die_with_parent() -> None:
-    """To be called in a new process (`preexec_fn`): it is killed when its parent ends, however."""
+    """Call this in a new process (`preexec_fn`): it is killed when its parent ends in any way."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def started_at(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since boot; None where there is none.
+    """When a process began, in the kernel's ticks since boot. None if there is no such process.
 
-    0 for any process that lives, on systems that don't tell.
+    0 for any living process, on systems that don't provide it.
     """
     if not Path("/proc/self").exists():
         with suppress(ProcessLookupError):
@@ -171,8 +173,8 @@ def started_at(pid: int) -> int | None:
 def our_process(pid_file: Path, folder: Path) -> int | None:
     """The id in the file, if that process lives and was started for `folder`.
 
-    Ids are given out again, after a restart of the machine for sure: only a process whose
-    command line or environment names the folder is the one that we mean.
+    Ids are reused, certainly after a restart of the machine. So only a process whose command line
+    or environment names the folder is the right one.
     """
     try:
         pid = int(pid_file.read_text().split()[0])
@@ -200,13 +202,13 @@ def tree(pid: int) -> list[int]:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Signal one process; one that has gone already is fine."""
+    """Signal one process. One that has already ended is no error."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def freeze(pid: int) -> list[int]:
-    """SIGSTOP a process and its descendants, so that none can answer or notice; return them."""
+    """Send SIGSTOP to a process and its descendants, so that none can react. Return them."""
     frozen: list[int] = []
     while fresh := [each for each in tree(pid) if each not in frozen]:
         for each in fresh:  # the parent first: a stopped parent has no more children
@@ -216,13 +218,13 @@ def freeze(pid: int) -> list[int]:
 
 
 def thaw(pid: int) -> None:
-    """SIGCONT a process and its descendants, the children first."""
+    """Send SIGCONT to a process and its descendants, the children first."""
     for each in reversed(tree(pid)):
         send(each, signal.SIGCONT)
 
 
 def kill_tree(pid: int) -> None:
-    """kill -9 a process and its descendants at one moment, and wait until they are gone."""
+    """Send kill -9 to a process and its descendants at once, and wait until they have ended."""
     doomed = freeze(pid)
     for each in doomed:
         send(each, signal.SIGKILL)
@@ -232,7 +234,7 @@ def kill_tree(pid: int) -> None:
 
 
 def gone(pid: int, seconds: float) -> bool:
-    """Wait for a process to end; False where it is still there after that time."""
+    """Wait for a process to end. Returns False if it still runs after that time."""
     end_by = time.monotonic() + seconds
     while _stat(pid):
         if time.monotonic() > end_by:

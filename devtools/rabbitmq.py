@@ -1,7 +1,7 @@
-"""A RabbitMQ of our own: started, stopped, killed, paused, in a folder of its own.
+"""A private RabbitMQ: started, stopped, killed, paused, in a folder of its own.
 
-Runs the scripts of an installed RabbitMQ, or of one unpacked from Debian's packages, in a
-private environment. Knows nothing of PostgreSQL, of our topology, or of who uses the server.
+It runs the scripts of an installed RabbitMQ, or of one unpacked from Debian's packages, in a
+private environment.
 """
 
 import secrets
@@ -79,7 +79,9 @@ class RabbitMQ(Server):
 
     @property
     def port(self) -> int:
-        """The AMQP port on 127.0.0.1; stays the same over restarts. 0 before the first start."""
+        """The AMQP port on 127.0.0.1, which stays the same over restarts. 0 before the first
+        start.
+        """
         return self.port_of("amqp")
 
     def port_of(self, what: str) -> int:
@@ -88,29 +90,31 @@ class RabbitMQ(Server):
 
     @property
     def url(self) -> str:
-        """For AMQP clients. The password is RabbitMQ's own default, good on the loopback only."""
+        """The URL for AMQP clients. The password is RabbitMQ's default, which works on the loopback
+        only.
+        """
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     @property
     def management_url(self) -> str:
-        """For clients of the management API."""
+        """The URL for clients of the management API."""
         return f"http://guest:guest@127.0.0.1:{self.port_of(MANAGEMENT)}"
 
     @property
     def log(self) -> Path:
-        """What the node logs."""
+        """The node's log file."""
         return self.folder / "log" / f"{self.node}.log"
 
     def ready(self) -> bool:
-        """Whether it runs and answers on AMQP, and on the management API where that is on."""
+        """Whether it runs and answers on AMQP, and on the management API if that is on."""
         if self.pid is None or not amqp_ready(self.port):
             return False
         return MANAGEMENT not in self.plugins or management_ready(self.port_of(MANAGEMENT))
 
     def start(self, seconds: float = 90) -> Self:
-        """Start, or wait for one that is starting; return when clients can connect.
+        """Start, or wait for a node that is starting. Return when clients can connect.
 
-        Raises DevError where it isn't ready within that many seconds.
+        Raises DevError if it isn't ready within that many seconds.
         """
         self.launch()
         return self.wait(seconds)
@@ -126,7 +130,7 @@ class RabbitMQ(Server):
             leave_running(argv, self.folder / "server.pid", self.folder / "server.log", env=env)
 
     def wait(self, seconds: float = 90) -> Self:
-        """Wait until clients can connect. Raises DevError where that takes longer."""
+        """Wait until clients can connect. Raises DevError if that takes longer."""
         done = wait_until(lambda: self.pid is None or self.ready(), seconds, 0.05)
         if not done or self.pid is None:
             log = self.log if self.log.exists() else self.folder / "server.log"

@@ -1,6 +1,5 @@
-"""What the servers of our own have in common: a folder, a process in it, and its ends and halts.
-
-Knows neither PostgreSQL nor RabbitMQ.
+"""What all private servers have in common: a folder, a process in it, and how it is stopped and
+paused.
 """
 
 import signal
@@ -13,18 +12,20 @@ from devtools.processes import freeze, gone, kill_tree, our_process, send, thaw
 
 
 class Running(ABC):
-    """What is started and closed. As a context it runs inside, and is closed afterwards."""
+    """Something that is started and closed. As a context, it runs inside and is closed
+    afterwards.
+    """
 
     @abstractmethod
     def start(self) -> Self:
-        """Start, or wait for what is starting; return when clients can connect.
+        """Start, or wait for something that is starting. Return when clients can connect.
 
-        Raises DevError where that takes too long.
+        Raises DevError if that takes too long.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and remove what is disposable."""
+        """Stop it, and remove its data if it is disposable."""
 
     def __enter__(self) -> Self:
         try:
@@ -40,7 +41,7 @@ class Running(ABC):
 class Server(Running):
     """One server.
 
-    `folder` keeps its data; None: a disposable one.
+    `folder` keeps its data; None means a disposable one.
     """
 
     name: ClassVar[str]
@@ -52,7 +53,7 @@ class Server(Running):
 
     @property
     def pid(self) -> int | None:
-        """The main process's id; None while it doesn't run."""
+        """The main process's id. None if it does not run."""
         return our_process(self.folder / "server.pid", self.folder)
 
     def alive(self) -> bool:
@@ -64,7 +65,7 @@ class Server(Running):
         """Whether it runs and clients can connect."""
 
     def stop(self, seconds: float = 30) -> None:
-        """End it cleanly; kill -9 after that many seconds."""
+        """Stop it cleanly, or with kill -9 after that many seconds."""
         if pid := self.pid:
             thaw(pid)
             send(pid, self.stopped_by)
@@ -73,17 +74,17 @@ class Server(Running):
         self._tidy()
 
     def kill(self) -> None:
-        """kill -9 the whole server, all its processes at one moment, as a power cut would."""
+        """Kill the whole server with kill -9, all of its processes at once, like a power cut."""
         if pid := self.pid:
             kill_tree(pid)
 
     def pause(self) -> None:
-        """SIGSTOP the whole server: connections stay open, and nothing answers."""
+        """Send SIGSTOP to the whole server: connections stay open, and nothing answers."""
         if pid := self.pid:
             freeze(pid)
 
     def resume(self) -> None:
-        """SIGCONT after `pause`."""
+        """Send SIGCONT after `pause`."""
         if pid := self.pid:
             thaw(pid)
 
@@ -93,7 +94,7 @@ class Server(Running):
         return self.start()
 
     def close(self) -> None:
-        """Stop; a disposable one is killed, and its data removed."""
+        """Stop it. A disposable one is killed, and its data removed."""
         if self.disposable:
             self.kill()
             self._tidy()
@@ -103,4 +104,4 @@ class Server(Running):
 
     @abstractmethod
     def _tidy(self) -> None:
-        """Take away what outlives the main process."""
+        """Remove what outlives the main process."""

@@ -1,7 +1,6 @@
-"""Which PostgreSQL and RabbitMQ to use and why, and who still uses those that we started.
+"""Which PostgreSQL and RabbitMQ to use and why, and who still uses those that ./dev started.
 
-Knows how servers are made, and nothing of what they are used for. A server that nobody was
-told to keep ends with its last user; a user that died without a word doesn't count.
+A server that nobody asked to keep stops with its last user. A user that was killed does not count.
 """
 
 import os
@@ -32,7 +31,7 @@ PATIENCE = 3.0  # s; RabbitMQ 3.10 idles for 5 s at its end, when its queues are
 
 
 class Service(NamedTuple):
-    """One of the two, as a person knows it."""
+    """One of the two services, with its name for people."""
 
     title: str
     variable: str
@@ -75,9 +74,9 @@ SERVICES = {
 def choose(
     service: Service, environ: Mapping[str, str], no_docker: Callable[[], str | None]
 ) -> Choice:
-    """Where this service comes from: a URL that is set, else our own server, else Docker.
+    """Where this service comes from: a URL that is set, or else our own server, or else Docker.
 
-    Raises DevError where none of them is to be had, or DEV_BACKEND asks for one that isn't.
+    Raises DevError if none of them is available, or if DEV_BACKEND asks for one that isn't.
     """
     if environ.get(service.variable):
         return Choice("given", f"{service.variable} is set")
@@ -104,7 +103,7 @@ def choose(
 def choices(names: Collection[str] = tuple(SERVICES)) -> dict[str, Choice]:
     """The choice for each of these services.
 
-    Raises DevError where one isn't to be had, or doesn't answer at the URL that is set.
+    Raises DevError if one isn't available, or doesn't answer at the URL that is set.
     """
     made = {name: choose(SERVICES[name], os.environ, compose.obstacle) for name in names}
     for name, choice in made.items():
@@ -128,7 +127,9 @@ def _told(made: Mapping[str, Choice]) -> str:
 
 
 def _key(name: str, choice: Choice) -> str:
-    """What the ledger and the folder of a server of ours are called: brokers by their suite."""
+    """The name of a private server in the ledger and of its folder. For brokers it contains the
+    suite.
+    """
     if choice.source == "docker":
         return f"docker-{name}"
     return name if name == "postgres" else f"{name}-{default_suite()}"
@@ -146,7 +147,7 @@ def _server(key: str) -> Postgres | RabbitMQ | ComposePostgres | ComposeRabbitMQ
 
 
 class Ledger:
-    """Which servers of ours are kept or in use, on disk. Only to be changed under `lock`."""
+    """Which private servers are kept or in use, on disk. Only change it under `lock`."""
 
     def __init__(self) -> None:
         self.path = home() / "state.json"
@@ -156,7 +157,7 @@ class Ledger:
         return locked(home() / "lock", WAITING)
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """By key: `kept`, and the `users` that live."""
+        """By key: whether it is `kept`, and the living `users`."""
         known = {path.name: {} for path in in_home("pair").iterdir()} | read_json(self.path)
         return {
             key: {
@@ -170,7 +171,7 @@ class Ledger:
         write_json(self.path, entries)
 
     def enter(self, keys: list[str], *, keep: bool) -> None:
-        """Note that we use these servers, or that they are to be kept without us."""
+        """Note that this process uses these servers, or that they should be kept without it."""
         entries = self.read()
         for key in keys:
             entry = entries.setdefault(key, {"kept": False, "users": []})
@@ -180,14 +181,14 @@ class Ledger:
         self.write(entries)
 
     def leave(self) -> None:
-        """Note that we use nothing any more."""
+        """Note that this process uses nothing any more."""
         entries = self.read()
         for entry in entries.values():
             entry["users"] = [user for user in entry["users"] if user != instances.me()]
         self.write(entries)
 
     def settle(self) -> None:
-        """Stop what nobody uses and nobody keeps, and remove private servers left behind."""
+        """Stop the servers that nobody uses or keeps, and remove private servers left behind."""
         idle = [
             key for key, entry in self.read().items() if not entry["kept"] | bool(entry["users"])
         ]
@@ -201,9 +202,9 @@ def servers(
 ) -> Iterator[dict[str, str]]:
     """The INGEST_* variables of these servers, which answer, while the block runs.
 
-    Those that run already are used; others are started, side by side with the installation
-    of the dependencies, and stopped at the end unless `keep`, or somebody else uses them.
-    Raises DevError.
+    Servers that already run are used. Others are started, side by side with the installation of the
+    dependencies, and stopped at the end unless `keep` is set or somebody else uses them. Raises
+    DevError.
     """
     made = choices(names)
     keys = {name: _key(name, each) for name, each in made.items() if each.source != "given"}
@@ -247,7 +248,7 @@ def servers(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let no signal break off the cleaning up: a second Ctrl-C would leave servers behind."""
+    """Let no signal interrupt the clean-up, because a second Ctrl-C would leave servers behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -261,7 +262,8 @@ def _undisturbed() -> Iterator[None]:
 
 
 def stop(*, now: bool) -> list[str]:
-    """End what `up` left running; what others use ends with them, unless `now`.
+    """Stop the servers that `up` left running. Those in use stop with their last user, unless `now`
+    is set.
 
     Returns a line for each server, for people.
     """
@@ -285,9 +287,10 @@ def stop(*, now: bool) -> list[str]:
 
 
 def reset(others: Collection[Path]) -> int:
-    """Stop the servers, and remove all state and the `others`; how many bytes that gave back.
+    """Stop the servers, and remove all state and the `others`. Returns the number of bytes that
+    this freed.
 
-    Raises DevError where somebody uses it, or where something can't be removed.
+    Raises DevError if somebody uses them, or if something can't be removed.
     """
     ledger = Ledger()
     with ledger.lock():

@@ -1,7 +1,7 @@
-"""What outlives one call of ./dev: locks, small JSON files, ports.
+"""State that outlives one call of ./dev: locks, small JSON files, ports.
 
-Knows neither servers nor commands. A lock is the kernel's (flock): it goes with the processes
-that hold it, however they end, so none can be left behind.
+A lock is the kernel's (flock). It ends with the processes that hold it, however they end, so none
+can be left behind.
 """
 
 import fcntl
@@ -64,7 +64,7 @@ def _open(path: Path, held_by_other: str) -> int:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; empty where there is none, or none that can be read."""
+    """The object in the file. Empty if there is no file, or if it is not readable."""
     with suppress(OSError, ValueError):
         content = json.loads(path.read_text())
         if isinstance(content, dict):
@@ -80,9 +80,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def ports(path: Path, names: Sequence[str]) -> dict[str, int]:
-    """A port on the loopback for each name: those stored in the file unless somebody has them.
+    """A port on the loopback for each name: those stored in the file, unless another process uses
+    them.
 
-    Raises DevError where no port is to be had.
+    Raises DevError if no port is free.
     """
     stored = read_json(path)
     known = [stored[name] for name in names if isinstance(stored.get(name), int)]
@@ -93,9 +94,9 @@ def ports(path: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ports that nobody listens on at 127.0.0.1.
+    """This many different ports on which nobody listens at 127.0.0.1.
 
-    Raises DevError where no port is to be had.
+    Raises DevError if no port is free.
     """
     with ExitStack() as held:
         found: list[int] = []
