@@ -1,8 +1,8 @@
-"""Reads no more of a delivery's body than there is room for.
+"""Limits how much of a delivery's body is kept in memory.
 
-The client reads every body to its end before anybody sees it, and the broker sends as many as the
-prefetch, whatever their size. On a channel that is bounded here, a body is kept as far as `room`
-says, and what follows is read and dropped. This replaces a private function of the client.
+The client reads every body to its end before anybody sees it, and the broker sends as many messages
+as the prefetch allows, whatever their size. On a channel that is bounded here, `room` says how much
+of a body to keep. The rest is read and dropped. This replaces a private function of the client.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 Room = Callable[[int], int]
-"""How many bytes to keep of a body of so many bytes, when it begins to arrive."""
+"""The number of bytes to keep of a body of this size, asked when the body begins to arrive."""
 
 _log = structlog.get_logger(__name__)
 
 _PARAMETERS: Final = ["frame", "header"]
-"""Those of the client's function that is replaced."""
+"""The parameters of the client's function that is replaced."""
 
 
 def bound(channel: AbstractChannel, room: Room) -> None:
-    """Bounds the bodies of everything that is delivered on the channel.
+    """Limits the bodies of everything that is delivered on the channel.
 
-    Changes nothing, and warns once, if the client does not have the functions that this replaces
-    and calls.
+    If the client does not have the functions that this replaces and calls, it changes nothing and
+    warns once.
     """
     reader = getattr(channel, "_read_content", None)
     next_frame = getattr(channel, "_get_frame", None)

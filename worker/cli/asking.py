@@ -29,8 +29,8 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w":
 
 
 def by(reason: str) -> "By":
-    """The reason, and who acts: INGEST_ACTOR where it is set, and always the operating system's
-    user, which environment variables cannot change.
+    """The reason, and who acts: INGEST_ACTOR if it is set, and always the operating system's user,
+    which environment variables cannot change.
     """
     from worker.store.audit import By
 
@@ -65,11 +65,11 @@ def duration(text: str) -> timedelta:
     try:
         return timedelta(**{_UNITS[match[2]]: float(match[1])})
     except OverflowError:
-        raise typer.BadParameter("that is longer than there has been time") from None
+        raise typer.BadParameter("that age is too long") from None
 
 
 def moment(text: str) -> datetime:
-    """Reads an age, such as `2d`, or a time in ISO 8601; UTC if it has no offset."""
+    """Reads an age, such as `2d`, or a time in ISO 8601, which is UTC if it has no offset."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

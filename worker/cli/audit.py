@@ -20,20 +20,24 @@ def audit(
         str | None, typer.Option("--operation", help="Only this operation, such as erase.")
     ] = None,
     actor: Annotated[
-        str | None, typer.Option("--actor", help="Only what this person or login did.")
+        str | None, typer.Option("--actor", help="Only the actions of this person or login.")
     ] = None,
     subject: Annotated[
         str | None,
-        typer.Option("--subject", help="Only what was done to this, such as 'user 42'."),
+        typer.Option("--subject", help="Only actions on this subject, such as 'user 42'."),
     ] = None,
     since: Annotated[
         datetime | None,
         typer.Option(
-            "--since", parser=moment, metavar="TIME", help="Only since: an age (7d) or a time."
+            "--since",
+            parser=moment,
+            metavar="TIME",
+            help="Only actions since this age (7d) or time.",
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=100_000, help="The newest so many.")
+        int,
+        typer.Option("--limit", min=1, max=100_000, help="The number of actions, newest first."),
     ] = 50,
     as_json: Json = False,
 ) -> None:
@@ -75,4 +79,4 @@ def audit(
         ]
         typer.echo(printable("  ".join(parts)).replace("\n", "\\n"))
     if not found:
-        typer.echo("Nothing of that kind is in the audit.")
+        typer.echo("The audit has no such entries.")

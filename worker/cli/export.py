@@ -82,8 +82,10 @@ def export(
 
 
 async def _record(engine: "AsyncEngine", user: int | None, as_format: Format, reason: str) -> None:
-    """Puts the export into the audit, before anything leaves. From a server that takes no writes
-    (a replica, a reader's login) an export is still possible, and says that it is not on record.
+    """Records the export in the audit, before it writes anything.
+
+    On a server that accepts no writes (a replica, a read-only login) an export is still possible.
+    It then reports that it is not in the audit.
     """
     from sqlalchemy.exc import DBAPIError
 
@@ -96,7 +98,9 @@ async def _record(engine: "AsyncEngine", user: int | None, as_format: Format, re
             effect = {"format": as_format.value}
             await audit.record(connection, by(reason), "export", subject, effect)
     except (DBAPIError, IngestError):
-        typer.echo("This server takes no writes: the export is not in the audit.", err=True)
+        typer.echo(
+            "This server accepts no writes, so the export is not recorded in the audit.", err=True
+        )
 
 
 def import_file(

@@ -1,4 +1,6 @@
-"""Files with people's data, written whole or not at all, and readable by their owner alone."""
+"""Files with personal data, which are written completely or not at all, and which only their owner
+can read.
+"""
 
 import os
 import stat
@@ -13,10 +15,10 @@ from worker.errors import IngestError
 
 @contextmanager
 def written(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` when the block ends without an error; mode 0600.
+    """A file that replaces `path` when the block ends without an error. Its mode is 0600.
 
-    Only a regular file is ever replaced: not a link, a device or a pipe, whoever runs the command.
-    Raises `IngestError` if the file can't be written; then whatever was there stays.
+    Only a regular file is ever replaced, and never a link, a device or a pipe, whoever runs the
+    command. Raises `IngestError` if the file can't be written. Then an existing file stays.
     """
     try:
         found = path.lstat()
@@ -31,7 +33,7 @@ def written(path: Path) -> Iterator[TextIO]:
                 " another name, or write to standard output."
             )
     try:
-        # In the same folder, so that taking the place is one step; the mode is 0600 from the start.
+        # In the same folder, so that replacing is one step. The mode is 0600 from the start.
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise IngestError(f"{path} can't be written: {error.strerror}.") from None

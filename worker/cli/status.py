@@ -1,4 +1,4 @@
-"""Commands that show how things stand: `status` once, `top` live."""
+"""The commands `status`, which shows the state once, and `top`, which refreshes it."""
 
 import asyncio
 import json
@@ -32,10 +32,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def status(as_json: Json = False) -> None:
-    """Shows queues, consumers, rates, dead letters, outbox, pause and schema; changes nothing.
+    """Shows queues, consumers, rates, dead letters, outbox, pause and schema.
 
-    Exits with 0 when all is well and 1 when something needs attention, which it names. The
-    broker's counts lag by up to 5 seconds.
+    It changes nothing. It exits with 1 if something needs attention, and says what. The broker's
+    counts lag by up to 5 seconds.
 
     Example: study-ingest status --json
     """
@@ -61,10 +61,10 @@ def status(as_json: Json = False) -> None:
 
 def top(
     interval: Annotated[
-        float, typer.Option("--interval", min=0.5, help="Seconds between two looks.")
+        float, typer.Option("--interval", min=0.5, help="Seconds between refreshes.")
     ] = 2.0,
 ) -> None:
-    """Shows what `status` shows, again and again, until q or Ctrl-C; once when piped.
+    """Shows the same as `status`, and refreshes it until q or Ctrl-C. In a pipe it prints once.
 
     Example: study-ingest top
     """
@@ -94,7 +94,7 @@ async def _live(settings: "Settings", console: Console, interval: float) -> None
 
 @contextmanager
 def _ended_by_q(over: asyncio.Event) -> Iterator[None]:
-    """Sets the event when q is typed; leaves the terminal as it was."""
+    """Sets the event when q is typed, and leaves the terminal as it was."""
     if not sys.stdin.isatty():
         yield
         return
@@ -116,7 +116,7 @@ def _ended_by_q(over: asyncio.Event) -> Iterator[None]:
 
 
 def _console() -> Console:
-    """Colours only on a terminal; piped lines are never folded."""
+    """Uses colors only on a terminal, and never wraps piped lines."""
     console = Console()
     return console if console.is_terminal else Console(width=160, no_color=True)
 

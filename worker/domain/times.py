@@ -1,7 +1,7 @@
-"""When answers count as given: the times that viewers sent, without those that can't be true. Pure.
+"""The effective times of answers: the times as sent, without those that can't be true. Pure.
 
-A device whose clock or calendar is wrong must not poison a schedule. An answer whose time can't be
-true takes that of a neighbour in its session, which is minutes away at most.
+A device with a wrong clock or calendar must not break a schedule. An answer whose time can't be
+true gets the time of a neighbor in its session, which differs by minutes at most.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from schemas.words import TimeWas
 
 
 class EffectiveTimes(NamedTuple):
-    """A session's times, in the order of its attempts."""
+    """The times of a session, in the order of its attempts."""
 
     at: Sequence[datetime]
     was: Sequence[TimeWas | None]
-    """Why the time as sent was replaced; None where it was not."""
+    """Why the time as sent was replaced. None if it was not."""
 
 
 def effective_times(
@@ -27,10 +27,10 @@ def effective_times(
 ) -> EffectiveTimes:
     """The effective times of one session, whose attempts are in the order of the answers.
 
-    A time as sent is credible from `earliest` to `received_at`. Any other is replaced by the
-    nearest credible one before it, else by the nearest after it, else by `received_at`. `texts`
-    are the times as they were written: they tell a time that is missing from one that can't be
-    read.
+    A time as sent is credible from `earliest` to `received_at`. Any other time is replaced by the
+    nearest credible one before it, or else by the nearest after it, or else by `received_at`.
+    `texts` are the times as they were sent, to distinguish a missing time from one that is not
+    readable.
     """
     if None not in sent and earliest <= min(sent) and max(sent) <= received_at:  # type: ignore[type-var, operator]  # none is None
         return EffectiveTimes(sent, (None,) * len(sent))  # type: ignore[arg-type]  # none is None

@@ -76,7 +76,7 @@ async def verify(engine: AsyncEngine, user_id: int, policy: Policy) -> list[Diff
 
 
 class Rebuilt(NamedTuple):
-    """What a rebuild changed: progress rows, and attempts that got another effective time."""
+    """What a rebuild changed: progress rows, and attempts with another effective time."""
 
     progress: int
     times: int
@@ -91,15 +91,15 @@ async def rebuild(engine: AsyncEngine, user_id: int, policy: Policy) -> Rebuilt:
 
 
 async def _replace_times(connection: AsyncConnection, user_id: int, policy: Policy) -> int:
-    """Gives the attempts that were stored without the rule about times the times that it gives.
+    """Replaces the times of attempts that were stored without the rule about times.
 
-    Those are what version 0.1.0 stored, and what lies before an earliest time that was set since.
-    A session is looked at whole, because an attempt may take the time of its neighbour.
+    These are the attempts of version 0.1.0, and those before an earliest time that was set later.
+    It looks at whole sessions, because an attempt may take the time of its neighbor.
     """
     changed: list[Retimed] = []
     for session in await stored_times.unjudged(connection, user_id, policy.earliest_answer):
         sent = [each.answered_at_sent for each in session.attempts]
-        # A time that couldn't be read was stored as one that is missing.
+        # Version 0.1.0 stored a time that was not readable as a missing one.
         times = effective_times(
             sent, [None] * len(sent), session.received_at, policy.earliest_answer
         )

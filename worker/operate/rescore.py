@@ -43,7 +43,7 @@ class Effect(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """What one session left on one question."""
+    """The effect of one session on one question."""
 
     outcomes: Sequence[Outcome]
     change: Change
@@ -153,7 +153,7 @@ def _as_of_now(told: Told, marks: Mapping[int, Mapping[UUID, Mark]]) -> IngestRe
 
 
 def _marks(history: Sequence[ScoredAttempt]) -> dict[UUID, Mark]:
-    """What each session did to one question, in one pass over all that there are."""
+    """The effect of each session on one question, in one pass over all of its attempts."""
     sessions: dict[UUID, list[ScoredAttempt]] = {}
     for attempt in history:
         sessions.setdefault(attempt.client_session_uuid, []).append(attempt)

@@ -108,7 +108,7 @@ POOL_MAX: Final = Gauge(
 )
 
 _VIEWERS_TOLD_APART: Final = 200
-"""There may be a million devices: past these, which were the first, they are one label together."""
+"""The number of viewers with a label of their own. All later ones share one label."""
 _MINORS_TOLD_APART: Final = 20
 """The number of minor versions with a label of their own, because anybody can send any version."""
 

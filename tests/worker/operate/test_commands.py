@@ -230,7 +230,7 @@ async def test_the_audit_says_who_did_what_and_why(site: Site) -> None:
     assert rebuilt["actor"].startswith("ada@example.org (")
     assert not exported["actor"].startswith("ada")
     assert "rebuild  all users" in await said(site, "audit", "--since", "1h")
-    assert "Nothing of that kind" in await said(site, "audit", "--operation", "erase")
+    assert "no such entries" in await said(site, "audit", "--operation", "erase")
     refused = await invoke(site, "audit", "--since", "99999999999d")
     assert refused.exit_code == 2 and "write an age" in refused.stderr
 
