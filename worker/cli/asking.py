@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object on each line.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+User = Annotated[
+    int | None,
+    typer.Option(
+        "--user", min=-(2**63), max=2**63 - 1, help="Only this user. The default is all users."
+    ),
+]
 Reason = Annotated[str, typer.Option("--reason", help="The reason, which is kept in the audit.")]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
@@ -38,6 +44,8 @@ def by(reason: str) -> "By":
         actor = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # the user of a container may not have a name
         actor = f"uid {os.getuid()}"
+    if not reason.isprintable():
+        raise typer.BadParameter("the reason must be one line of printable text in UTF-8")
     named = load_settings().actor
     return By(actor if named is None else f"{named} ({actor})", reason)
 

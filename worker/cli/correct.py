@@ -60,7 +60,13 @@ def void(
 
 
 def rescore(
-    question: Annotated[int, typer.Argument(metavar="QUESTION", min=1, max=_INT64 - 1)],
+    question: Annotated[
+        int | None, typer.Argument(metavar="QUESTION", min=1, max=_INT64 - 1)
+    ] = None,
+    pub_id: Annotated[
+        str | None,
+        typer.Option("--pub-id", help="The question's published id, instead of its own id."),
+    ] = None,
     correct_choice: Annotated[
         int | None,
         typer.Option(
@@ -84,14 +90,18 @@ def rescore(
     from worker.operate import rescore as rescoring
     from worker.store import schema
 
+    if (question is None) is (pub_id is None):
+        raise typer.BadParameter("name the question: by its id, or by --pub-id")
     settings = load_settings()
-    confirm(f"Score all attempts on question {question} again?", yes)
+    named = f"question {question}" if pub_id is None else f"question {pub_id!r}"
+    confirm(f"Score all attempts on {named} again?", yes)
 
     async def work() -> rescoring.Effect:
         async with engine_of(settings, connections=1, name="study-ingest rescore") as engine:
             await schema.check(engine)
+            question_id = question or await rescoring.published_as(engine, pub_id or "")
             return await rescoring.rescore(
-                engine, question, correct_choice, settings.policy(), by(reason)
+                engine, question_id, correct_choice, settings.policy(), by(reason)
             )
 
     done = run(work())
@@ -107,7 +117,9 @@ def rescore(
 
 
 def erase(
-    user: Annotated[int, typer.Option("--user", help="The user to erase.")],
+    user: Annotated[
+        int, typer.Option("--user", min=-(2**63), max=_INT64 - 1, help="The user to erase.")
+    ],
     reason: Reason = "",
     yes: Yes = False,
     as_json: Json = False,

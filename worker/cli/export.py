@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from worker.cli.asking import Json, Reason, bar, by
+from worker.cli.asking import Json, Reason, User, bar, by
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
@@ -33,9 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    user: Annotated[
-        int | None, typer.Option("--user", help="Only this user. The default is all users.")
-    ] = None,
+    user: User = None,
     as_format: Annotated[
         Format,
         typer.Option(
@@ -57,6 +55,7 @@ def export(
 
     Example: study-ingest export --user 42 --format xapi -o 42.xapi.jsonl
     """
+    from worker.operate import repair
     from worker.operate.archive import json_lines, xapi
     from worker.store import schema
 
@@ -65,6 +64,8 @@ def export(
     async def work(write: Callable[[str], object]) -> None:
         async with engine_of(settings, connections=1, name="study-ingest export") as engine:
             await schema.check(engine)
+            if user is not None:
+                await repair.check_known(engine, user)
             await _record(engine, user, as_format, reason)
             with bar("Exporting", shown=not (output is None and sys.stdout.isatty())) as progress:
                 count = 0

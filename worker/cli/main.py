@@ -3,11 +3,11 @@
 Exit codes: 0 success; 1 `verify`, `status` or `doctor` found something, or nothing has that name,
 or the answer to a confirmation was no; 2 usage, settings or installation; 3 schema; 4 the broker is
 not set up safely; 5 the database is unreachable; 6 the broker is unreachable; 7 stuck (`worker`);
-130 interrupted.
+8 the database refused a statement; 130 interrupted.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -71,6 +71,23 @@ report.add_to(app)
 audit.add_to(app)
 
 
+REFUSED: Final = 8
+"""The exit code of a command whose statement the database refused."""
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the database said to a statement of ours, in one line without its values; None for an
+    error that is not the database's.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    if not isinstance(error, DBAPIError):
+        return None
+    state = getattr(error.orig, "sqlstate", None) or "unknown"
+    said = str(error.orig).partition("\n")[0].rpartition(">: ")[2]
+    return f"The database refused ({said}; SQLSTATE {state}): `study-ingest doctor` looks for why."
+
+
 def main() -> None:
     """The entry point. A known error is one sentence on standard error and its exit code."""
     try:
@@ -78,5 +95,10 @@ def main() -> None:
     except IngestError as error:
         typer.echo(f"study-ingest: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if (refusal := _refusal(error)) is None:
+            raise
+        typer.echo(f"study-ingest: {refusal}", err=True)
+        sys.exit(REFUSED)
     except KeyboardInterrupt:
         sys.exit(130)

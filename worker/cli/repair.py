@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from worker.cli.asking import Json, Reason, bar, by, moment
+from worker.cli.asking import Json, Reason, User, bar, by, moment
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
 
@@ -29,9 +29,6 @@ def _one_of(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-_USER = Annotated[
-    int | None, typer.Option("--user", help="Only this user. The default is all users.")
-]
 _SINCE = Annotated[
     datetime | None,
     typer.Option(
@@ -68,7 +65,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def verify(
-    user: _USER = None,
+    user: User = None,
     since: _SINCE = None,
     shard: _SHARD = None,
     after: _AFTER = None,
@@ -106,7 +103,7 @@ def verify(
 
 
 def rebuild(
-    user: _USER = None,
+    user: User = None,
     since: _SINCE = None,
     shard: _SHARD = None,
     after: _AFTER = None,
@@ -190,6 +187,7 @@ class _Walk:
         name = f"study-ingest {self.doing.lower()}"
         async with engine_of(load_settings(), connections=1, name=name) as engine:
             if user is not None:
+                await repair.check_known(engine, user)
                 await one(engine, user)
                 self.done = 1
                 return

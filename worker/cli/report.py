@@ -22,7 +22,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(
-    user: Annotated[int, typer.Option("--user", min=1, max=2**63 - 1, help="Whose picture.")],
+    user: Annotated[
+        int, typer.Option("--user", min=-(2**63), max=2**63 - 1, help="The user to report on.")
+    ],
     html: Annotated[
         Path | None,
         typer.Option("--html", help="The file to write. The default is report-USER.html."),

@@ -16,6 +16,7 @@ from worker.domain.policy import Policy
 from worker.domain.records import Stored
 from worker.domain.scoring import ScoredAttempt
 from worker.domain.times import effective_times
+from worker.errors import NoHistory
 from worker.store import attempts, principals, progress
 from worker.store.driver import write
 from worker.store.engine import transaction
@@ -66,6 +67,15 @@ async def users(
             last, wanted = await repair.walk(connection, part, last)
         for user_id in wanted:
             yield user_id
+
+
+async def check_known(engine: AsyncEngine, user_id: int) -> None:
+    """Raises `NoHistory` for a user who has neither attempts nor progress: a typing error, which
+    must not look like a user with whom all is well.
+    """
+    async with transaction(engine) as connection:
+        if not await repair.is_known(connection, user_id):
+            raise NoHistory(f"User {user_id} has no study history.")
 
 
 async def verify(engine: AsyncEngine, user_id: int, policy: Policy) -> list[Difference]:

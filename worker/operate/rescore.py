@@ -23,7 +23,7 @@ from worker.errors import IngestError
 from worker.ingest import messages
 from worker.ingest.followups import FOLLOWUPS, Corrected
 from worker.operate.repair import Difference, put_right
-from worker.store import attempts, audit, inbox, outbox, principals
+from worker.store import attempts, audit, inbox, outbox, principals, publications
 from worker.store.audit import By
 from worker.store.driver import write
 from worker.store.engine import transaction
@@ -47,6 +47,15 @@ class Mark(NamedTuple):
 
     outcomes: Sequence[Outcome]
     change: Change
+
+
+async def published_as(engine: AsyncEngine, pub_id: str) -> int:
+    """The id of the question behind a published id, withdrawn or not. Raises `IngestError`."""
+    async with transaction(engine) as connection:
+        behind = await publications.behind(connection, [pub_id])
+    if pub_id not in behind:
+        raise IngestError(f"No question is published as {pub_id!r}.")
+    return behind[pub_id][0]
 
 
 async def rescore(

@@ -21,9 +21,17 @@ from tests.factories import WRONG, at, batch, right, sent, wrong
 from tests.worker.operate.commands import environment, invoke
 from tests.worker.operate.conftest import Site
 from worker.broker.dead_queue import open_dead_queue
-from worker.cli.main import app
+from worker.cli.main import REFUSED, app
 from worker.domain.policy import Policy
-from worker.errors import DatabaseAway, IngestError, NotConfirmed, SettingsError, Unfinished
+from worker.errors import (
+    DatabaseAway,
+    IngestError,
+    NoHistory,
+    NotConfirmed,
+    RoleError,
+    SettingsError,
+    Unfinished,
+)
 from worker.ingest.transaction import Ingest
 from worker.operate import repair
 from worker.operate.erase import erase
@@ -210,6 +218,54 @@ async def test_void_rescore_erase_and_verify(site: Site) -> None:
     assert all(line["actor"] for line in found)
     unknown = await invoke(site, "void", str(UUID(int=1)), "--yes")
     assert isinstance(unknown.exception, IngestError) and unknown.exception.exit_code == 1
+
+
+async def test_a_user_or_question_that_nobody_knows_is_an_error(site: Site) -> None:
+    for words in (("verify",), ("rebuild",), ("export",)):
+        unknown = await invoke(site, *words, "--user", "999")
+        assert isinstance(unknown.exception, NoHistory), words
+        assert str(unknown.exception) == "User 999 has no study history."
+    for command in ("verify", "report", "export", "erase"):
+        assert (await invoke(site, command, "--user", str(2**63))).exit_code == 2, command
+    unknown = await invoke(site, "rescore", "--pub-id", "nowhere", "--yes")
+    assert str(unknown.exception) == "No question is published as 'nowhere'."
+    assert (await invoke(site, "rescore", "--yes")).exit_code == 2
+    assert (await invoke(site, "rescore", "1", "--pub-id", "x", "--yes")).exit_code == 2
+
+
+async def test_a_question_is_rescored_by_its_published_id(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=7)
+    await Ingest(site.engine, Policy())([sent(wrong(question))])
+    key = ("--correct-choice", str(WRONG), "--yes")
+    assert "Scored 1 attempts" in await said(site, "rescore", "--pub-id", question.pub_id, *key)
+
+
+async def test_a_reason_that_cannot_be_stored_is_refused(site: Site) -> None:
+    for reason in ("\udcff", "two\nlines", "\x1b[31m"):
+        refused = await invoke(site, "pause", "--reason", reason)
+        assert refused.exit_code == 2 and "one line of printable text" in refused.stderr
+    assert await make.count(site.engine, "ingest_pause") == 0
+
+
+@pytest.mark.parametrize("role", ["", "x" * 64, "a\nb"])
+async def test_a_role_that_postgresql_cannot_have_is_refused(site: Site, role: str) -> None:
+    refused = await invoke(site, "database-role", role)
+    assert isinstance(refused.exception, RoleError)
+    assert "SCRAM" not in f"{refused.output}{refused.exception}"
+
+
+async def test_what_the_database_refuses_is_one_sentence_without_values(site: Site) -> None:
+    await make.execute(site.engine, "ALTER TABLE ingest_audit RENAME COLUMN reason TO because")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker", "audit"),
+        env=os.environ | environment(site),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert (process.returncode, stdout) == (REFUSED, b"")
+    assert stderr.decode().startswith("study-ingest: The database refused (column")
+    assert stderr.count(b"\n") == 1 and b"SQLSTATE 42703" in stderr
 
 
 async def test_the_audit_says_who_did_what_and_why(site: Site) -> None:

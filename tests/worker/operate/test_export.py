@@ -304,13 +304,14 @@ def _result(scaled: float, success: bool, outcome: str, response: str | None) ->
 
 
 async def test_export_and_import_as_typed(
-    engine: AsyncEngine, other_engine: AsyncEngine, tmp_path: Path
+    engine: AsyncEngine, other_engine: AsyncEngine, database_url: str, tmp_path: Path
 ) -> None:
     await _a_life(engine)
     file = tmp_path / "log.jsonl"
 
     async def typed(at: AsyncEngine, *words: str) -> str:
-        url = make_url(at.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        here = make_url(database_url).set(database=at.url.database)
+        url = here.render_as_string(hide_password=False)
         environment = {"INGEST_DATABASE_URL": url, "INGEST_AMQP_URL": "amqp://unused"}
         result = await asyncio.to_thread(CliRunner().invoke, app, words, env=environment)
         assert result.exit_code == 0, (result.output, result.exception)

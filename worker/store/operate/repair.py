@@ -59,3 +59,14 @@ async def walk(connection: AsyncConnection, part: Part, after: int) -> Walked:
     if not found:
         return Walked(None, [])
     return Walked(found[-1][0], [user_id for user_id, is_wanted in found if is_wanted])
+
+
+_KNOWN: Final = text(
+    "SELECT EXISTS (SELECT FROM study_quiz_sessions WHERE user_id = :user_id)"
+    " OR EXISTS (SELECT FROM study_question_progress WHERE user_id = :user_id)"
+)
+
+
+async def is_known(connection: AsyncConnection, user_id: int) -> bool:
+    """Whether the user has attempts, voided or not, or progress."""
+    return bool(await connection.scalar(_KNOWN, {"user_id": user_id}))

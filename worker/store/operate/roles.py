@@ -10,6 +10,7 @@ import secrets
 from typing import Final
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.errors import RoleError
@@ -28,6 +29,8 @@ RIGHTS: Final = {
 }
 """A worker's rights on each table. It may not even read any other table."""
 
+_NAME_BYTES: Final = 63
+"""PostgreSQL cuts longer names."""
 _ITERATIONS: Final = 4_096
 """PostgreSQL's own number. The password has 192 random bits, which nobody can guess."""
 
@@ -60,8 +63,13 @@ _QUOTED: Final = text(
 async def ensure_worker(connection: AsyncConnection, role: str) -> str:
     """Creates the role, or restores its rights and sets a new password. Returns the password.
 
-    Raises `RoleError` for a superuser and for the current role, which can't be a worker's.
+    Raises `RoleError` for a superuser and for the current role, which can't be a worker's, for a
+    name that PostgreSQL can't have, and where the database refuses.
     """
+    if not role or len(role.encode(errors="replace")) > _NAME_BYTES or not role.isprintable():
+        raise RoleError(
+            f"{role!r} can't name a role: choose 1 to {_NAME_BYTES} bytes of printable text."
+        )
     if await connection.scalar(_TROUBLE, {"role": role}):
         raise RoleError(
             f"Role {role!r} is a superuser or the current role, and would be reduced to a"
@@ -73,7 +81,15 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
     ).one()
     create, *statements = _STATEMENTS
     for statement in statements if quoted.exists else (create, *statements):
-        await connection.exec_driver_sql(statement.format(**quoted._mapping))
+        try:
+            await connection.exec_driver_sql(statement.format(**quoted._mapping))
+        except DBAPIError as error:
+            # Not the error itself, which shows the statement and with it what a password becomes.
+            said = str(error.orig).partition("\n")[0].rpartition(">: ")[2]
+            raise RoleError(
+                f"The database refused to make role {role!r} a worker's ({said}): run this as the"
+                " owner of the tables, with a login that may create roles."
+            ) from None
     return password
 
 
