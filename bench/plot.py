@@ -53,8 +53,8 @@ def _main(measured: Mapping[str, Any], folder: Path) -> None:
             [each["median"] - each["least"] for each in ranges],
             [each["most"] - each["median"] for each in ranges],
         ]
-        colours = ["tab:blue" if name.startswith("ours") else "tab:gray" for name, _ in contenders]
-        bars = plot.barh([n for n, _ in contenders], medians, xerr=spans, color=colours)
+        colors = ["tab:blue" if name.startswith("ours") else "tab:gray" for name, _ in contenders]
+        bars = plot.barh([n for n, _ in contenders], medians, xerr=spans, color=colors)
         plot.bar_label(bars, fmt="%.0f", padding=6)
         plot.set(title=f"{state} progress", xlabel="batches/s", xlim=(0, max(medians) * 1.25))
     save(figure, "throughput")

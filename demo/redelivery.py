@@ -34,7 +34,7 @@ _WORKERS: Final = 2
 
 _STEP = re.compile(r"^## \d+\. (.+)$")
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COLOURS = re.compile(r"\x1b\[\d*[A-Za-z]")
+_COLORS = re.compile(r"\x1b\[\d*[A-Za-z]")
 _COMPOSE_1 = (
     'docker() { if [ "$1" = compose ]; then shift; command docker-compose "$@";'
     ' else command docker "$@"; fi; }\n'
@@ -92,7 +92,7 @@ class Walk:
             text=True,
             check=False,
         )
-        output = _COLOURS.sub("", done.stdout)
+        output = _COLORS.sub("", done.stdout)
         if not quiet:
             print(output, end="", flush=True)
         if done.returncode:

@@ -1,9 +1,10 @@
-"""The project's own papers agree with its metadata."""
+"""The changelog, the license and the first pages agree with the metadata and with the rules."""
 
 import re
 from importlib.metadata import metadata
 from pathlib import Path
 
+import pytest
 from packaging.version import Version
 
 import study_viewer
@@ -32,3 +33,8 @@ def test_the_installed_package_names_its_license_and_authors() -> None:
     assert installed["Author"] == "the study-ingest authors"
     assert installed.get_all("License-File") == ["LICENSE"]
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_pages_that_people_read_first_stay_short(page: str) -> None:
+    assert len((ROOT / page).read_text().splitlines()) <= 120

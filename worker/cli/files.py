@@ -29,7 +29,7 @@ def written(path: Path) -> Iterator[TextIO]:
     else:
         if not stat.S_ISREG(found.st_mode):
             raise IngestError(
-                f"{path} is {_kind(found.st_mode)}, and only a regular file is replaced: choose"
+                f"{path} is {_kind(found.st_mode)}, but only a regular file can be replaced: choose"
                 " another name, or write to standard output."
             )
     try:

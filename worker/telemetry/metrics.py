@@ -65,7 +65,7 @@ BATCHES_BY_VERSION: Final = Counter(
 )
 _TIMES_REPLACED: Final = Counter(
     "study_ingest_times_replaced",
-    "Attempts whose time as sent can't be true, by viewer and by what it was: that device's clock"
+    "Attempts whose time as sent can't be true, by viewer and by reason. The clock of such a device"
     " is wrong.",
     ["viewer", "time_was"],
 )

@@ -39,7 +39,7 @@ def test_a_link_is_not_followed_and_not_replaced(tmp_path: Path) -> None:
     target.write_text("somebody else's")
     link = tmp_path / "link"
     link.symlink_to(target)
-    with pytest.raises(IngestError, match="is a link, and only a regular file"), written(link):
+    with pytest.raises(IngestError, match="is a link, but only a regular file"), written(link):
         pytest.fail("nothing may be written")
     assert target.read_text() == "somebody else's"
     assert link.is_symlink()

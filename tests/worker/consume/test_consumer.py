@@ -447,7 +447,7 @@ async def live_and_die(settings: Settings, poisons: set[UUID]) -> dict[UUID, int
 
     async def ingest(group: Sequence[Incoming]) -> list[Disposition | Busy]:
         if poisons & {incoming.client_session_uuid for incoming in group}:
-            # It takes a moment to die: time for neighbours to arrive, where they do.
+            # It takes a moment to die: time for neighbors to arrive, where they do.
             await consumer.changed.until(lambda: consumer.in_hand == 16, timeout=0.05)
             life.cancel()
             raise asyncio.CancelledError  # nothing is settled

@@ -44,7 +44,7 @@ def test_times_that_can_be_true_stay() -> None:
         (datetime(9999, 12, 31, tzinfo=UTC), TimeWas.IN_THE_FUTURE),
     ],
 )
-def test_one_that_cannot_becomes_its_neighbours_and_it_says_why(
+def test_one_that_cannot_becomes_its_neighbors_and_it_says_why(
     sent: datetime | str | None, was: TimeWas
 ) -> None:
     assert _judged(sent, T2) == ([T2, T2], [was, None])
@@ -53,7 +53,7 @@ def test_one_that_cannot_becomes_its_neighbours_and_it_says_why(
     assert _judged(sent) == ([RECEIVED], [was])
 
 
-def test_the_neighbour_is_the_nearest_before_else_the_nearest_after() -> None:
+def test_the_neighbor_is_the_nearest_before_else_the_nearest_after() -> None:
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     assert times(epoch, None, T2, epoch, "?", T3, None) == [T2, T2, T2, T2, T2, T3, T3]
     assert times(epoch, None, "?") == [RECEIVED] * 3

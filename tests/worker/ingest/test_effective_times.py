@@ -116,7 +116,7 @@ async def test_it_is_stored_told_and_counted_why_a_time_was_replaced(
     assert done.last_answered_at == at - timedelta(hours=1)
 
 
-async def test_a_neighbour_that_is_skipped_tells_the_time_all_the_same(
+async def test_a_neighbor_that_is_skipped_tells_the_time_all_the_same(
     engine: AsyncEngine, ingest: Ingest
 ) -> None:
     (question,) = await make.publish(engine)
@@ -163,7 +163,7 @@ AS_0_1_0 = (
     " answered_at = least(coalesce(answered_at_sent, session.finalized_at), session.finalized_at)"
     " FROM study_quiz_sessions AS session WHERE session.id = attempt.quiz_session_id"
 )
-"""A worker of 0.1.0 knew no earliest time, no neighbour and no reason."""
+"""A worker of 0.1.0 knew no earliest time, no neighbor and no reason."""
 FINISHED = "SELECT id, finished_at FROM study_quiz_sessions ORDER BY id"
 
 
@@ -203,7 +203,7 @@ async def test_rebuild_leaves_what_was_judged_when_it_came(
 ) -> None:
     (question,) = await make.publish(engine)
     at = datetime(2024, 3, 4, 9, 0, tzinfo=UTC)
-    # Its neighbour is not stored: judged again, it would get the time of receipt.
+    # Its neighbor is not stored: judged again, it would get the time of receipt.
     await _one(ingest, right("unknown", at), right(question, "soon"))
     before = await _attempts(engine)
     assert before[0]["time_was"] == TimeWas.UNREADABLE

@@ -306,8 +306,8 @@ async def test_a_uuid_that_somebody_else_receives_meanwhile_is_waited_for(
         ingesting = asyncio.create_task(crew[0](group))
         await make.blocked(engine, 1)
         await (third.commit() if commits else third.rollback())
-    neighbour, contested = await ingesting
-    assert isinstance(neighbour, Ingested)
+    neighbor, contested = await ingesting
+    assert isinstance(neighbor, Ingested)
     assert isinstance(contested, Rejected if commits else Ingested)
     if isinstance(contested, Rejected):
         assert contested.reason is RejectReason.UUID_REUSED

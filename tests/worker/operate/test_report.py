@@ -197,8 +197,8 @@ def test_a_first_day_has_a_page_too() -> None:
     assert "No question is a leech or stuck." in html
 
 
-def _luminance(colour: str) -> float:
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+def _luminance(color: str) -> float:
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -207,10 +207,10 @@ def test_words_and_shapes_stand_out_in_light_and_dark() -> None:
     """WCAG 2.1: 4.5 to 1 for words, 3 to 1 for shapes that carry a number of their own."""
     light, dark = re.findall(r":root \{(.*?)\}", pages._STYLE, re.DOTALL)[:2]
     for theme in (light, dark):
-        colours = dict(re.findall(r"--(\w+): (#\w{6})", theme))
+        colors = dict(re.findall(r"--(\w+): (#\w{6})", theme))
 
-        def contrast(one: str, other: str, colours: dict[str, str] = colours) -> float:
-            high, low = sorted((_luminance(colours[one]), _luminance(colours[other])))[::-1]
+        def contrast(one: str, other: str, colors: dict[str, str] = colors) -> float:
+            high, low = sorted((_luminance(colors[one]), _luminance(colors[other])))[::-1]
             return (high + 0.05) / (low + 0.05)
 
         for word in ("ink", "soft"):

@@ -83,7 +83,7 @@ async def _times(settings: Settings, engine: AsyncEngine) -> Finding:
         "warning",
         f"{count}{' or more' if count == _MOST_COUNTED else ''} attempts of 0.1.0, or from before"
         " INGEST_EARLIEST_ANSWER, may have times that can't be true.",
-        "Run `study-ingest rebuild`: they get the times of their neighbours.",
+        "Run `study-ingest rebuild`: they get the times of their neighbors.",
     )
 
 
