@@ -69,12 +69,17 @@ def size(*folders: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, which need not exist. Raises DevError if that fails."""
+    """Remove a folder, which need not exist. Raises DevError if that fails.
+
+    It gets another name first, so that a process killed here leaves nothing that looks complete.
+    """
+    doomed = path.with_name(f"{path.name}.removed")
     try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(doomed)
+        with suppress(FileNotFoundError):
+            path.rename(doomed)
+            shutil.rmtree(doomed)
     except OSError as error:
         raise DevError(f"{path} can't be removed ({error.strerror}): remove it yourself.") from None
 

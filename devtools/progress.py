@@ -37,7 +37,7 @@ def fetching(what: str, megabytes: int, on_disk: int, *folders: Path) -> Iterato
     in the folders: those are what progress is told from.
     """
     start = time.monotonic()
-    say(f"fetching {what} ({megabytes} MB)")
+    say(f"fetching {what} (up to {megabytes} MB)")
     with _lock:
         alone = not _running
         _running[what] = (on_disk * 1_000_000, folders)
@@ -51,6 +51,7 @@ def fetching(what: str, megabytes: int, on_disk: int, *folders: Path) -> Iterato
             del _running[what]
             if not _running:
                 _idle.set()
+                _write("")  # clears the live line, so that an error begins a line of its own
     say(f"fetched {what} ({time.monotonic() - start:.0f} s)")
 
 

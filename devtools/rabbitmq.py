@@ -182,8 +182,10 @@ class RabbitMQ(Server):
         (self.folder / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():
-            cookie.touch(mode=0o600)
-            cookie.write_text(self._cookie or secrets.token_hex(16))
+            fresh = self.folder / ".erlang.cookie.new"
+            fresh.touch(mode=0o600)
+            fresh.write_text(self._cookie or secrets.token_hex(16))
+            fresh.rename(cookie)  # whole or not at all: an empty one is never repaired
 
     def _environment(self, found: Programs) -> dict[str, str]:
         folder = self.folder
