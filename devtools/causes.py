@@ -14,8 +14,8 @@ DISK_FULL = "the disk is full: free 1 GB where this checkout lies, and run ./dev
 _CAUSES = (
     (
         r"certificate.verify.failed|UnknownIssuer|invalid peer certificate"
-        r"|certificate verification failed|certificate is NOT trusted",
-        "the server's certificate isn't trusted",
+        r"|certificate verification failed|certificate is NOT trusted|CA certificate bundle",
+        "the server's certificate can't be trusted",
         "tell pip the authority's file (pip config set global.cert FILE), and run ./dev again",
     ),
     (

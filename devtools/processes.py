@@ -44,6 +44,8 @@ def run_step(
     Everything that this process has locked stays locked until the command has ended. Raises
     DevError, with `remedy` or a better remedy, if the command is missing or fails.
     """
+    if _interrupted.is_set():
+        raise BrokenOff(f"{name} was broken off.")
     log = log_file(name)
     start = time.monotonic()
     try:

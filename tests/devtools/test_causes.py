@@ -32,17 +32,22 @@ LOG = Path("/log")
             "WARNING: Retrying after connection broken by 'SSLError(SSLCertVerificationError(1, "
             "'[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local "
             "issuer certificate'))'\nERROR: No matching distribution found for uv==1",
-            "the server's certificate isn't trusted",
+            "the server's certificate can't be trusted",
         ),
         (
             "  Caused by: client error (Connect)\n  Caused by: invalid peer certificate: Unknown"
             "Issuer",
-            "the server's certificate isn't trusted",
+            "the server's certificate can't be trusted",
         ),
         (
             "E: Failed to fetch https://m/x.deb  Certificate verification failed: The certificate "
             "is NOT trusted.",
-            "the server's certificate isn't trusted",
+            "the server's certificate can't be trusted",
+        ),
+        (
+            "ERROR: Could not install packages due to an OSError: Could not find a suitable TLS CA "
+            "certificate bundle, invalid path: /ca.pem",
+            "the server's certificate can't be trusted",
         ),
         ("ProxyError('Cannot connect to proxy.', OSError('... 407'))", "the proxy refuses"),
         ("  Caused by: tcp connect error: Connection refused (os error 111)", "doesn't answer"),
