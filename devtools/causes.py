@@ -63,9 +63,16 @@ def failure(name: str, output: str, otherwise: str, log: Path) -> str:
         return DISK_FULL
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for pattern, cause, remedy in _CAUSES:
-        telling = [line for line in lines if re.search(pattern, line, re.IGNORECASE)]
-        if telling:
-            return f"{name} failed: {cause} ({telling[-1][:200]}): {remedy} (log: {log})."
+        found = [match for line in lines if (match := re.search(pattern, line, re.IGNORECASE))]
+        if found:
+            return f"{name} failed: {cause} ({_around(found[-1])}): {remedy} (log: {log})."
     telling = [line for line in lines if line.lower().startswith(("error", "e:", "fatal"))]
     last = (telling or lines or ["it said nothing"])[-1]
     return f"{name} failed ({last[:200]}): {otherwise} (log: {log})."
+
+
+def _around(match: re.Match[str]) -> str:
+    """The words that were found, with what stands beside them in their line."""
+    start, end = max(0, match.start() - 80), match.end() + 80
+    before, after = "..." if start else "", "..." if end < len(match.string) else ""
+    return f"{before}{match.string[start:end]}{after}"

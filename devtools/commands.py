@@ -280,6 +280,9 @@ def main(words: Sequence[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f"dev: {DISK_FULL}", file=sys.stderr)
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "make it writable for this user, and run ./dev again."
+            print(f"dev: {error.filename}: {error.strerror}: {remedy}", file=sys.stderr)
         else:
             print(f"dev: {error}{_traceback()}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from devtools.causes import failure
 from devtools.errors import DevError
 from devtools.network import for_apt
-from devtools.places import in_home, log_file
+from devtools.places import in_home, log_file, remove
 from devtools.processes import run_step
 from devtools.progress import fetching
 from devtools.state import locked
@@ -56,7 +56,7 @@ def unpacked(
         if not root.exists():
             fresh, apt = root.with_suffix(".new"), root.with_suffix(".apt")
             for leftover in (fresh, apt):
-                shutil.rmtree(leftover, ignore_errors=True)
+                remove(leftover)
             with fetching(what, megabytes, on_disk, apt, fresh):
                 _unpack(_download(suite, packages, apt), fresh)
                 finish(fresh, root)

@@ -7,7 +7,6 @@ An existing `.venv` is updated in place. It is only deleted if its Python no lon
 import hashlib
 import importlib.util
 import os
-import shutil
 import ssl
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from devtools import debian
 from devtools.errors import DevError
 from devtools.network import for_uv, pip_configuration, says_yes
-from devtools.places import CHECKOUT, beside, in_home
+from devtools.places import CHECKOUT, beside, in_home, remove
 from devtools.processes import run_step
 from devtools.progress import fetching
 from devtools.state import locked
@@ -89,7 +88,7 @@ def ensure_uv() -> Path:
     with locked(target.with_suffix(".lock")):
         if not target.exists():
             fresh = target.with_suffix(".new")
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove(fresh)
             pip, env = _pip()
             what = ("--no-cache-dir", "--no-deps", "--require-hashes", "-r", PINS / "uv.txt")
             with fetching("the installer uv", 18, 50, fresh):

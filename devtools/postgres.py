@@ -15,7 +15,7 @@ from typing import Self
 
 from devtools import environment
 from devtools.errors import DevError
-from devtools.places import in_home, unprivileged
+from devtools.places import in_home, remove, unprivileged
 from devtools.probe import postgres_ready
 from devtools.processes import leave_running, our_process, run_step, wait_until
 from devtools.progress import fetching
@@ -34,7 +34,7 @@ def binaries() -> Path:
     with locked(target.with_suffix(".lock")):
         if not target.exists():
             fresh = target.with_suffix(".new")
-            shutil.rmtree(fresh, ignore_errors=True)
+            remove(fresh)
             with fetching("PostgreSQL 18", 23, 75, fresh):
                 environment.install_apart("postgres.txt", fresh)
             fresh.rename(target)
