@@ -49,7 +49,7 @@ def ensure() -> Path:
     with locked(in_home() / "venv.lock", "another ./dev is installing the dependencies: waiting"):
         if _content(stamp) != wanted or not _runs():
             ensure_uv()
-            with fetching("the dependencies", 45, 200, _cache(), venv()):
+            with fetching("the dependencies", 45, 290, _cache(), venv()):
                 if _content(stamp) == _UNFINISHED or not _runs():
                     _create()
                 stamp.write_text(_UNFINISHED)
