@@ -13,13 +13,15 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
+from aio_pika.connection import Connection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AuthenticationError
 from aio_pika.exceptions import ProbableAuthenticationError as LoginRefused
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 
 from worker.broker import decoders
 from worker.errors import BrokerAway
@@ -27,6 +29,36 @@ from worker.settings import Settings
 
 CLIENT_ERRORS: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
 """What a call of the client raises if its channel or connection is lost, or it times out."""
+
+
+class _Remembering(TransportFactory):
+    """Opens sockets as the client does by itself, and remembers the last one."""
+
+    def __init__(self) -> None:
+        self.socket: asyncio.WriteTransport | None = None
+
+    async def create(
+        self, url: Any, **kwargs: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Opens one. Raises as the client's own do."""
+        own = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, writer = await own.create(url, **kwargs)
+        self.socket = writer.transport
+        return reader, writer
+
+
+class _Connection(Connection):
+    """A connection that can be given up together with what it has not sent yet."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sockets = _Remembering()
+        self.kwargs["transport_factory"] = self._sockets
+
+    def abort(self) -> None:
+        """Drops the socket with its buffers. Does nothing if it is closed."""
+        if self._sockets.socket is not None:
+            self._sockets.socket.abort()
 
 
 async def connect(settings: Settings, purpose: str) -> AbstractConnection:
@@ -52,6 +84,7 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
                 timeout=settings.connect_timeout,
                 heartbeat=heartbeat,
                 client_properties={"connection_name": name},
+                connection_class=_Connection,
             )
     except (LoginRefused, AuthenticationError):
         user = unquote(parts.username or "guest")
@@ -65,10 +98,19 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
 
 
 async def close(connection: AbstractConnection, timeout: float) -> None:  # noqa: ASYNC109
-    """Closes the connection, or gives up after `timeout` seconds. It never raises."""
-    with suppress(*CLIENT_ERRORS), client_errors():
-        async with asyncio.timeout(timeout):
+    """Closes the connection, or gives up after `timeout` seconds. It never raises.
+
+    A broker in an alarm reads nothing more from a connection that publishes. The client would keep
+    what is not sent, and wait until it is, even if it is cancelled: so the socket is dropped.
+    """
+    assert isinstance(connection, _Connection)
+    giving_up = asyncio.get_running_loop().call_later(timeout, connection.abort)
+    try:
+        with suppress(*CLIENT_ERRORS), client_errors():
             await connection.close()
+    finally:
+        giving_up.cancel()
+        connection.abort()
 
 
 @contextmanager

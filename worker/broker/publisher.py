@@ -35,6 +35,8 @@ memory.
 """
 _AT_ONCE: Final = 100
 """The number of messages in one write, which keep the event loop busy for about 2 ms."""
+_CLOSES_WITHIN: Final = 1.0
+"""Seconds for a good end of a connection. One that doesn't read has nothing more to say."""
 
 
 class Refused(Unconfirmed):
@@ -194,7 +196,7 @@ class Publisher:
     def _abandon(self, wire: "_Wire") -> None:
         if self._wire is wire:
             self._wire = None
-            closer = asyncio.create_task(close(wire.connection, self._settings.connect_timeout))
+            closer = asyncio.create_task(close(wire.connection, _CLOSES_WITHIN))
             self._closers.add(closer)
             closer.add_done_callback(self._closers.discard)
 
