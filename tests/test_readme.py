@@ -1,6 +1,7 @@
 """The documents agree with the code: their settings, their links and their commands."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,23 @@ def test_every_command_exists(page: Path) -> None:
     # In code alone: behind a backtick, a prompt, or `run --`.
     for command in re.findall(r"(?:`|\$ |-- )study-ingest ([a-z][a-z-]+)", page.read_text()):
         assert command in known, f"{page.name} names {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    folders = {path.name for path in ROOT.glob("[!.]*") if path.is_dir()}
+    for name in re.findall(r"`([\w./-]+/[\w./-]*)`", page.read_text()):
+        if name.split("/")[0] in folders and "NNNN" not in name:
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_page_of_the_architecture_has_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (each["layers"] for each in contracts["contracts"] if each["type"] == "layers")
+    checked = [frozenset(layer.split(" | ")) for layer in layers if layer != "__main__"]
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (block,) = (
+        text for text in re.findall(r"^```\n(.*?)^```$", page, re.M | re.S) if "cli " in text
+    )
+    drawn = [frozenset(re.split(r"\s{2,}", line)[0].split(", ")) for line in block.splitlines()]
+    assert drawn == [*checked, {"schemas"}]
