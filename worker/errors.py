@@ -12,6 +12,7 @@ IngestError                 every error that the worker reports to a person
 ├── Unfinished              a part of the work is left, run it again      exit 1
 ├── DatabaseAway            the database is unreachable                   the worker pauses
 ├── BrokerAway              the broker is unreachable                     the worker waits
+├── DatabaseRefused         the database refused a statement              exit 8
 ├── Stuck                   the worker makes no progress                  exit 7
 ├── TransientFault          a group failed, and may succeed later         run one by one, deferred
 │   ├── UuidTaken           another transaction has just ingested a uuid  run again at once
@@ -21,9 +22,18 @@ IngestError                 every error that the worker reports to a person
 
 
 class IngestError(Exception):
-    """An error that the worker reports to a person. Its text is one sentence."""
+    """An error that the worker reports to a person: what was found, and what to do about it.
+
+    `found` names the value. `remedy` is empty if there is nothing to do. The text of the exception
+    is both of them: `found: remedy`.
+    """
 
     exit_code = 1
+
+    def __init__(self, found: str, remedy: str = "") -> None:
+        super().__init__(f"{found}: {remedy}" if remedy else found)
+        self.found = found
+        self.remedy = remedy
 
 
 class SettingsError(IngestError):
@@ -86,6 +96,12 @@ class BrokerAway(IngestError):
     """Raised by commands if the broker is unreachable."""
 
     exit_code = 6
+
+
+class DatabaseRefused(IngestError):
+    """Raised by commands whose statement the database refused, for want of a right, say."""
+
+    exit_code = 8
 
 
 class Stuck(IngestError):

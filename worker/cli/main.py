@@ -7,7 +7,7 @@ not set up safely; 5 the database is unreachable; 6 the broker is unreachable; 7
 """
 
 import sys
-from typing import Annotated, Final
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,7 +27,8 @@ from worker.cli import (
     status,
     viewer,
 )
-from worker.errors import IngestError
+from worker.cli.answers import answer, failed
+from worker.errors import DatabaseRefused, IngestError
 
 app = typer.Typer(
     name="study-ingest",
@@ -71,11 +72,15 @@ report.add_to(app)
 audit.add_to(app)
 
 
-REFUSED: Final = 8
-"""The exit code of a command whose statement the database refused."""
+def _end(error: IngestError) -> NoReturn:
+    """Says what is wrong on standard error, and with --json also as the one object."""
+    typer.echo(f"study-ingest: {error}", err=True)
+    if "--json" in sys.argv:
+        answer(failed(error))
+    sys.exit(error.exit_code)
 
 
-def _refusal(error: Exception) -> str | None:
+def _refusal(error: Exception) -> DatabaseRefused | None:
     """What the database said to a statement of ours, in one line without its values; None for an
     error that is not the database's.
     """
@@ -85,7 +90,10 @@ def _refusal(error: Exception) -> str | None:
         return None
     state = getattr(error.orig, "sqlstate", None) or "unknown"
     said = str(error.orig).partition("\n")[0].rpartition(">: ")[2]
-    return f"The database refused ({said}; SQLSTATE {state}): `study-ingest doctor` looks for why."
+    return DatabaseRefused(
+        f"The database refused ({said}; SQLSTATE {state})",
+        "`study-ingest doctor` looks for why.",
+    )
 
 
 def main() -> None:
@@ -93,12 +101,10 @@ def main() -> None:
     try:
         app()
     except IngestError as error:
-        typer.echo(f"study-ingest: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(error)
     except Exception as error:
-        if (refusal := _refusal(error)) is None:
+        if (refused := _refusal(error)) is None:
             raise
-        typer.echo(f"study-ingest: {refusal}", err=True)
-        sys.exit(REFUSED)
+        _end(refused)
     except KeyboardInterrupt:
         sys.exit(130)

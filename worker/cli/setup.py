@@ -5,6 +5,8 @@ from typing import Annotated, Final
 
 import typer
 
+from worker.cli.answers import answer
+from worker.cli.asking import Json
 from worker.cli.shared import engine_of, load_settings, run
 
 _A_DAY: Final = 86_400.0
@@ -24,6 +26,7 @@ def migrate(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask for confirmation of 'base'.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Brings the database's schema to the version of this program.
 
@@ -44,13 +47,15 @@ def migrate(
             return await schema.migrate(engine, to)
 
     before, after = run(work())
-    if before == after:
+    if as_json:
+        answer({"before": before, "after": after})
+    elif before == after:
         typer.echo(f"The schema is at version {after or 'none'}; nothing to do.")
     else:
         typer.echo(f"The schema went from version {before or 'none'} to {after or 'none'}.")
 
 
-def apply_topology() -> None:
+def apply_topology(as_json: Json = False) -> None:
     """Creates the broker's exchanges, queues and policies, and prints what it changed.
 
     You can run it again. It deletes nothing. It needs the management API, and a login with the
@@ -69,7 +74,12 @@ def apply_topology() -> None:
             await topology.check(management, settings)
             return changes
 
-    for change in run(work()):
+    changes = run(work())
+    if as_json:
+        told = [{"verb": each.verb, "what": each.what, "detail": each.detail} for each in changes]
+        answer({"changes": told})
+        return
+    for change in changes:
         typer.echo(str(change))
 
 

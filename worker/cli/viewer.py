@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from schemas import amqp
+from worker.cli.answers import answer
 from worker.cli.asking import Reason, by
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError
@@ -196,7 +197,7 @@ def list_viewers(as_json: _JSON = False) -> None:
 
     found = run(work())
     if as_json:
-        typer.echo(json.dumps([asdict(viewer) for viewer in found]))
+        answer({"viewers": [asdict(viewer) for viewer in found]})
         return
     for viewer in found:
         ways = ["AMQP"] * viewer.has_login + ["MQTT"] * viewer.mqtt + ["HTTP"] * viewer.http

@@ -21,10 +21,11 @@ from tests.factories import WRONG, at, batch, right, sent, wrong
 from tests.worker.operate.commands import environment, invoke
 from tests.worker.operate.conftest import Site
 from worker.broker.dead_queue import open_dead_queue
-from worker.cli.main import REFUSED, app
+from worker.cli.main import app
 from worker.domain.policy import Policy
 from worker.errors import (
     DatabaseAway,
+    DatabaseRefused,
     IngestError,
     NoHistory,
     NotConfirmed,
@@ -263,7 +264,7 @@ async def test_what_the_database_refuses_is_one_sentence_without_values(site: Si
         stderr=asyncio.subprocess.PIPE,
     )
     stdout, stderr = await process.communicate()
-    assert (process.returncode, stdout) == (REFUSED, b"")
+    assert (process.returncode, stdout) == (DatabaseRefused.exit_code, b"")
     assert stderr.decode().startswith("study-ingest: The database refused (column")
     assert stderr.count(b"\n") == 1 and b"SQLSTATE 42703" in stderr
 
