@@ -69,6 +69,10 @@ class Proxy(Link):
         """
         self._delay, self._jitter, self._bytes_per_second = delay, jitter, bytes_per_second
 
+    def lead_to(self, port: int) -> None:
+        """Leads new connections to another port of the same host. Open ones stay where they are."""
+        self._target = (self._target[0], port)
+
     def black_hole(self) -> None:
         """From now on nothing passes, and nobody is informed. Connecting seems to work."""
         self._open.clear()

@@ -150,3 +150,20 @@ class Postgres(Server):
         with suppress(OSError, IndexError):
             segment = (self.folder / "data/postmaster.pid").read_text().splitlines()[6].split()[1]
             subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)
+
+
+def standby_of(primary: Postgres) -> Postgres:
+    """A hot standby of a running server, not started yet: it follows, and lets clients read.
+
+    Raises DevError where the copy fails.
+    """
+    standby = Postgres(database=primary.database)
+    user = unprivileged()
+    standby.folder.mkdir(parents=True, exist_ok=True)
+    if user is not None:
+        os.chown(standby.folder, user.pw_uid, user.pw_gid)
+    argv = (binaries() / "pg_basebackup", "-D", standby.folder / "data", "-R", "--no-sync")
+    server = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", USER, "--checkpoint=fast")
+    env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
+    run_step("pg_basebackup", (*argv, *server), REMEDY, env=env, cwd=Path("/"), user=user)
+    return standby

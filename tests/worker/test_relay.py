@@ -200,3 +200,51 @@ async def test_a_row_that_another_relay_has_just_deleted_is_not_taken(
         await test.execute(text("SELECT pg_advisory_unlock(42)"))
     assert await waiting == []
     assert await _left(engine) == []
+
+
+_MEETS = {
+    "a column's type": (
+        "ALTER TABLE outbox ALTER COLUMN routing_key TYPE varchar(200)",
+        "SELECT 1",
+    ),
+    "a table that is gone": (
+        "ALTER TABLE outbox RENAME TO elsewhere",
+        "ALTER TABLE elsewhere RENAME TO outbox",
+    ),
+    "a rule of somebody's": (
+        "CREATE RULE never AS ON DELETE TO outbox DO INSTEAD NOTHING",
+        "DROP RULE never ON outbox",
+    ),
+}
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("what", list(_MEETS))
+async def test_whatever_the_database_says_the_relay_goes_on(
+    what: str, broker: Broker, publisher: Publisher, engine: AsyncEngine
+) -> None:
+    begin, end = _MEETS[what]
+
+    async def script(statements: str) -> None:
+        async with engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            await driver.execute(statements)
+
+    relay = Relay(engine, publisher, _SETTINGS)
+    running = asyncio.create_task(relay.run())
+
+    async def in_trouble() -> bool:
+        return relay.trouble is not None or running.done()
+
+    await _recorded(engine, [_result("a")])
+    await until(lambda: make.count(engine, "outbox"), lambda count: count == 0)
+    await script(begin)
+    if end != "SELECT 1":
+        await until(in_trouble, bool)
+    await script(end)
+    await _recorded(engine, [_result("a")])
+    await until(lambda: make.count(engine, "outbox"), lambda count: count == 0)
+    assert not running.done()
+    relay.stop()
+    await running

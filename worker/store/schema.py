@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -76,9 +76,11 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     Raises `DatabaseAway`, or `SchemaError` if an operator can remove the obstacle. If it raises,
     the schema is unchanged.
     """
+    await _check_encoding(engine)
     before = await current(engine)
     try:
-        async with engine.connect() as connection:
+        async with engine.connect() as plain:
+            connection = await plain.execution_options(isolation_level="READ COMMITTED")
             await connection.run_sync(_run, target)
             await connection.commit()
     except CommandError:
@@ -95,6 +97,16 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
             ) from error
         raise
     return before, await current(engine)
+
+
+async def _check_encoding(engine: AsyncEngine) -> None:
+    async with transaction(engine) as connection:
+        encoding = await connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise SchemaError(
+            f"The database's encoding is {encoding}, which can't store every id and name: create"
+            " one with ENCODING 'UTF8', move the data there with pg_dump, and migrate that."
+        )
 
 
 def _run(connection: Connection, target: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import make_url
@@ -15,7 +16,9 @@ from tests.worker.operate.commands import invoke
 from tests.worker.operate.conftest import Site
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
-from worker.operate.doctor import broker, database, local
+from worker.operate.doctor import broker, database, local, session
+from worker.store.engine import transaction
+from worker.store.operate import roles
 
 pytestmark = pytest.mark.broker
 
@@ -163,3 +166,49 @@ def test_clocks_apart_are_found() -> None:
         (agreeing,) = clock(now, now + timedelta(seconds=0.7))
         (apart,) = clock(now, now + timedelta(seconds=9))
         assert (agreeing.severity, apart.severity) == ("ok", "warning")
+
+
+@pytest.mark.parametrize(
+    ("statement", "check", "severity"),
+    [
+        ("ALTER DATABASE {db} SET default_transaction_read_only = on", "read-only", "danger"),
+        (
+            "ALTER DATABASE {db} SET default_transaction_isolation = serializable",
+            "isolation",
+            "note",
+        ),
+        ("ALTER TABLE published ENABLE ROW LEVEL SECURITY", "row security", "danger"),
+        ("ALTER TABLE outbox ENABLE ROW LEVEL SECURITY", "row security", "danger"),
+        ("ALTER TABLE outbox ADD CONSTRAINT never CHECK (false) NOT VALID", "writes", "danger"),
+    ],
+)
+async def test_what_a_session_would_meet_is_found(
+    statement: str, check: str, severity: str, site: Site
+) -> None:
+    url = make_url(site.settings.database_url.get_secret_value())
+    role = f"test_{uuid4().hex[:12]}"
+    async with transaction(site.engine) as connection:
+        await roles.ensure_worker(connection, role)
+    try:
+        await make.publish(site.engine)
+        await make.execute(site.engine, statement.format(db=url.database))
+        as_role = url.set(username=role).render_as_string(hide_password=False)
+        found = await examined(site, INGEST_DATABASE_URL=as_role)
+        assert check in {finding["check"] for finding in found[severity]}
+    finally:
+        await make.execute(site.engine, f"DROP OWNED BY {role}")
+        await make.execute(site.engine, f"DROP ROLE {role}")
+
+
+def test_timeouts_that_are_not_in_force_are_found() -> None:
+    settings = make_settings("amqp://localhost/")
+    as_set = {
+        "statement_timeout": 15_000,
+        "lock_timeout": 5_000,
+        "idle_in_transaction_session_timeout": 30_000,
+    }
+    assert [each.severity for each in session._timeouts(as_set, settings)] == ["ok"]
+    for changed in ({"lock_timeout": 0}, {"transaction_timeout": 10_000}):
+        (finding,) = session._timeouts(as_set | changed, settings)
+        assert finding.severity == "warning" and next(iter(changed)) in finding.found
+    assert [e.severity for e in session._commits(2)] == ["danger"]

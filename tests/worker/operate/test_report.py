@@ -164,6 +164,28 @@ def some() -> Picture:
     )
 
 
+async def test_the_names_of_many_questions_take_one_pass_over_all_publications(
+    engine: AsyncEngine,
+) -> None:
+    """The table is the application's, without an index by question."""
+    questions = await factories.publish(engine, 60)
+    await factories.execute(
+        engine,
+        "INSERT INTO published (pub_id, kind, source_id)"
+        " SELECT 'z' || n, 'question', n FROM generate_series(1, 5000) AS n",
+    )
+    await Ingest(engine, Policy())([factories.sent(*(factories.right(each) for each in questions))])
+    await factories.execute(engine, "SELECT pg_stat_force_next_flush()")
+    scans = "SELECT seq_scan AS n FROM pg_stat_user_tables WHERE relname = 'published'"
+    (before,) = await factories.rows(engine, scans)
+    async with transaction(engine) as connection:
+        found = await stored.questions(connection, 1)
+        await connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    assert [each.pub_id for each in found] == [each.pub_id for each in questions]
+    (after,) = await factories.rows(engine, scans)
+    assert after["n"] - before["n"] <= 1
+
+
 def test_the_page_loads_nothing_and_runs_nothing(some: Picture) -> None:
     found = Page(page(some))
     assert {tag for tag, _ in found.tags}.isdisjoint({"script", "img", "link", "iframe", "form"})

@@ -117,6 +117,39 @@ print(asyncio.run(schema.migrate(make_engine(settings, connections=1, name="test
 """
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_that_cannot_store_every_id_is_refused(
+    encoding: str, empty_database_url: str, empty: AsyncEngine
+) -> None:
+    name = f"test_{uuid4().hex[:16]}"
+    create = f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+    async with empty.connect() as connection:
+        alone = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await alone.exec_driver_sql(create)
+        url = make_url(empty_database_url).set(database=name)
+        other = _engine(url.render_as_string(hide_password=False))
+        try:
+            with pytest.raises(SchemaError, match=f"encoding is {encoding}.*ENCODING 'UTF8'"):
+                await schema.migrate(other)
+            assert await schema.current(other) is None
+        finally:
+            await other.dispose()
+            await alone.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_the_isolation_level_of_a_migration_is_not_left_to_the_database(
+    empty: AsyncEngine, empty_database_url: str
+) -> None:
+    database = make_url(empty_database_url).database
+    await make.execute(
+        empty, f"ALTER DATABASE {database} SET default_transaction_isolation = serializable"
+    )
+    engine = _engine(empty_database_url)
+    await schema.migrate(engine)
+    await schema.migrate(engine, "0004")  # takes away what refers to others
+    await engine.dispose()
+
+
 async def test_two_processes_that_migrate_at_once_migrate_once(
     empty: AsyncEngine, empty_database_url: str
 ) -> None:

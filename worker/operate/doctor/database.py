@@ -7,6 +7,7 @@ from sqlalchemy import Row, UniqueConstraint, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.errors import SchemaError, TransientFault
+from worker.operate.doctor import session
 from worker.operate.doctor.finding import Finding, by_sentence
 from worker.settings import Settings
 from worker.store import schema
@@ -59,6 +60,7 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
         if found[0].severity == "ok":
             found += await _indexes(connection)
             found += await _rights(connection, facts)
+    found += await session.examine(settings, engine, has_schema=found[0].severity == "ok")
     if found[0].severity == "ok":
         found.append(await _times(settings, engine))
     return found
