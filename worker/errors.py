@@ -16,7 +16,8 @@ IngestError                 every error that the worker reports to a person
 ├── Stuck                   the worker makes no progress                  exit 7
 ├── TransientFault          a group failed, and may succeed later         run one by one, deferred
 │   ├── UuidTaken           another transaction has just ingested a uuid  run again at once
-│   └── SessionStale        a table was changed under the session         run again at once
+│   ├── SessionStale        a table was changed under the session         run again at once
+│   └── PrincipalInUse      another transaction holds a user's history    deferred, not counted
 └── Unconfirmed             the broker refused or did not confirm         published again
 """
 
@@ -120,6 +121,10 @@ class UuidTaken(TransientFault):
 
 class SessionStale(TransientFault):
     """Raised by the store when a session's prepared statements are older than the tables."""
+
+
+class PrincipalInUse(TransientFault):
+    """Raised if another transaction did not release a user's history within the lock timeout."""
 
 
 class Unconfirmed(IngestError):

@@ -11,7 +11,9 @@ from tests.faults import scene as scenes
 
 
 @pytest.fixture
-async def scene(broker: Broker, engine: AsyncEngine, tmp_path: Path) -> AsyncIterator[scenes.Scene]:
+async def scene(
+    broker: Broker, engine: AsyncEngine, database_url: str, tmp_path: Path
+) -> AsyncIterator[scenes.Scene]:
     """One vhost, one database, four questions."""
-    async with scenes.scene(broker, engine, tmp_path) as made:
+    async with scenes.scene(broker, engine, database_url, tmp_path) as made:
         yield made

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from chaos.checker import check
@@ -45,6 +46,7 @@ class Scene:
 
     broker: Broker
     engine: AsyncEngine
+    database_url: str
     database: Wire
     messages: Wire
     folder: Path
@@ -57,7 +59,7 @@ class Scene:
         """Starts a `study-ingest` process; `changed` are settings."""
         settings = self.broker.settings
         env = {name: value for name, value in os.environ.items() if "INGEST_" not in name} | {
-            "INGEST_DATABASE_URL": self.database.url if wired else _url(self.engine),
+            "INGEST_DATABASE_URL": self.database.url if wired else self.database_url,
             "INGEST_AMQP_URL": self.messages.url if wired else settings.amqp_url.get_secret_value(),
             "INGEST_REQUIRE_USER_ID": "false",
             "INGEST_RETRY_DELAYS": f"[{RETRY_DELAY}, 0.2]",
@@ -151,7 +153,7 @@ class Scene:
     async def evidence(self) -> Evidence:
         """What is left; takes all messages out of the queues."""
         found = Evidence()
-        await read_database(found, _url(self.engine))
+        await read_database(found, self.database_url)
         await read_queues(
             found,
             self.broker.settings.amqp_url.get_secret_value(),
@@ -184,7 +186,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(broker: Broker, engine: AsyncEngine, folder: Path) -> AsyncIterator[Scene]:
+async def scene(
+    broker: Broker, engine: AsyncEngine, database_url: str, folder: Path
+) -> AsyncIterator[Scene]:
     """Opens the stage; kills what is left on it."""
     questions = [
         *await make.publish(engine, 2),
@@ -198,21 +202,18 @@ async def scene(broker: Broker, engine: AsyncEngine, folder: Path) -> AsyncItera
     ):
         tap = await channel.declare_queue(name, durable=True)
         await tap.bind(exchange, key)
+    server = make_url(database_url).update_query_dict({"sslmode": "disable"})
+    url = server.set(drivername="postgresql").render_as_string(hide_password=False)
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(Wire(_url(engine), PostgreSQL))
+        database = await stack.enter_async_context(Wire(url, PostgreSQL))
         address = broker.settings.amqp_url.get_secret_value()
         messages = await stack.enter_async_context(Wire(address, AMQP))
-        made = Scene(broker, engine, database, messages, folder, questions)
+        made = Scene(broker, engine, url, database, messages, folder, questions)
         try:
             yield made
         finally:
             for process in made.processes:
                 process.close()
-
-
-def _url(engine: AsyncEngine) -> str:
-    url = engine.url.set(drivername="postgresql").update_query_dict({"sslmode": "disable"})
-    return url.render_as_string(hide_password=False)
 
 
 async def until(look: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]) -> T:

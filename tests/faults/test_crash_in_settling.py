@@ -94,5 +94,5 @@ async def test_killed_when_a_copy_came_back_from_its_wait(scene: Scene) -> None:
     await scene.returned(1)
     recovered = await scene.recover(settled=1)
     (line,) = recovered.lines("delivery.settled")
-    assert (line["disposition"], line["retries"]) == ("ingested", 1)
+    assert (line["disposition"], line["retries"]) == ("ingested", 0)
     await scene.holds()

@@ -51,12 +51,19 @@ async def park(
     )
 
 
-async def defer(publisher: Publisher, delivery: Delivery, envelope: Envelope, delay: float) -> None:
-    """Puts a copy into the queue in which it waits `delay` seconds, one try further.
+async def defer(
+    publisher: Publisher,
+    delivery: Delivery,
+    envelope: Envelope,
+    delay: float,
+    *,
+    is_counted: bool = True,
+) -> None:
+    """Puts a copy into the queue in which it waits `delay` seconds, one try further if it counts.
 
     Raises `Unconfirmed` as `park` does.
     """
-    headers = _ours(envelope) | {amqp.RETRIES_HEADER: envelope.retries + 1}
+    headers = _ours(envelope) | {amqp.RETRIES_HEADER: envelope.retries + is_counted}
     await publisher.send("", retry_queue(delay), _copy(delivery, headers))
 
 

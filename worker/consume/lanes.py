@@ -23,7 +23,7 @@ from worker.consume.intake import Taken, read
 from worker.consume.pauses import Conditions
 from worker.consume.settle import Deferred, Postponed, Settler
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
-from worker.errors import DatabaseAway, IngestError, Unconfirmed
+from worker.errors import DatabaseAway, IngestError, PrincipalInUse, Unconfirmed
 from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 from worker.telemetry import metrics, traces
@@ -112,6 +112,13 @@ class Lanes:
                 metrics.GROUP_SIZE.observe(len(group))
                 with metrics.stage("ingest"):
                     dispositions = await self._ingest([taken.incoming for taken in group])
+            except PrincipalInUse as fault:
+                # Another worker or command works on these users, so no batch is at fault.
+                metrics.FAILED.labels(type(fault).__name__).inc()
+                if delays := self._settings.retry_delays:
+                    later = Deferred(delays[0], is_counted=False)
+                    await self._settle([(taken, later) for taken in group], len(group))
+                    return []
             except Exception as fault:  # noqa: BLE001  # a bad batch costs only itself
                 metrics.FAILED.labels(type(fault).__name__).inc()
                 # A session can end for reasons of its own, but hardly twice for the same batches.

@@ -27,6 +27,8 @@ class Deferred:
     """Failed in a way that may pass: to be tried again after `delay` seconds."""
 
     delay: float
+    is_counted: bool = True
+    """Whether it counts against the batch, which may fail only so often."""
 
 
 class Postponed:
@@ -78,7 +80,11 @@ class Settler:
                 )
             case Deferred():
                 await copies.defer(
-                    self._publisher, taken.delivery, taken.envelope, disposition.delay
+                    self._publisher,
+                    taken.delivery,
+                    taken.envelope,
+                    disposition.delay,
+                    is_counted=disposition.is_counted,
                 )
             case Postponed():
                 await copies.postpone(self._publisher, taken.delivery, taken.envelope)

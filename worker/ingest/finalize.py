@@ -101,6 +101,36 @@ def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
     return ScoredBatch(plan, received_at, topics, pub_ids, replaced, last_answered_at, late)
 
 
+def in_one_transaction(
+    batches: Sequence[ScoredBatch], standing: Mapping[int, Standing], most: int
+) -> Sequence[ScoredBatch]:
+    """The batches that one transaction folds: at least the first one.
+
+    More than `most` stored attempts are folded again only if the first batch needs them. A question
+    that is folded anyway costs nothing more. If a batch is left out, the later ones on any of its
+    questions are too, so that it does not become late on more of them.
+    """
+    chosen: list[ScoredBatch] = []
+    folded: set[int] = set()
+    left_out: set[int] = set()
+    attempts = 0
+    for batch in batches:
+        new = {*batch.late} - folded
+        more = sum([_attempts_of(standing[question_id]) for question_id in new])
+        is_too_much = more and attempts + more > most
+        if chosen and (is_too_much or not left_out.isdisjoint(batch.pub_ids.values())):
+            left_out.update(batch.pub_ids.values())
+            continue
+        chosen.append(batch)
+        folded |= new
+        attempts += more
+    return chosen
+
+
+def _attempts_of(question: Standing) -> int:
+    return question.progress.attempts_count if question.progress else 0
+
+
 def finalize(
     batches: Sequence[ScoredBatch],
     standing: Mapping[int, Standing],

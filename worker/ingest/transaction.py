@@ -4,6 +4,7 @@
 in as `Incoming`, and the decision about each goes out as a `Disposition`.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -18,14 +19,21 @@ from schemas.words import RejectReason, Status
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Rejected
 from worker.domain.policy import Policy
 from worker.domain.records import Message, Resolved, Standing
-from worker.errors import SessionStale, TransientFault, UuidTaken
+from worker.errors import PrincipalInUse, SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
-from worker.ingest.finalize import Finalized, finalize, score
+from worker.ingest.finalize import Finalized, ScoredBatch, finalize, in_one_transaction, score
 from worker.ingest.resolve import Incoming, Plan, may_write, owner_of, plan
 from worker.store import attempts, inbox, outbox, principals, progress, publications
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
+
+_FOLDED_AT_ONCE: Final = 100_000
+"""The most stored attempts that one transaction folds again because of late batches: half a second
+and 40 MB. A single batch may need more.
+"""
+_FOLDED_INLINE: Final = 5_000
+"""The most attempts that are folded without giving other tasks a chance to run: 10 ms."""
 
 Batches = Mapping[UUID, tuple[Incoming, AttemptBatch]]
 """The batches to decide about, by idempotency key."""
@@ -54,12 +62,12 @@ class Ingest:
         """Ingests a group, and returns the decision about each delivery, in order, after the
         commit.
 
-        `Busy` stands for a delivery that can come again, and whose principal another transaction
-        holds.
+        `Busy` stands for a delivery about which nothing was done: it can come again.
 
         Raises `DatabaseAway` if the database is unreachable. If that happens during the commit,
-        call again: the batches that were committed are then duplicates. Raises `TransientFault` if
-        the group failed and may succeed later, and whatever a bug raises. Nothing of a failed
+        call again: the batches that were committed are then duplicates. Raises `PrincipalInUse` if
+        other transactions held the principals of all of them for too long. Raises `TransientFault`
+        if the group failed and may succeed later, and whatever a bug raises. Nothing of a failed
         transaction is stored.
         """
         dispositions: list[Disposition | Busy] = []
@@ -71,12 +79,23 @@ class Ingest:
         """Processes the batches whose principals are free, and leaves the others to come again.
 
         It waits for the others if one of them can't come again, or if no principal is free. A
-        single batch holds nobody up, so it waits at once.
+        single batch holds nobody up, so it waits at once. Batches also come again if they are more
+        than one transaction should fold.
         """
-        decided = await self._commit(dict(enumerate(group)), wait=len(group) == 1)
-        busy = {place: each for place, each in enumerate(group) if place not in decided}
-        if busy and not (decided and all(each.can_come_again for each in busy.values())):
-            decided |= await self._commit(busy, wait=True)
+        left = dict(enumerate(group))
+        decided: dict[int, Disposition] = {}
+        wait = len(group) == 1
+        while left:
+            try:
+                decided |= await self._commit(left, wait=wait)
+            except PrincipalInUse:
+                if not decided:
+                    raise
+                break
+            left = {place: each for place, each in left.items() if place not in decided}
+            if decided and all(each.can_come_again for each in left.values()):
+                break
+            wait = True
         return [decided.get(place, Busy()) for place in range(len(group))]
 
     async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
@@ -120,8 +139,10 @@ async def transact(
 ) -> dict[int, Disposition]:
     """Everything that ingest does inside one transaction. No uuid may occur twice in `group`.
 
-    Returns the decision about each delivery, by its key in `group`. Without `wait`, deliveries
-    whose principal another transaction holds are missing: nothing was done about them.
+    Returns the decision about each delivery, by its key in `group`. Deliveries are missing, and
+    nothing was done about them, if one transaction should not fold them too; without `wait` also if
+    another transaction holds their principal. With `wait` at least one is decided. Raises
+    `PrincipalInUse` if the wait is too long.
     """
     batches = {
         incoming.content.client_session_uuid: (incoming, incoming.content)
@@ -135,13 +156,16 @@ async def transact(
     new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
     standing = await _standing(connection, new, resolved)
     plans, rejections = _plan(new, resolved, standing, held, policy)
-    done = await _finalize(connection, plans, received_at, standing, policy)
+    scored = [score(plan, received_at, policy) for plan in plans]
+    chosen = in_one_transaction(scored, standing, _FOLDED_AT_ONCE)
+    done = await _finalize(connection, chosen, standing, policy)
+    undecided = busy | {each.plan.client_session_uuid for each in scored} - done.told.keys()
     verdicts = {
         place: _verdict(incoming, incoming.content, known, rejections, received_at, done)
         for place, incoming in group.items()
-        if incoming.client_session_uuid not in busy
+        if incoming.client_session_uuid not in undecided
     }
-    await inbox.record(connection, [_receipt(plan, done) for plan in plans])
+    await inbox.record(connection, [_receipt(each.plan, done) for each in chosen])
     await write(
         connection,
         [
@@ -238,15 +262,16 @@ def _plan(
 
 async def _finalize(
     connection: AsyncConnection,
-    plans: Sequence[Plan],
-    received_at: datetime,
+    batches: Sequence[ScoredBatch],
     standing: Mapping[int, Standing],
     policy: Policy,
 ) -> Finalized:
-    scored = [score(plan, received_at, policy) for plan in plans]
-    late = {(each.plan.user_id, question_id) for each in scored for question_id in each.late}
+    late = {(each.plan.user_id, question_id) for each in batches for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}
-    return finalize(scored, standing, histories, policy)
+    if sum(map(len, histories.values())) > _FOLDED_INLINE:
+        # Heartbeats and other lanes go on meanwhile. It is pure, so a thread can do it.
+        return await asyncio.to_thread(finalize, batches, standing, histories, policy)
+    return finalize(batches, standing, histories, policy)
 
 
 def _receipt(plan: Plan, done: Finalized) -> Receipt:

@@ -1,5 +1,6 @@
 """Quiz sessions and attempts: the log from which everything else can be computed again."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
@@ -16,6 +17,8 @@ from worker.store.literals import as_text, numbers, rows_of, time_of, times, wor
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _STREAMED_AT_ONCE: Final = 2_000
 """The number of rows that a stream fetches in one round trip."""
+_READ_AT_ONCE: Final = 5_000
+"""The number of rows that are read before other tasks run."""
 _SOURCE: Final = "viewer"
 _STATUS: Final = "finalized"
 
@@ -174,7 +177,10 @@ async def histories(
         },
     )
     found: dict[int, list[ScoredAttempt]] = {question_id: [] for _, question_id in wanted}
-    for question_id, answered_at, ordered_at, uuid, position, outcome, is_correct in rows:
+    for number, row in enumerate(rows):
+        question_id, answered_at, ordered_at, uuid, position, outcome, is_correct = row
+        if number % _READ_AT_ONCE == _READ_AT_ONCE - 1:
+            await asyncio.sleep(0)  # other tasks must run too, and there may be many rows
         found[question_id].append(
             ScoredAttempt(answered_at, ordered_at, uuid, position, _OUTCOMES[outcome], is_correct)
         )

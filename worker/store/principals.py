@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
+from asyncpg import LockNotAvailableError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.errors import PrincipalInUse
 from worker.store.driver import fetch
 
 _LOCK: Final = text(
@@ -24,9 +26,18 @@ _LOCK_FREE: Final = text(
 
 
 async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
-    """Waits for the locks of all `user_ids`, always in the same order, so there is no deadlock."""
+    """Waits for the locks of all `user_ids`, always in the same order, so there is no deadlock.
+
+    Raises `PrincipalInUse` if another transaction does not release one within the lock timeout.
+    """
     keys = sorted({_key(user_id) for user_id in user_ids})
-    await fetch(connection, _LOCK, {"keys": keys})
+    try:
+        await fetch(connection, _LOCK, {"keys": keys})
+    except LockNotAvailableError as error:
+        raise PrincipalInUse(
+            "Another transaction held a user's history for longer than INGEST_LOCK_TIMEOUT:"
+            " run it again later."
+        ) from error
 
 
 async def lock_free(connection: AsyncConnection, user_ids: Iterable[int]) -> set[int]:
