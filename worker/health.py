@@ -53,6 +53,8 @@ class Watch:
         self._stuck_timeout = settings.stuck_timeout
         self._heart = _Heart()
         self._idle_at = time.monotonic()
+        self.unsafe: str | None = None
+        """What is wrong with the broker's setup, as a sentence; None if nothing is known to be."""
 
     async def run(self) -> None:
         """Beats, and raises `Stuck`, which ends the process, if the deliveries make no progress."""
@@ -73,7 +75,9 @@ class Watch:
         """Whether the broker has proved that it is consuming."""
         state = self._consumer.state
         proved = state == "consuming" and self._consumer.is_proved and self._heart.health().ok
-        metrics.READY.set(proved)
+        metrics.READY.set(proved and self.unsafe is None)
+        if self.unsafe is not None:
+            return Health(False, self.unsafe)
         if state == "consuming" and not proved:
             return Health(False, "the broker does not list our consumer")
         why = self._consumer.why_paused

@@ -46,6 +46,33 @@ async def test_it_is_ready_as_soon_as_it_says_that_it_consumes(
         assert await worker.get("/ready") == (200, {"ok": True, "detail": "consuming"})
 
 
+@pytest.mark.parametrize("change", ["classic queue", "policy"])
+async def test_a_setup_that_changes_under_a_running_worker_is_told(
+    change: str, settings: Settings, broker: Broker
+) -> None:
+    async with running(settings) as worker:
+        await worker.until_ready()
+        if change == "policy":
+            await broker.put_policy(
+                "house", pattern=".*", apply_to="all", priority=-1, definition={"message-ttl": 5000}
+            )
+        else:
+            await broker.delete_queue(amqp.ATTEMPTS_QUEUE)
+            channel = await broker.channel()
+            queue = await channel.declare_queue(amqp.ATTEMPTS_QUEUE, durable=True)
+            await queue.bind(amqp.INGEST_EXCHANGE, amqp.ATTEMPTS_BINDING)
+        told = await worker.logged("topology.unsafe")
+        health = await worker.until_ready(False)
+        assert health["detail"] == told["reason"]
+        expected = "message-ttl 5000" if change == "policy" else "has x-queue-type classic"
+        assert expected in told["reason"] or "x-delivery-limit none" in told["reason"]
+        assert (await worker.get("/live"))[0] == 200
+        if change == "policy":
+            await broker.delete("policies", "house")
+            await worker.logged("topology.restored")
+            await worker.until_ready()
+
+
 async def test_a_worker_that_waits_for_its_servers_lives_and_is_not_ready(
     settings: Settings, broker: Broker, engine: AsyncEngine
 ) -> None:

@@ -102,6 +102,16 @@ class Management:
         policies: list[Json] = await self._get(f"policies/{self._vhost}")
         return policies
 
+    async def operator_policies(self) -> list[Json]:
+        """Those that the broker's operator lays over the others, in the same form; none if the
+        login may not see them.
+        """
+        try:
+            policies: list[Json] = await self._get(f"operator-policies/{self._vhost}")
+        except TopologyError:
+            return []
+        return policies
+
     async def connections(self) -> list[Json]:
         """The connections that the login may see, each with `name`, `vhost`, `user`,
         `client_properties`.

@@ -15,7 +15,7 @@ at start, and never an endless reconnect. It is the same on RabbitMQ 3.10 and 4.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
@@ -53,6 +53,12 @@ _HARMLESS_ARGUMENTS: Final = {
     "x-max-in-memory-bytes",
 }
 """The operator of a cluster decides where it keeps a queue."""
+
+_LET_GO: Final = "remove that policy, or change its pattern so that it matches no queue of ours"
+"""A higher priority of our own policy would not do: only one of our queues has a policy."""
+
+_LIMIT_KEYS: Final = ("max-length", "max-length-bytes")
+"""Policy keys that drop the oldest messages, unless the queue refuses new ones instead."""
 
 _DEADLY_KEYS: Final = ("message-ttl", "expires")
 """Policy keys that delete waiting batches, whoever set them."""
@@ -280,6 +286,8 @@ async def check(management: Management, settings: Settings) -> None:
             raise TopologyError(f"The {_describe(binding)} is missing: {_REMEDY}.")
     for policy in must.policies:
         _check_policy(policy, found)
+    for queue in must.queues:
+        _check_kept(queue, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,14 +299,16 @@ class _Found:
     bindings: frozenset[Binding]
     links: frozenset[Link]
     policies: tuple[Json, ...]
+    operator_policies: tuple[Json, ...]
 
     @classmethod
     async def read(cls, management: Management) -> "_Found":
-        exchanges, queues, bindings, policies = await asyncio.gather(
+        exchanges, queues, bindings, policies, operator_policies = await asyncio.gather(
             management.exchanges(),
             management.queues(),
             management.bindings(),
             management.policies(),
+            management.operator_policies(),
         )
         return cls(
             {exchange["name"]: exchange for exchange in exchanges},
@@ -314,6 +324,7 @@ class _Found:
                 if binding["destination_type"] == "exchange"
             ),
             tuple(policies),
+            tuple(operator_policies),
         )
 
 
@@ -401,22 +412,14 @@ def _check_policy(policy: Policy, found: _Found) -> None:
     """Checks the policy of a queue. Of all that match, only the one with the highest priority
     applies.
     """
-    matching = [
-        p
-        for p in found.policies
-        if p["apply-to"] in _APPLIES_TO_QUORUM and _matches(p["pattern"], policy.queue)
-    ]
+    matching = _matching(policy.queue, found.policies)
     if not any(p["name"] == policy.name for p in matching):
         raise TopologyError(f"Policy {policy.name} is missing: {_REMEDY}.")
     highest = max(p["priority"] for p in matching)
     # If two have the same priority, the broker's choice is undefined, so all must be right.
     for winner in (p for p in matching if p["priority"] == highest):
         definition = winner["definition"]
-        remedy = (
-            _REMEDY
-            if winner["name"] == policy.name
-            else f"remove that policy, or give {policy.name} a higher priority"
-        )
+        remedy = _REMEDY if winner["name"] == policy.name else _LET_GO
         for key, must in policy.definition.items():
             if definition.get(key) != must:
                 raise TopologyError(
@@ -424,12 +427,41 @@ def _check_policy(policy: Policy, found: _Found) -> None:
                     f" {key} {_shown(definition.get(key))} where it must be {_shown(must)}:"
                     f" {remedy}."
                 )
-        for key in _DEADLY_KEYS:
-            if key in definition:
+
+
+def _check_kept(queue: Queue, found: _Found) -> None:
+    """Checks that no policy, of a user or of the broker's operator, lets a queue lose messages."""
+    for kind, policies in (
+        ("Policy", found.policies),
+        ("Operator policy", found.operator_policies),
+    ):
+        matching = _matching(queue.name, policies)
+        highest = max((p["priority"] for p in matching), default=0)
+        for policy in (p for p in matching if p["priority"] == highest):
+            for key in _deadly(queue, policy["definition"]):
+                remedy = _REMEDY if policy["name"] == ATTEMPTS_POLICY else _LET_GO
                 raise TopologyError(
-                    f"Policy {winner['name']} rules queue {policy.queue} and gives it {key}, which"
-                    f" takes waiting batches away: {remedy}."
+                    f"{kind} {policy['name']} gives queue {queue.name} {key}"
+                    f" {_shown(policy['definition'][key])}, which takes waiting messages away:"
+                    f" {remedy}."
                 )
+
+
+def _deadly(queue: Queue, definition: Json) -> Iterator[str]:
+    """The keys of a policy by which this queue loses messages."""
+    for key in _DEADLY_KEYS:
+        # A queue in which messages wait for their time returns them to the workers.
+        if key in definition and not (key == "message-ttl" and "x-message-ttl" in queue.arguments):
+            yield key
+    overflow = queue.arguments.get("x-overflow") or definition.get("overflow")
+    if overflow != _SAFE_OVERFLOW:
+        yield from (key for key in _LIMIT_KEYS if key in definition)
+
+
+def _matching(queue: str, policies: Iterable[Json]) -> list[Json]:
+    return [
+        p for p in policies if p["apply-to"] in _APPLIES_TO_QUORUM and _matches(p["pattern"], queue)
+    ]
 
 
 def _matches(pattern: str, name: str) -> bool:

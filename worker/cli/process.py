@@ -29,6 +29,7 @@ from worker.errors import (
     IngestError,
     SettingsError,
     Stuck,
+    TopologyError,
     TransientFault,
 )
 from worker.health import RelayWatch, Watch
@@ -44,6 +45,9 @@ _log = structlog.get_logger(__name__)
 
 _BESIDE_THE_LANES = 2
 """Database connections of a worker besides its lanes: one for the relay, and one for checks."""
+
+_TOPOLOGY_EVERY = 6
+"""Checks of the consumer for one of the broker's setup, which lists all queues of the vhost."""
 
 
 def _warn(settings: Settings) -> None:
@@ -95,20 +99,46 @@ async def run_worker(settings: Settings) -> None:
             gate_open=Gate(engine, enabled=settings.enabled),
             management=management,
         )
-        async with _watched(settings, Watch(consumer, settings), engine):
+        watch = Watch(consumer, settings)
+        async with _watched(settings, watch, engine):
             with _cancelled_by_signals():
                 await _ready(settings, engine, management)
             with traces.exported(), _on_signals(consumer.drain):
                 async with asyncio.TaskGroup() as tasks:
                     if settings.relay_in_worker:
                         tasks.create_task(relay.run())
+                    watching = tasks.create_task(_watch_topology(settings, management, watch))
                     await consumer.run()
+                    watching.cancel()
                     relay.stop()
-            if settings.relay_in_worker:
+            if settings.relay_in_worker and relay.trouble is None:
                 # Publish what the last groups wrote before the process ends, if that works at once.
                 with suppress(IngestError):
                     await relay.relay()
     _log.info("worker.stopped", settled=dict(consumer.counts))
+
+
+async def _watch_topology(settings: Settings, management: Management, watch: Watch) -> None:
+    """Notices when somebody changes the broker's setup under a running worker.
+
+    The worker goes on: what it takes it ingests, and stopping would keep no message any safer. But
+    it is not ready, and says why.
+    """
+    while True:
+        await asyncio.sleep(settings.consumer_check_interval * _TOPOLOGY_EVERY)
+        unsafe: str | None = None
+        try:
+            await topology.check(management, settings)
+        except BrokerAway:
+            continue  # nothing is known
+        except TopologyError as error:
+            unsafe = str(error)
+        if unsafe != watch.unsafe:
+            if unsafe is None:
+                _log.info("topology.restored")
+            else:
+                _log.error("topology.unsafe", reason=unsafe)
+        watch.unsafe = unsafe
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
+from worker.broker import topology
 from worker.broker.dead_queue import open_dead_queue
 from worker.broker.management import Json, Management
 from worker.broker.subscription import consumer_count
@@ -95,10 +96,11 @@ async def look(
     found = await asyncio.gather(
         _broker(settings, management, None if before is None else before.broker),
         _database(engine),
+        topology.check(management, settings),
         return_exceptions=True,
     )
-    broker, database = found
-    attention = []
+    broker, database, _ = found
+    attention: list[str] = []
     for server in found:
         if isinstance(server, IngestError):
             attention.append(str(server))
@@ -114,7 +116,7 @@ async def look(
         datetime.now(UTC),
         broker if isinstance(broker, BrokerStatus) else None,
         database if isinstance(database, DatabaseStatus) else None,
-        tuple(attention),
+        tuple(dict.fromkeys(attention)),
     )
 
 

@@ -212,14 +212,67 @@ async def test_a_stronger_policy_that_wins_is_refused_by_name(
     await topology.apply(management, broker.settings)  # which can't help it
     assert await refusal(management, broker.settings) == (
         "Policy everything rules queue study.attempts and gives it dead-letter-exchange none where"
-        " it must be study.attempts.dlx: remove that policy, or give study.attempts a higher"
-        " priority."
+        " it must be study.attempts.dlx: remove that policy, or change its pattern so that it"
+        " matches no queue of ours."
     )
 
 
-async def test_a_weaker_policy_is_no_concern(broker: Broker, management: Management) -> None:
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"message-ttl": 5_000},
+        {"expires": 60_000},
+        {"max-length": 9},
+        {"max-length-bytes": 9, "overflow": "drop-head"},
+    ],
+    ids=str,
+)
+async def test_a_weaker_policy_that_empties_another_queue_is_refused(
+    definition: dict[str, Any], broker: Broker, management: Management
+) -> None:
     await broker.put_policy(
-        "everything", pattern=".*", apply_to="all", priority=-1, definition={"max-length": 9}
+        "house", pattern=".*", apply_to="all", priority=-1, definition=definition
+    )
+    key = next(iter(definition))
+    assert await refusal(management, broker.settings) == (
+        f"Policy house gives queue study.attempts.dead {key} {definition[key]}, which takes waiting"
+        " messages away: remove that policy, or change its pattern so that it matches no queue of"
+        " ours."
+    )
+
+
+@pytest.mark.parametrize("queue", ["study.attempts.newer", "study.followups.review.requested"])
+async def test_a_policy_for_one_queue_that_keeps_messages_is_refused(
+    queue: str, broker: Broker, management: Management
+) -> None:
+    await broker.put_policy(
+        "house", pattern=f"^{queue}$", apply_to="queues", definition={"expires": 9_000_000}
+    )
+    assert f"Policy house gives queue {queue} expires" in await refusal(management, broker.settings)
+
+
+async def test_a_policy_of_the_broker_s_operator_is_refused(
+    broker: Broker, management: Management
+) -> None:
+    body = {"pattern": ".*", "apply-to": "queues", "definition": {"message-ttl": 5_000}}
+    path = f"operator-policies/{broker.vhost}/house"
+    (await broker.api.put(path, json=body)).raise_for_status()
+    sentence = await refusal(management, broker.settings)
+    assert sentence.startswith("Operator policy house gives queue study.attempts message-ttl 5000")
+
+
+async def test_a_policy_that_loses_nothing_is_no_concern(
+    broker: Broker, management: Management
+) -> None:
+    for name, definition in {
+        "waits": {"message-ttl": 60_000},  # of a queue that returns its messages in time anyway
+        "full": {"max-length": 9},
+    }.items():
+        await broker.put_policy(
+            name, pattern=r"^study\.attempts\.newer$", apply_to="queues", definition=definition
+        )
+    await broker.put_policy(
+        "others", pattern="^elsewhere", apply_to="all", priority=9, definition={"expires": 9_000}
     )
     await topology.check(management, broker.settings)
 
@@ -235,7 +288,10 @@ async def test_a_policy_that_lets_batches_expire_is_refused(
         definition=definition | {"message-ttl": 60_000},
     )
     sentence = await refusal(management, broker.settings)
-    assert "gives it message-ttl, which takes waiting batches away" in sentence
+    assert sentence == (
+        "Policy study.attempts gives queue study.attempts message-ttl 60000, which takes waiting"
+        f" messages away: {MEND}."
+    )
 
 
 async def test_an_old_broker_is_refused(broker: Broker) -> None:
