@@ -1,7 +1,7 @@
-"""What each command prints with `--json`: one object, of the shape that is named here.
+"""The output of each command with `--json`: one object, whose shape is defined here.
 
-docs/commands.schema.json is the JSON Schema of all of them, as `document` makes it. A shape only
-ever gets new fields, so that a program that reads one goes on working.
+docs/commands.schema.json is the JSON Schema of all of them, which `document` creates. A shape only
+ever gets new fields, so that programs that read it continue to work.
 
 A command that fails prints `{"error": Error}` instead, and exits with the error's code. Commands
 that stream (`export`, `dead show`, `dead export`, `dead replay --dry-run`) print one object on each
@@ -20,7 +20,7 @@ from worker.errors import IngestError
 
 
 class Error(TypedDict):
-    """Why a command failed. `code` is stable; `exit_code` is what the process exits with."""
+    """Why a command failed. `code` is stable. `exit_code` is the exit code of the process."""
 
     code: str
     found: str
@@ -29,13 +29,13 @@ class Error(TypedDict):
 
 
 class Failed(TypedDict):
-    """What any command prints when it fails."""
+    """The output of any command that fails."""
 
     error: Error
 
 
 class Migrated(TypedDict):
-    """The versions of the schema before and after; null for no schema."""
+    """The versions of the schema before and after. Null means no schema."""
 
     before: str | None
     after: str | None
@@ -52,7 +52,7 @@ class TopologyApplied(TypedDict):
 
 
 class RoleMade(TypedDict):
-    """The password is shown this once."""
+    """The password is shown only once."""
 
     role: str
     password: str
@@ -65,7 +65,7 @@ class Pause(TypedDict):
 
 
 class Paused(TypedDict):
-    """The pause that is in force; `changed` is false where it was in force before."""
+    """The pause that is in force. `changed` is false if it was already in force before."""
 
     paused: bool
     changed: bool
@@ -86,7 +86,7 @@ class Verified(TypedDict):
 
 
 class Rebuilt(TypedDict):
-    """How many users were looked at, and how many rows of progress and times were corrected."""
+    """The numbers of checked users, and of corrected rows of progress and times."""
 
     users: int
     changed: int
@@ -94,7 +94,7 @@ class Rebuilt(TypedDict):
 
 
 class Imported(TypedDict):
-    """`known` batches were there already."""
+    """`known` batches were already there."""
 
     batches: int
     known: int
@@ -110,7 +110,7 @@ class Finding(TypedDict):
 
 
 class Examined(TypedDict):
-    """`healthy` is false if there is a warning or a danger; then the command exits with 1."""
+    """`healthy` is false if there is a warning or a danger. The command then exits with 1."""
 
     healthy: bool
     findings: list[Finding]
@@ -132,8 +132,10 @@ class Audit(TypedDict):
 
 
 class ViewerMade(TypedDict):
-    """The password is shown this once. By AMQP there are the exchange, the routing key and the
-    queue; by MQTT the client id and the two topics.
+    """The password is shown only once.
+
+    With AMQP there are the exchange, the routing key and the queue. With MQTT there are the client
+    id and the two topics.
     """
 
     viewer: str
@@ -198,7 +200,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
 
 
 def answer(facts: Mapping[str, Any]) -> None:
-    """Prints a command's one object."""
+    """Prints the object of a command."""
     typer.echo(json.dumps(facts))
 
 
