@@ -81,6 +81,11 @@ class IngestResult(WireModel):
         description="Attempts that counted, but with another time than was sent: see to the"
         " device's clock.",
     )
+    erased_at: datetime | None = Field(
+        default=None,
+        description="Set where the person's history was erased, and answers of this batch with it:"
+        " those that `skipped` lists as erased, or all where it lists none. Keep them no longer.",
+    )
     reason: Open[RejectReason] | None = Field(
         default=None, description="Present only with the status rejected."
     )

@@ -51,6 +51,7 @@ class SkipReason(StrEnum):
     WITHDRAWN = "withdrawn"
     QUESTION_DELETED = "question_deleted"
     NO_ANSWER = "no_answer"
+    ERASED = "erased"
 
 
 class TimeWas(StrEnum):

@@ -21,7 +21,7 @@ from study_viewer.errors import BatchRefused, NoTransaction, UuidReused
 from study_viewer.schemas.attempt_batch import AttemptBatch, decode
 from study_viewer.schemas.errors import Rejection
 from study_viewer.schemas.ingest_result import IngestResult
-from study_viewer.schemas.words import RejectReason, Status
+from study_viewer.schemas.words import RejectReason, SkipReason, Status
 from study_viewer.tables import upgrade
 from study_viewer.trace import is_traceparent, new_traceparent
 
@@ -37,6 +37,8 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One recorded batch. Times are in UTC, by this machine's clock.
+
+    `body` is empty once the server has erased the batch.
 
     `problem` is one sentence about why the last attempt to publish failed, or None if it did not
     fail. `result` is set if, and only if, the state is settled.
@@ -54,14 +56,25 @@ class Entry:
 
     @property
     def batch(self) -> AttemptBatch:
-        """The batch that was recorded."""
+        """The batch that was recorded, without what the server has erased since.
+
+        Raises ValueError if all of it is erased.
+        """
         return AttemptBatch.model_validate_json(self.body)
+
+    @property
+    def erased(self) -> bool:
+        """Whether the user's history was erased, and this batch with it."""
+        return self.state is State.SETTLED and not self.body
 
     @property
     def rejected(self) -> bool:
         """Whether the user has to learn that this session will not count."""
         return self.result is not None and self.result.status is Status.REJECTED
 
+
+_ERASED: Final = b""
+"""The digest of a batch that has lost answers."""
 
 _ENTRY: Final = """
     SELECT client_session_uuid, state, recorded_at, body, traceparent, confirmed_at, problem,
@@ -110,7 +123,8 @@ class Outbox:
         already there.
 
         Raises `UuidReused` for other content under the same uuid, `BatchRefused` for a batch that
-        no worker would accept, `NoTransaction` on a connection in autocommit mode without a BEGIN,
+        every worker would reject (one without an answer, for example) or one with a time that no
+        worker can read, `NoTransaction` on a connection in autocommit mode without a BEGIN,
         and ValueError for an invalid traceparent.
         """
         if traceparent is None:
@@ -139,7 +153,7 @@ class Outbox:
             "SELECT digest FROM study_outbox WHERE client_session_uuid = ?",
             (str(batch.client_session_uuid),),
         ).fetchone()
-        if bytes(known[0]) != digest:
+        if bytes(known[0]) not in (_ERASED, digest):
             raise UuidReused(batch.client_session_uuid)
         return False
 
@@ -228,8 +242,12 @@ class Outbox:
 
         An ingest wins over a rejection, in whatever order they arrive, because an operator may have
         replayed the rejected batch. Of two ingests the later wins: it repeats the first, unless an
-        answer key was corrected in between.
+        answer key was corrected in between. Answers that the result says are erased are deleted
+        here as well.
         """
+        uuid = str(result.client_session_uuid)
+        if result.erased_at is not None:
+            self._forget(uuid, result)
         self._change(
             """
             UPDATE study_outbox
@@ -242,7 +260,7 @@ class Outbox:
                 "status": str(result.status),
                 "result": result.model_dump_json(),
                 "now": time.time(),
-                "uuid": str(result.client_session_uuid),
+                "uuid": uuid,
             },
         )
         return self.get(result.client_session_uuid) is not None
@@ -262,6 +280,25 @@ class Outbox:
             rows = self._connection.execute(_ENTRY + where, values).fetchall()
         return [_entry(row) for row in rows]
 
+    def _forget(self, uuid: str, result: IngestResult) -> None:
+        """Deletes the answers that the server has erased: those that it skipped, or else all."""
+        erased = {each.position for each in result.skipped if each.reason == SkipReason.ERASED}
+        entry = self.get(result.client_session_uuid)
+        if entry is None or not entry.body:
+            return
+        body = ""
+        if erased:
+            attempts = [
+                attempt
+                for position, attempt in enumerate(entry.batch.attempts)
+                if position not in erased
+            ]
+            body = entry.batch.model_copy(update={"attempts": tuple(attempts)}).model_dump_json()
+        self._change(
+            "UPDATE study_outbox SET body = ?, digest = ? WHERE client_session_uuid = ?",
+            (body.encode(), _ERASED, uuid),
+        )
+
     def _change(self, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
         with self._one_at_a_time:
             return self._connection.execute(statement, values).rowcount
@@ -270,13 +307,31 @@ class Outbox:
 def _body(batch: AttemptBatch) -> bytes:
     try:
         body = batch.model_dump_json().encode()
-        decode(body)  # the worker's own decoder decides
+        _check(decode(body))
     except PydanticSerializationError:
         sentence = "The batch contains half of a surrogate pair, which is not valid Unicode."
         raise BatchRefused(Rejection(RejectReason.MALFORMED, sentence)) from None
     except Rejection as rejection:
         raise BatchRefused(rejection) from None
     return body
+
+
+def _check(batch: AttemptBatch) -> None:
+    """Refuses what every worker would reject, and times that every worker would replace because it
+    cannot read them.
+    """
+    for position, attempt in enumerate(batch.attempts):
+        if attempt.answered_at is not None and attempt.sent_at() is None:
+            raise Rejection(
+                RejectReason.MALFORMED,
+                f"The time of attempt {position} cannot be read: write it as in RFC 3339, for"
+                " example 2026-03-01T09:30:00.250Z, or leave it out if it is unknown.",
+            )
+    if all(each.selected_choice is None and not each.is_unsure for each in batch.attempts):
+        raise Rejection(
+            RejectReason.NOTHING_TO_SCORE,
+            "No attempt contains an answer: record a session only if something was answered in it.",
+        )
 
 
 def _entry(row: Sequence[Any]) -> Entry:

@@ -5,7 +5,7 @@ name says otherwise. `docs/settings.md` is generated from this file.
 """
 
 import os
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -111,6 +111,18 @@ class _Times(BaseModel):
         "sends an earlier time has a wrong clock or another calendar, and the time is replaced. "
         "Set it to the day of your first viewer, if that is later. Run `study-ingest rebuild` "
         "after you change it.",
+    )
+
+
+class _Erasure(BaseModel):
+    """Erasure"""
+
+    erase_memory: float = Field(
+        default=90.0,
+        ge=0,
+        description="For how many days after `erase` an answer whose time can't be true is taken "
+        "for one that was given before. Answers with a credible time are judged by that time for "
+        "ever. Set it to the longest time that a phone may be offline.",
     )
 
 
@@ -351,6 +363,7 @@ class Settings(
     _Identity,
     _Limits,
     _Times,
+    _Erasure,
     _Consuming,
     _Retries,
     _Timeouts,
@@ -380,6 +393,7 @@ class Settings(
             self.stuck_attempts,
             self.stuck_attempts_never_correct,
             default_deny=self.require_user_id,
+            erase_memory=timedelta(days=self.erase_memory),
             earliest_answer=datetime.combine(self.earliest_answer, time.min, UTC),
         )
 

@@ -11,7 +11,7 @@ import pytest
 from study_viewer.schemas.amqp import viewer_of_key
 from study_viewer.schemas.attempt_batch import decode
 from study_viewer.schemas.ingest_result import IngestResult
-from study_viewer.schemas.words import RejectReason, SkipReason, Status
+from study_viewer.schemas.words import RejectReason, SkipReason, Status, TimeWas
 from tests.study_viewer.support import Broker, make_result
 
 CHECKOUT = Path(__file__).parents[2]

@@ -126,9 +126,9 @@ def erase(
 ) -> None:
     """Deletes everything about a user: attempts, progress, batches and dead letters.
 
-    A record in the audit and the uuid of each batch stay, so that a batch that is delivered again
-    is not ingested again. Withdraw the user's publications first: a batch that was never ingested
-    counts as new. If the command is interrupted, run it again.
+    Nothing that the user answered before comes back, even if it still waits in a queue or on a
+    phone. A record in the audit, the uuid of each batch and the moment of the erasure stay. If the
+    command is interrupted, run it again.
 
     Example: study-ingest erase --user 42 --reason 'asked to be forgotten'
     """

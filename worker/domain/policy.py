@@ -4,7 +4,7 @@
 field here, a setting, and the rule that reads it.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 
@@ -19,5 +19,7 @@ class Policy(NamedTuple):
     """Whether a viewer without any grant may write for nobody. Otherwise it may write for
     everybody.
     """
+    erase_memory: timedelta = timedelta(days=90)
+    """How long after an erasure an answer whose time can't be true is taken for an older one."""
     earliest_answer: datetime = datetime(2015, 1, 1, tzinfo=UTC)
     """Before this no answer can have been given: such a time is that of a wrong clock."""

@@ -5,7 +5,7 @@ true gets the time of a neighbor in its session, which differs by minutes at mos
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from schemas.words import TimeWas
@@ -42,6 +42,22 @@ def effective_times(
         nearest = at or nearest
         effective.append(nearest)
     return EffectiveTimes(effective, was)
+
+
+def was_before(
+    at: datetime | None,
+    erased_at: datetime,
+    received_at: datetime,
+    earliest: datetime,
+    memory: timedelta,
+) -> bool:
+    """Whether an answer with the time `at` as sent was given before its user was erased.
+
+    A time that is not credible says nothing. It counts as before for as long as `memory`.
+    """
+    if at is not None and earliest <= at <= received_at:
+        return at < erased_at
+    return received_at < erased_at + memory
 
 
 def _why(

@@ -166,7 +166,7 @@ def finalize(
             for pub_id, question_id in batch.pub_ids.items()
         ]
         told = messages.ingested(
-            uuid, batch.received_at, plan.skipped, sessions, due, batch.replaced
+            uuid, batch.received_at, plan.skipped, sessions, due, batch.replaced, plan.erased_at
         )
         outgoing += messages.first_result(plan.incoming, uuid, told)
         done.told[uuid] = told

@@ -48,6 +48,7 @@ def ingested(
     sessions: Iterable[tuple[int, UUID, Summary]],
     due: Iterable[tuple[str, datetime]],
     replaced: Sequence[ReplacedTime],
+    erased_at: datetime | None = None,
 ) -> str:
     """The `IngestResult` of a batch that was ingested, as JSON.
 
@@ -65,6 +66,7 @@ def ingested(
             ],
             "due": [{"question_pub_id": pub_id, "due_at": due_at} for pub_id, due_at in due],
             "replaced_times": replaced,
+            **({} if erased_at is None else {"erased_at": erased_at}),
         }
     ).decode()
 

@@ -5,6 +5,7 @@ Pure: the questions behind the ids, and the viewer's grants, come in as values.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from schemas.ingest_result import Skipped
 from schemas.words import RejectReason, SkipReason
 from worker.domain.policy import Policy
 from worker.domain.records import Resolved, Standing
+from worker.domain.times import was_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class Plan(NamedTuple):
     user_id: int
     answered: tuple[Answered, ...]
     skipped: tuple[Skipped, ...]
+    erased_at: datetime | None
+    """When the user was erased, if some of the attempts are skipped for that. Nothing may be left
+    in `answered` then: nothing is to be kept of such a batch but its uuid.
+    """
 
     @property
     def client_session_uuid(self) -> UUID:
@@ -80,6 +86,8 @@ def plan(
     resolved: Resolved,
     standing: Mapping[int, Standing],
     policy: Policy,
+    received_at: datetime,
+    erased_at: Mapping[int, datetime],
 ) -> Plan:
     """Divides the batch's attempts into those that count and those that are skipped.
 
@@ -90,12 +98,18 @@ def plan(
     owners: set[int] = set()
     answered: list[Answered] = []
     skipped: list[Skipped] = []
+    erased: datetime | None = None
     for position, attempt in enumerate(batch.attempts):
         question = _question(attempt.question_pub_id, resolved, standing)
         if isinstance(question, SkipReason):
             skipped.append(_skipped(position, attempt, question))
             continue
         owners.add(question.user_id)
+        gone_at = erased_at.get(question.user_id)
+        if gone_at is not None and _is_before(batch, position, gone_at, received_at, policy):
+            erased = gone_at
+            skipped.append(_skipped(position, attempt, SkipReason.ERASED))
+            continue
         if attempt.selected_choice is None and not attempt.is_unsure:
             skipped.append(_skipped(position, attempt, SkipReason.NO_ANSWER))
         else:
@@ -106,12 +120,12 @@ def plan(
             RejectReason.PRINCIPAL_NOT_GRANTED,
             f"The viewer may not write for user {principal}: grant that, or discard the batch.",
         )
-    if not answered:
+    if not answered and erased is None:
         raise Rejection(
             RejectReason.NOTHING_TO_SCORE,
             "No attempt on a published question contains an answer.",
         )
-    return Plan(incoming, batch, principal, tuple(answered), tuple(skipped))
+    return Plan(incoming, batch, principal, tuple(answered), tuple(skipped), erased)
 
 
 def _question(
@@ -124,6 +138,37 @@ def _question(
     if pub_id in resolved.withdrawn:
         return SkipReason.WITHDRAWN
     return standing.get(question_id) or SkipReason.QUESTION_DELETED
+
+
+def erased_throughout(
+    batch: AttemptBatch,
+    behind: Mapping[str, datetime | None],
+    received_at: datetime,
+    policy: Policy,
+) -> datetime | None:
+    """When the user of a batch that is to be rejected was erased, if all its answers are from
+    before; None if they are not. `behind` has when the owners of its questions were erased.
+
+    A rejected batch is kept as a dead letter, and that must not keep what was erased.
+    """
+    found = {
+        position: behind[each.question_pub_id]
+        for position, each in enumerate(batch.attempts)
+        if each.question_pub_id in behind
+    }
+    moments = [
+        at
+        for position, at in found.items()
+        if at is not None and _is_before(batch, position, at, received_at, policy)
+    ]
+    return max(moments) if moments and len(moments) == len(found) else None
+
+
+def _is_before(
+    batch: AttemptBatch, position: int, erased_at: datetime, received_at: datetime, policy: Policy
+) -> bool:
+    sent_at = batch.sent_times.at[position]
+    return was_before(sent_at, erased_at, received_at, policy.earliest_answer, policy.erase_memory)
 
 
 def _single(owners: set[int], attempts: int) -> int:

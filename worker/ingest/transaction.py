@@ -22,8 +22,8 @@ from worker.domain.records import Message, Resolved, Standing
 from worker.errors import PrincipalInUse, SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
 from worker.ingest.finalize import Finalized, ScoredBatch, finalize, in_one_transaction, score
-from worker.ingest.resolve import Incoming, Plan, may_write, owner_of, plan
-from worker.store import attempts, inbox, outbox, principals, progress, publications
+from worker.ingest.resolve import Incoming, Plan, erased_throughout, may_write, owner_of, plan
+from worker.store import attempts, erasures, inbox, outbox, principals, progress, publications
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
@@ -151,21 +151,26 @@ async def transact(
     }
     resolved, principal_of = await _resolve(connection, batches, policy)
     held = await _lock(connection, {*principal_of.values()}, wait=wait)
-    received_at, known = await inbox.look(connection, batches)
+    received_at, known, erased_at = await inbox.look(connection, batches, held)
     busy = {uuid for uuid, user_id in principal_of.items() if user_id not in held} - known.keys()
     new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
     standing = await _standing(connection, new, resolved)
-    plans, rejections = _plan(new, resolved, standing, held, policy)
+    planned, rejections = _plan(new, resolved, standing, held, policy, received_at, erased_at)
+    plans = [each for each in planned if each.answered]
+    buried = {
+        each.client_session_uuid: each.erased_at for each in planned if not each.answered
+    } | await _erased(connection, new, rejections, received_at, policy)
     scored = [score(plan, received_at, policy) for plan in plans]
     chosen = in_one_transaction(scored, standing, _FOLDED_AT_ONCE)
     done = await _finalize(connection, chosen, standing, policy)
     undecided = busy | {each.plan.client_session_uuid for each in scored} - done.told.keys()
     verdicts = {
-        place: _verdict(incoming, incoming.content, known, rejections, received_at, done)
+        place: _verdict(incoming, incoming.content, known, rejections, received_at, buried, done)
         for place, incoming in group.items()
         if incoming.client_session_uuid not in undecided
     }
-    await inbox.record(connection, [_receipt(each.plan, done) for each in chosen])
+    receipts = [*[_receipt(each.plan, done) for each in chosen], *map(Receipt, buried)]
+    await inbox.record(connection, receipts)
     await write(
         connection,
         [
@@ -240,6 +245,8 @@ def _plan(
     standing: Mapping[int, Standing],
     held: Collection[int],
     policy: Policy,
+    received_at: datetime,
+    erased_at: Mapping[int, datetime],
 ) -> tuple[list[Plan], dict[UUID, Rejection]]:
     """Plans each batch, or rejects it.
 
@@ -250,7 +257,7 @@ def _plan(
     rejections: dict[UUID, Rejection] = {}
     for uuid, (incoming, batch) in batches.items():
         try:
-            planned = plan(incoming, batch, resolved, standing, policy)
+            planned = plan(incoming, batch, resolved, standing, policy, received_at, erased_at)
         except Rejection as rejection:
             rejections[uuid] = rejection
             continue
@@ -258,6 +265,31 @@ def _plan(
             raise TransientFault(f"The questions of batch {uuid} have just changed their owner.")
         plans.append(planned)
     return plans, rejections
+
+
+async def _erased(
+    connection: AsyncConnection,
+    batches: Batches,
+    rejections: Mapping[UUID, Rejection],
+    received_at: datetime,
+    policy: Policy,
+) -> dict[UUID, datetime | None]:
+    """The rejected batches that hold nothing but answers of an erased user, and when that was.
+
+    They become no dead letters: these keep all of a batch, and its questions may be withdrawn
+    because its user is gone.
+    """
+    rejected = {uuid: batches[uuid][1] for uuid in rejections}
+    if not rejected:
+        return {}
+    behind = await erasures.behind(
+        connection, {each.question_pub_id for batch in rejected.values() for each in batch.attempts}
+    )
+    return {
+        uuid: erased_at
+        for uuid, batch in rejected.items()
+        if (erased_at := erased_throughout(batch, behind, received_at, policy)) is not None
+    }
 
 
 async def _finalize(
@@ -286,6 +318,7 @@ def _verdict(
     known: Mapping[UUID, Known],
     rejections: Mapping[UUID, Rejection],
     received_at: datetime,
+    buried: Mapping[UUID, datetime | None],
     done: Finalized,
 ) -> tuple[Disposition, list[Message]]:
     """The decision about one delivery, and the messages that it causes."""
@@ -294,6 +327,16 @@ def _verdict(
     uuid = content.client_session_uuid
     if uuid in done.told:
         return done.ingested[uuid], done.messages[uuid]
+    if uuid in buried:
+        return Duplicate(), messages.result(
+            incoming,
+            IngestResult(
+                client_session_uuid=uuid,
+                status=Status.ALREADY_INGESTED,
+                received_at=received_at,
+                erased_at=buried[uuid],
+            ),
+        )
     if uuid not in known:
         return _rejected(incoming, uuid, rejections[uuid])
     # An erased batch has no digest. It is acked like a duplicate, because a dead letter would keep

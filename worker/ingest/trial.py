@@ -87,7 +87,7 @@ async def _try(connection: AsyncConnection) -> NoReturn:
         )
     await publications.resolve(connection, {""}, {""}, {_VIEWER})
     await progress.standing(connection, [])
-    received_at, _ = await inbox.look(connection, [])
+    received_at = (await inbox.look(connection, [], [])).received_at
     for question_id, topic_id in await fetch(connection, _QUESTION, {}):
         first = -secrets.randbits(62)
         questions = [
@@ -139,4 +139,5 @@ def _plan(question: Standing) -> Plan:
         question.user_id,
         tuple((position, attempt, question) for position in range(_ATTEMPTS)),
         (),
+        None,
     )

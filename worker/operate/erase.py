@@ -1,5 +1,9 @@
 """`erase`: deletes everything about a user, except for one record in the audit.
 
+Nothing that the user answered before comes back afterwards, wherever it is now: the moment of the
+erasure is kept, and ingest skips answers from before it. The viewers learn of it, and delete what
+they keep.
+
 It deletes attempts, sessions, progress, the content of the inbox, messages that are not published
 yet, and dead letters about the user's questions. The uuid of an ingested batch stays as a
 tombstone: if the batch is delivered again, it is acked with the result `already_ingested`. It is
@@ -10,25 +14,33 @@ viewer's last grant must stay, because a viewer without grants may write for eve
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.attempt_batch import AttemptBatch
+from schemas.ingest_result import IngestResult
+from schemas.words import Status
 from worker.broker.dead_queue import open_dead_queue
+from worker.ingest import messages
 from worker.operate.dead.discard import discard
 from worker.operate.dead.letters import Letter, Progress, Wanted, letters
 from worker.settings import Settings
-from worker.store import audit, principals, publications
+from worker.store import audit, erasures, outbox, principals, publications
 from worker.store.audit import By
+from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.operate import erase as stored
 from worker.store.operate.erase import Erased
 
 _NAMED: Final = re.compile(rb'"question_pub_id"\s*:\s*("(?:[^"\\]|\\.){1,800}")')
 _PUB_ID_MAX: Final = 128
+_TOLD_AT_ONCE: Final = 1_000
+"""The results in one statement."""
 
 
 @dataclass(slots=True)
@@ -77,12 +89,37 @@ async def erase(
     """
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
+        erased_at = await erasures.remember(connection, user_id)
+        told = await stored.told(connection, user_id)
         await stored.bury(connection, found.uuids)
         erased = await stored.erase(connection, user_id, found.uuids)
+        await _tell(connection, told, erased_at)
         if any(erased) or found.letters:
             effect = erased._asdict() | {"dead_letters": len(found.letters)}
             await audit.record(connection, by, "erase", f"user {user_id}", effect)
     return erased, await discard(settings, found.letters, progress)
+
+
+async def _tell(
+    connection: AsyncConnection, told: Sequence[tuple[UUID, str]], erased_at: datetime
+) -> None:
+    """Tells the viewers, so that they delete what they keep of these batches too."""
+    for start in range(0, len(told), _TOLD_AT_ONCE):
+        results = [
+            message
+            for uuid, viewer in told[start : start + _TOLD_AT_ONCE]
+            for message in messages.result_for(
+                viewer,
+                None,
+                IngestResult(
+                    client_session_uuid=uuid,
+                    status=Status.ALREADY_INGESTED,
+                    received_at=erased_at,
+                    erased_at=erased_at,
+                ),
+            )
+        ]
+        await write(connection, outbox.recording(results))
 
 
 async def _owners(engine: AsyncEngine, letter: Letter) -> set[int]:

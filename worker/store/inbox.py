@@ -27,28 +27,44 @@ class Known(NamedTuple):
     told: IngestResult
 
 
+class Look(NamedTuple):
+    """What a group is decided by, besides its questions."""
+
+    received_at: datetime
+    """The time of the transaction."""
+    known: Mapping[UUID, Known]
+    erased_at: Mapping[int, datetime]
+    """When each of the users was erased last; a user who never was is left out."""
+
+
 class Receipt(NamedTuple):
-    """What is kept of a batch that was ingested. `told` is its result as JSON."""
+    """What is kept of a batch that was ingested. `told` is its result as JSON.
+
+    All but the uuid is None of a batch whose every answer is erased.
+    """
 
     client_session_uuid: UUID
-    content_digest: bytes
-    user_id: int
-    viewer: str | None
-    told: str
+    content_digest: bytes | None = None
+    user_id: int | None = None
+    viewer: str | None = None
+    told: str | None = None
 
 
 # At least one row, for the time.
 _LOOK: Final = text(
-    "SELECT now(), client_session_uuid, content_digest, user_id, CAST(summary AS text),"
-    " received_at FROM (SELECT) AS once"
+    "SELECT now(), erased_users, erased_times, client_session_uuid, content_digest, user_id,"
+    " CAST(summary AS text), received_at, erased_at FROM"
+    " (SELECT array_agg(user_id) AS erased_users, array_agg(erased_at) AS erased_times"
+    " FROM ingest_erasures WHERE user_id = ANY(CAST(:users AS bigint[]))) AS once"
     " LEFT JOIN ingest_inbox ON client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
 )
 
 # In the order of the uuids, so that two groups with common uuids can't deadlock. The time of
 # receipt is the column's default, which is the time of the transaction.
 _RECORD: Final = text(
-    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer, summary)"
-    " SELECT * FROM unnest(CAST(:uuids AS uuid[]), CAST(:digests AS bytea[]),"
+    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer, summary,"
+    " erased_at) SELECT receipt.*, CASE WHEN content_digest IS NULL THEN now() END"
+    " FROM unnest(CAST(:uuids AS uuid[]), CAST(:digests AS bytea[]),"
     " CAST(:users AS bigint[]), CAST(:viewers AS text[]), CAST(:summaries AS jsonb[]))"
     " AS receipt (client_session_uuid, content_digest, user_id, viewer, summary)"
     " ORDER BY client_session_uuid"
@@ -62,23 +78,30 @@ _RETELL: Final = text(
 )
 
 
-async def look(
-    connection: AsyncConnection, uuids: Iterable[UUID]
-) -> tuple[datetime, dict[UUID, Known]]:
-    """The time of the transaction, and the committed rows among `uuids`."""
-    rows = await fetch(connection, _LOOK, {"uuids": list(uuids)})
-    return rows[0][0], {
-        uuid: Known(digest, user_id, _told(uuid, told, received_at))
-        for _, uuid, digest, user_id, told, received_at in rows
+async def look(connection: AsyncConnection, uuids: Iterable[UUID], user_ids: Iterable[int]) -> Look:
+    """The time of the transaction, the committed rows among `uuids`, and when `user_ids`, whose
+    locks are held, were erased.
+    """
+    rows = await fetch(connection, _LOOK, {"uuids": list(uuids), "users": list(user_ids)})
+    now, users, times = rows[0][:3]
+    known = {
+        uuid: Known(digest, user_id, _told(uuid, told, received_at, erased_at))
+        for *_, uuid, digest, user_id, told, received_at, erased_at in rows
         if uuid is not None
     }
+    return Look(now, known, dict(zip(users or (), times or (), strict=True)))
 
 
-def _told(uuid: UUID, told: str | None, received_at: datetime) -> IngestResult:
+def _told(
+    uuid: UUID, told: str | None, received_at: datetime, erased_at: datetime | None
+) -> IngestResult:
     if told is not None:
         return IngestResult.model_validate_json(told)
     return IngestResult(
-        client_session_uuid=uuid, status=Status.ALREADY_INGESTED, received_at=received_at
+        client_session_uuid=uuid,
+        status=Status.ALREADY_INGESTED,
+        received_at=received_at,
+        erased_at=erased_at,
     )
 
 

@@ -242,6 +242,14 @@ viewer_grants = Table(
     Column("granted_at", _TIME, nullable=False, server_default=func.now()),
 )
 
+ingest_erasures = Table(
+    "ingest_erasures",
+    METADATA,
+    # autoincrement is off, because these are the study application's numbers.
+    Column("user_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("erased_at", _TIME, nullable=False),
+)
+
 ingest_pause = Table(
     "ingest_pause",
     METADATA,

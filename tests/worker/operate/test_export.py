@@ -180,7 +180,7 @@ async def test_importing_a_file_that_is_no_export_fails_with_one_sentence(
         (["{"], "Line 1 is not part"),
         (['{"record": "topic", "id": 1}'], "Line 1 begins another export"),
         ([first, first], "Line 2 begins another export"),
-        (['{"record": "export", "version": 2}'], "version is not 1"),
+        (['{"record": "export", "version": 3}'], "version is not 2"),
         ([first, '{"record": "topic", "id": "x"}'], "Among the 1 lines up to line 2"),
         ([first, '{"record": "batch", "sessions": 3}'], "Among the 1 lines up to line 2"),
     ):

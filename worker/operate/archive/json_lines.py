@@ -21,12 +21,14 @@ from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate import archive as stored
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""2 added the records `erasure`, and why an attempt's time was replaced."""
+_READ: Final = (1, VERSION)
 
 _LINES_AT_ONCE: Final = 200
 _BYTES_AT_ONCE: Final = 4_000_000
 """The number of bytes in one transaction of an import."""
-_ORDER: Final = ("export", "topic", "question", "batch", "explanation_requested")
+_ORDER: Final = ("export", "topic", "question", "erasure", "batch", "explanation_requested")
 
 
 async def export(engine: AsyncEngine, user_id: int | None) -> AsyncIterator[str]:
@@ -72,6 +74,8 @@ async def import_lines(
                         await stored.add_topics(connection, some)
                     case "question":
                         await stored.add_questions(connection, some)
+                    case "erasure":
+                        await stored.add_erasures(connection, some)
                     case "batch":
                         users = _users(some)
                         await principals.lock(connection, users)
@@ -133,7 +137,7 @@ def _read(line: str, number: int) -> dict[str, Any]:
             f"Line {number} begins another export, or the first line is missing: import each file"
             " whole and by itself."
         )
-    if number == 1 and record.get("version") != VERSION:
+    if number == 1 and record.get("version") not in _READ:
         raise IngestError(f"The export's version is not {VERSION}: use a newer study-ingest.")
     return record
 

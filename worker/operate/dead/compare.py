@@ -28,8 +28,7 @@ async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[
     Of an attempt that was skipped only the published id was kept, so only that is compared.
     """
     uuid = batch.client_session_uuid
-    _, ingested = await inbox.look(connection, [uuid])
-    known = ingested.get(uuid)
+    known = (await inbox.look(connection, [uuid], [])).known.get(uuid)
     if known is None or known.content_digest is None:
         return None
     answers = await stored.stored(connection, uuid)

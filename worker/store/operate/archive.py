@@ -83,6 +83,12 @@ _BATCHES: Final = text(
     " ORDER BY inbox.client_session_uuid"
 )
 
+_ERASURES: Final = text(
+    "SELECT CAST(json_build_object('record', 'erasure', 'user_id', user_id,"
+    " 'erased_at', erased_at) AS text) FROM ingest_erasures AS erasure"
+    f" WHERE {_OF_USER.format('erasure')} ORDER BY user_id"
+)
+
 _REQUESTED: Final = text(
     "SELECT CAST(json_build_object('record', 'explanation_requested', 'user_id', user_id,"
     " 'study_question_id', study_question_id) AS text) FROM study_question_progress AS progress"
@@ -118,6 +124,12 @@ _ADD_BATCHES: Final = text(
     " AS line (client_session_uuid uuid, content_digest text, user_id bigint, viewer text,"
     " received_at timestamptz, erased_at timestamptz, summary jsonb) ORDER BY client_session_uuid"
     " ON CONFLICT (client_session_uuid) DO NOTHING RETURNING client_session_uuid"
+)
+
+_ADD_ERASURES: Final = text(
+    "INSERT INTO ingest_erasures (user_id, erased_at) SELECT user_id, erased_at"
+    f" FROM {_LINES} AS line (user_id bigint, erased_at timestamptz) ON CONFLICT (user_id)"
+    " DO UPDATE SET erased_at = greatest(ingest_erasures.erased_at, excluded.erased_at)"
 )
 
 _NEW_SESSIONS: Final = (
@@ -165,7 +177,7 @@ async def lines(connection: AsyncConnection, user_id: int | None) -> AsyncIterat
     """
     for statement in _PATIENT:
         await connection.execute(text(statement))
-    for query in (_TOPICS, _QUESTIONS, _BATCHES, _REQUESTED):
+    for query in (_TOPICS, _QUESTIONS, _ERASURES, _BATCHES, _REQUESTED):
         async with connection.stream(
             query, {"user_id": user_id}, execution_options={"yield_per": _STREAMED_AT_ONCE}
         ) as rows:
@@ -181,6 +193,11 @@ async def add_topics(connection: AsyncConnection, some: Sequence[str]) -> None:
 async def add_questions(connection: AsyncConnection, some: Sequence[str]) -> None:
     """Adds questions that are missing."""
     await connection.execute(_ADD_QUESTIONS, _array(some))
+
+
+async def add_erasures(connection: AsyncConnection, some: Sequence[str]) -> None:
+    """Adds who was erased, and when; the later moment stands."""
+    await connection.execute(_ADD_ERASURES, _array(some))
 
 
 async def add_batches(connection: AsyncConnection, some: Sequence[str]) -> list[UUID]:

@@ -55,6 +55,11 @@ _INBOX: Final = text(
     " summary = NULL, received_at = now(), erased_at = now() WHERE user_id = :user_id"
 )
 
+_TOLD: Final = text(
+    "SELECT client_session_uuid, viewer FROM ingest_inbox"
+    " WHERE user_id = :user_id AND viewer IS NOT NULL ORDER BY received_at"
+)
+
 _OWNER_OF_BATCH: Final = text("SELECT user_id FROM ingest_inbox WHERE client_session_uuid = :uuid")
 
 
@@ -68,6 +73,12 @@ async def owner_of_batch(connection: AsyncConnection, client_session_uuid: UUID)
     """The principal of an ingested batch. None if the batch is unknown or erased."""
     found = await connection.scalar(_OWNER_OF_BATCH, {"uuid": client_session_uuid})
     return None if found is None else int(found)
+
+
+async def told(connection: AsyncConnection, user_id: int) -> list[tuple[UUID, str]]:
+    """The user's ingested batches whose viewer is known, and that viewer."""
+    rows = await connection.execute(_TOLD, {"user_id": user_id})
+    return [(uuid, viewer) for uuid, viewer in rows]
 
 
 async def bury(connection: AsyncConnection, client_session_uuids: Collection[UUID]) -> None:

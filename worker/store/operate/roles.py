@@ -25,6 +25,7 @@ RIGHTS: Final = {
     "ingest_inbox": "SELECT, INSERT, UPDATE (summary)",
     "outbox": "SELECT, INSERT, DELETE",
     "viewer_grants": "SELECT",
+    "ingest_erasures": "SELECT",
     "ingest_pause": "SELECT",
 }
 """A worker's rights on each table. It may not even read any other table."""
