@@ -32,7 +32,8 @@ def session(
     elif draw < 0.03:
         return [_attempt(f"gone-{rng.getrandbits(32)}", 0, None) for _ in range(2)]
     elif draw < 0.04:
-        return [_attempt(question.pub_id, None, None) for question in rng.sample(mine, 2)]
+        gone = _attempt(f"gone-{rng.getrandbits(32)}", 0, None)
+        return [_attempt(rng.choice(mine).pub_id, None, None), gone]
     else:
         chosen = rng.choices(mine, k=rng.randint(1, 12))  # a question may come twice
     at = datetime.now(UTC) - CALENDAR * (1 - passed) + timedelta(seconds=skew)
@@ -55,7 +56,7 @@ def _answer(rng: random.Random, question: Question, at: datetime) -> dict[str, A
         case 1:
             written = at.replace(tzinfo=None).isoformat()
         case 2:
-            written = "the day before yesterday"
+            written = at.isoformat(sep=" ")
         case 3:
             written = (datetime.now(UTC) + timedelta(days=rng.uniform(0, 3))).isoformat()
         case 4:

@@ -18,7 +18,7 @@ from study_viewer.outbox import Entry, Outbox, State
 from study_viewer.relay import Relay, RelayStatus
 from study_viewer.schemas.attempt_batch import Attempt, AttemptBatch
 from study_viewer.schemas.ingest_result import IngestResult
-from study_viewer.schemas.words import RejectReason, SkipReason, Status
+from study_viewer.schemas.words import RejectReason, SkipReason, Status, TimeWas
 from study_viewer.settings import RelaySettings
 
 __version__ = "0.2.0"
@@ -42,5 +42,6 @@ __all__ = [
     "SkipReason",
     "State",
     "Status",
+    "TimeWas",
     "UuidReused",
 ]

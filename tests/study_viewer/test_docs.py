@@ -34,13 +34,13 @@ def test_the_messages_are_messages() -> None:
     assert IngestResult.model_validate_json(result).status is Status.INGESTED
 
 
-@pytest.mark.parametrize("words", [Status, SkipReason, RejectReason])
+@pytest.mark.parametrize("words", [Status, SkipReason, TimeWas, RejectReason])
 def test_every_word_is_explained_in_a_table(
-    words: type[Status | SkipReason | RejectReason],
+    words: type[Status | SkipReason | TimeWas | RejectReason],
 ) -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
     assert set(words) <= rows
-    assert rows == set(Status) | set(SkipReason) | set(RejectReason)
+    assert rows == set(Status) | set(SkipReason) | set(TimeWas) | set(RejectReason)
 
 
 @pytest.mark.broker
