@@ -103,8 +103,8 @@ class Management:
         return policies
 
     async def operator_policies(self) -> list[Json]:
-        """Those that the broker's operator lays over the others, in the same form; none if the
-        login may not see them.
+        """The policies with which the broker's operator overrides the others, in the same form.
+        Empty if the login may not see them.
         """
         try:
             policies: list[Json] = await self._get(f"operator-policies/{self._vhost}")

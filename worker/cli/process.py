@@ -47,7 +47,9 @@ _BESIDE_THE_LANES = 2
 """Database connections of a worker besides its lanes: one for the relay, and one for checks."""
 
 _TOPOLOGY_EVERY = 6
-"""Checks of the consumer for one of the broker's setup, which lists all queues of the vhost."""
+"""The number of consumer checks for each check of the topology, which lists all queues of the
+vhost.
+"""
 
 
 def _warn(settings: Settings) -> None:
@@ -119,10 +121,10 @@ async def run_worker(settings: Settings) -> None:
 
 
 async def _watch_topology(settings: Settings, management: Management, watch: Watch) -> None:
-    """Notices when somebody changes the broker's setup under a running worker.
+    """Notices if somebody changes the broker's topology under a running worker.
 
-    The worker goes on: what it takes it ingests, and stopping would keep no message any safer. But
-    it is not ready, and says why.
+    The worker continues, because it ingests what it takes, and stopping would not make any message
+    safer. But it is not ready, and says why.
     """
     while True:
         await asyncio.sleep(settings.consumer_check_interval * _TOPOLOGY_EVERY)

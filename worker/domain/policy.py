@@ -20,6 +20,6 @@ class Policy(NamedTuple):
     everybody.
     """
     erase_memory: timedelta = timedelta(days=90)
-    """How long after an erasure an answer whose time can't be true is taken for an older one."""
+    """How long after an erasure an answer whose time can't be true counts as given before it."""
     earliest_answer: datetime = datetime(2015, 1, 1, tzinfo=UTC)
-    """Before this no answer can have been given: such a time is that of a wrong clock."""
+    """The earliest time that an answer can have. An earlier time comes from a wrong clock."""

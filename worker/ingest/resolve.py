@@ -47,8 +47,8 @@ class Plan(NamedTuple):
     answered: tuple[Answered, ...]
     skipped: tuple[Skipped, ...]
     erased_at: datetime | None
-    """When the user was erased, if some of the attempts are skipped for that. Nothing may be left
-    in `answered` then: nothing is to be kept of such a batch but its uuid.
+    """When the user was erased, if some of the attempts are skipped for that reason. `answered` may
+    then be empty: only the uuid of such a batch is kept.
     """
 
     @property

@@ -274,10 +274,11 @@ async def _erased(
     received_at: datetime,
     policy: Policy,
 ) -> dict[UUID, datetime | None]:
-    """The rejected batches that hold nothing but answers of an erased user, and when that was.
+    """The rejected batches that contain only answers of an erased user, with the time of the
+    erasure.
 
-    They become no dead letters: these keep all of a batch, and its questions may be withdrawn
-    because its user is gone.
+    They do not become dead letters, because a dead letter keeps the whole batch, and its questions
+    may be withdrawn because its user is gone.
     """
     rejected = {uuid: batches[uuid][1] for uuid in rejections}
     if not rejected:
@@ -301,7 +302,8 @@ async def _finalize(
     late = {(each.plan.user_id, question_id) for each in batches for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}
     if sum(map(len, histories.values())) > _FOLDED_INLINE:
-        # Heartbeats and other lanes go on meanwhile. It is pure, so a thread can do it.
+        # Heartbeats and other lanes continue meanwhile. finalize is pure, so it can run in a
+        # thread.
         return await asyncio.to_thread(finalize, batches, standing, histories, policy)
     return finalize(batches, standing, histories, policy)
 

@@ -103,7 +103,7 @@ async def erase(
 async def _tell(
     connection: AsyncConnection, told: Sequence[tuple[UUID, str]], erased_at: datetime
 ) -> None:
-    """Tells the viewers, so that they delete what they keep of these batches too."""
+    """Sends results to the viewers, so that they delete their copies of these batches as well."""
     for start in range(0, len(told), _TOLD_AT_ONCE):
         results = [
             message

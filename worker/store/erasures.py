@@ -1,6 +1,6 @@
-"""Who was erased, and when: what was answered before is not stored again.
+"""Who was erased, and when, so that older answers are not stored again.
 
-A row stays for good, because a phone may come back after years. It holds a user id and a moment.
+A row stays for ever, because a phone may come back after years. It has a user id and a time.
 """
 
 from collections.abc import Collection
@@ -30,14 +30,14 @@ _REMEMBER: Final = text(
 async def behind(
     connection: AsyncConnection, pub_ids: Collection[str]
 ) -> dict[str, datetime | None]:
-    """When the owner of each question was erased, None if never; by published id, also where the
-    publication is withdrawn or the question deleted. Unknown ids are left out.
+    """The time at which the owner of each question was erased, by published id, or None if never.
+    This includes withdrawn publications and deleted questions. Unknown ids are left out.
     """
     rows = await fetch(connection, _BEHIND, {"pub_ids": texts(pub_ids)})
     return {row[0]: row[1] for row in rows}
 
 
 async def remember(connection: AsyncConnection, user_id: int) -> datetime:
-    """Notes that the user is erased, now; under the user's lock. Returns the moment."""
+    """Records that the user is erased now, and returns the time. Hold the user's lock."""
     erased_at: datetime = (await connection.execute(_REMEMBER, {"user_id": user_id})).scalar_one()
     return erased_at

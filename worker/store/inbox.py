@@ -28,13 +28,13 @@ class Known(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a group is decided by, besides its questions."""
+    """What the decision about a group depends on, besides its questions."""
 
     received_at: datetime
     """The time of the transaction."""
     known: Mapping[UUID, Known]
     erased_at: Mapping[int, datetime]
-    """When each of the users was erased last; a user who never was is left out."""
+    """The time of the last erasure of each user. Users who were never erased are left out."""
 
 
 class Receipt(NamedTuple):
@@ -79,8 +79,8 @@ _RETELL: Final = text(
 
 
 async def look(connection: AsyncConnection, uuids: Iterable[UUID], user_ids: Iterable[int]) -> Look:
-    """The time of the transaction, the committed rows among `uuids`, and when `user_ids`, whose
-    locks are held, were erased.
+    """The time of the transaction, the committed rows among `uuids`, and the erasure times of
+    `user_ids`. Hold the locks of these users.
     """
     rows = await fetch(connection, _LOOK, {"uuids": list(uuids), "users": list(user_ids)})
     now, users, times = rows[0][:3]

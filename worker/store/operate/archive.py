@@ -196,7 +196,7 @@ async def add_questions(connection: AsyncConnection, some: Sequence[str]) -> Non
 
 
 async def add_erasures(connection: AsyncConnection, some: Sequence[str]) -> None:
-    """Adds who was erased, and when; the later moment stands."""
+    """Adds the erased users. If a user is there already, the later time counts."""
     await connection.execute(_ADD_ERASURES, _array(some))
 
 
