@@ -20,7 +20,9 @@ from chaos.actors import Actor
 from chaos.proxy import Proxy
 from chaos.stage import ROLE
 from chaos.world import WORKERS_MAX, World, relax_broker, unlock_database
+from devtools.postgres import standby_of
 from devtools.server import Server
+from devtools.small_disk import small_disk
 
 Which = Literal["broker", "database"]
 Inflict = Callable[[World, random.Random], AbstractAsyncContextManager[str]]
@@ -205,6 +207,58 @@ async def _long_transaction(world: World, rng: random.Random) -> AsyncIterator[s
         await connection.close(timeout=5)
 
 
+_FULL: Final = "ingest_inbox"
+"""The table on the small disk: each batch writes to it."""
+
+
+@asynccontextmanager
+async def _full_tablespace(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """The disk of one table is full: reads go on, and writes fail as soon as a page is full."""
+    sql = world.stage.sql
+    with small_disk(48) as folder:
+        await sql(f"CREATE TABLESPACE small LOCATION '{folder}'")
+        try:
+            await sql(f"ALTER TABLE {_FULL} SET TABLESPACE small")
+            await sql("CREATE TABLE filler (x text STORAGE PLAIN) TABLESPACE small")
+            for rows in (500, 20, 1, 1):
+                with suppress(asyncpg.DiskFullError):
+                    while True:
+                        await sql(
+                            "INSERT INTO filler SELECT repeat('x', 7000)"  # noqa: S608
+                            f" FROM generate_series(1, {rows})"
+                        )
+            yield _FULL
+        finally:
+            await sql("DROP TABLE IF EXISTS filler")
+            await sql(f"ALTER TABLE {_FULL} SET TABLESPACE pg_default")
+            await sql("DROP TABLESPACE small")
+
+
+_MOVED: Final = 3.0
+"""Seconds for which sessions on the standby stay open after the address has moved."""
+
+
+@asynccontextmanager
+async def _moved_address(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """The address leads to a standby, and then to the primary again, which ends no session."""
+    links = [link for (_, to), link in world.links.items() if to == "database"]
+    primary = world.stage.postgres
+    standby = await asyncio.to_thread(standby_of, primary)
+    try:
+        await asyncio.to_thread(standby.start)
+        for link in links:
+            link.lead_to(standby.port)
+            link.reset()
+        try:
+            yield f"{len(links)} links"
+        finally:
+            for link in links:
+                link.lead_to(primary.port)
+        await asyncio.sleep(_MOVED)
+    finally:
+        await asyncio.to_thread(standby.close)
+
+
 @asynccontextmanager
 async def _end_sessions(world: World, rng: random.Random) -> AsyncIterator[str]:
     yield f"{await _terminate(world)} sessions"
@@ -302,6 +356,8 @@ FAULTS: Final = (
     Fault("database read-only", _LONG, "database", _read_only),
     Fault("database out of connections", _LONG, "database", _no_connections),
     Fault("database locked", _LONG, "database", _long_transaction),
+    Fault("database out of disk", _LONG, "database", _full_tablespace),
+    Fault("address leads to a standby", _LONG, "database", _moved_address),
     Fault("sessions terminated", _AT_ONCE, "database", _end_sessions),
     Fault("link cut", _AT_ONCE, None, _link(lambda link, _: link.cut())),
     Fault("link reset", _AT_ONCE, None, _link(lambda link, _: link.reset())),

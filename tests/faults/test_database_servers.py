@@ -4,10 +4,8 @@ Each test has a server of its own, because others could not work on it.
 """
 
 import asyncio
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
@@ -16,13 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
 from chaos.proxy import Proxy
-from devtools.places import unprivileged
+from devtools.errors import DevError
 from devtools.postgres import Postgres, standby_of
+from devtools.small_disk import ONLY_ROOT, small_disk
 from schemas import amqp
 from tests import factories as make
 from tests.broker_fixtures import PATIENCE, Broker, until
 from tests.whole_worker import working
+from worker.broker.management import Management
 from worker.consume.consumer import Consumer
+from worker.operate import status
 from worker.settings import Settings
 from worker.store import connecting, schema
 from worker.store.engine import make_engine
@@ -125,6 +126,9 @@ async def test_commits_that_wait_for_a_replica_are_never_cancelled_and_charged_t
             await ask(server, "SELECT pg_reload_conf()")
             await broker.publish(make.batch(make.right(question)).model_dump_json())
             await paused(consumer, "commits hang")
+            async with Management(broker.settings) as management:
+                seen = await status.look(broker.settings, engine, management)
+            assert any("commits hang" in each for each in seen.attention), seen.attention
             await ask(server, "ALTER SYSTEM RESET synchronous_standby_names")
             await ask(server, "SELECT pg_reload_conf()")
             await reach(consumer, duplicate=1)
@@ -135,26 +139,14 @@ async def test_commits_that_wait_for_a_replica_are_never_cancelled_and_charged_t
 
 
 @pytest.fixture
-def small_disk() -> Iterator[Path]:
+def small() -> Iterator[Path]:
     """A file system of 24 MB that PostgreSQL may write to."""
-    user = unprivileged()
-    if user is None:
-        pytest.skip("only root can make a file system that fills")
-    folder = Path("/var/tmp") / f"study-ingest-small-{os.getpid()}"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size=24m,uid={user.pw_uid},mode=700", "none", folder],
-        capture_output=True,
-        check=False,
-    )
-    try:
-        if mounted.returncode:
-            pytest.skip("only root can make a file system that fills")
+    with ExitStack() as made:
+        try:
+            folder = made.enter_context(small_disk(24))
+        except DevError:
+            pytest.skip(ONLY_ROOT)
         yield folder
-    finally:
-        if not mounted.returncode:
-            subprocess.run(["umount", "--lazy", folder], check=True)
-        shutil.rmtree(folder)
 
 
 async def fill(server: Postgres) -> None:
@@ -172,10 +164,10 @@ async def fill(server: Postgres) -> None:
 
 
 async def test_a_tablespace_that_is_full_is_waited_for_with_steady_hands(
-    small_disk: Path, server: Postgres, engine: AsyncEngine, broker: Broker
+    small: Path, server: Postgres, engine: AsyncEngine, broker: Broker
 ) -> None:
     (question,) = await make.publish(engine)
-    await ask(server, f"CREATE TABLESPACE small LOCATION '{small_disk}'")
+    await ask(server, f"CREATE TABLESPACE small LOCATION '{small}'")
     for table in make.LOG_TABLES:
         await ask(server, f"ALTER TABLE {table} SET TABLESPACE small")
     settings = settings_for(broker, server.url, prefetch=20, group_max=5)

@@ -18,6 +18,7 @@ from worker.broker.dead_queue import open_dead_queue
 from worker.broker.management import Json, Management
 from worker.broker.subscription import consumer_count
 from worker.errors import IngestError
+from worker.ingest.trial import hanging_commits
 from worker.operate.dead.letters import read
 from worker.settings import Settings
 from worker.store import outbox, pause, schema
@@ -97,9 +98,10 @@ async def look(
         _broker(settings, management, None if before is None else before.broker),
         _database(engine),
         topology.check(management, settings),
+        _commits(engine),
         return_exceptions=True,
     )
-    broker, database, _ = found
+    broker, database, _, commits = found
     attention: list[str] = []
     for server in found:
         if isinstance(server, IngestError):
@@ -110,6 +112,8 @@ async def look(
         attention += _of_the_broker(broker)
     if isinstance(database, DatabaseStatus):
         attention += _of_the_database(database)
+    if isinstance(commits, list):
+        attention += commits
     if not settings.enabled:
         attention.append("INGEST_ENABLED is false here: workers with this setting do not ingest.")
     return Status(
@@ -191,6 +195,16 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
         return DatabaseStatus(
             at, wanted, await pause.find(connection), await outbox.backlog(connection)
         )
+
+
+async def _commits(engine: AsyncEngine) -> list[str]:
+    async with transaction(engine) as connection:
+        hanging = await hanging_commits(connection)
+    if not hanging:
+        return []
+    return [
+        f"{hanging} commits hang: check that the replicas in synchronous_standby_names are there."
+    ]
 
 
 def _of_the_broker(broker: BrokerStatus) -> list[str]:
