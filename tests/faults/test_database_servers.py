@@ -26,7 +26,7 @@ from worker.consume.consumer import Consumer
 from worker.operate import status
 from worker.settings import Settings
 from worker.store import connecting, schema
-from worker.store.engine import make_engine
+from worker.store.engine import make_engine, transaction
 
 pytestmark = pytest.mark.broker
 
@@ -81,6 +81,18 @@ async def paused(consumer: Consumer, reason: str) -> None:
     assert await consumer.changed.until(because, LONG), (consumer.state, consumer.why_paused)
 
 
+async def open_all(engine: AsyncEngine, connections: int) -> None:
+    """Has every session of the pool open at once, where the address leads now."""
+    together = asyncio.Barrier(connections)
+
+    async def session() -> None:
+        async with transaction(engine) as connection:
+            await connection.exec_driver_sql("SELECT 1")
+            await together.wait()
+
+    await asyncio.gather(*(session() for _ in range(connections)))
+
+
 async def test_a_failover_behind_one_address_ends_by_itself(
     server: Postgres, link: Proxy, engine: AsyncEngine, broker: Broker
 ) -> None:
@@ -98,6 +110,7 @@ async def test_a_failover_behind_one_address_ends_by_itself(
                 link.reset()
                 await broker.publish(make.batch(make.right(question)).model_dump_json())
                 await paused(consumer, "read-only")
+                await open_all(ours, 3)
                 # It leads to the primary again; sessions on the standby stay open.
                 link.lead_to(server.port)
                 await reach(consumer, ingested=2)
