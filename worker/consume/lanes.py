@@ -113,10 +113,11 @@ class Lanes:
                 with metrics.stage("ingest"):
                     dispositions = await self._ingest([taken.incoming for taken in group])
             except PrincipalInUse as fault:
-                # Another worker or command works on these users, so no batch is at fault.
+                # Another worker or command works on these users, so no batch is at fault. Or a COMMIT
+                # that nobody waits for any more still holds their locks: then the database is away.
                 metrics.FAILED.labels(type(fault).__name__).inc()
-                if delays := self._settings.retry_delays:
-                    later = Deferred(delays[0], is_counted=False)
+                if not await self._is_away():
+                    later = Deferred(self._settings.retry_delays[0], is_counted=False)
                     await self._settle([(taken, later) for taken in group], len(group))
                     return []
             except Exception as fault:  # noqa: BLE001  # a bad batch costs only itself
