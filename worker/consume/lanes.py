@@ -113,8 +113,8 @@ class Lanes:
                 with metrics.stage("ingest"):
                     dispositions = await self._ingest([taken.incoming for taken in group])
             except PrincipalInUse as fault:
-                # Another worker or command works on these users, so no batch is at fault. Or a COMMIT
-                # that nobody waits for any more still holds their locks: then the database is away.
+                # Another worker or command works on these users, so no batch is at fault. Where a
+                # COMMIT that hangs still holds their locks, the database is away.
                 metrics.FAILED.labels(type(fault).__name__).inc()
                 if not await self._is_away():
                     later = Deferred(self._settings.retry_delays[0], is_counted=False)
