@@ -8,10 +8,12 @@ import json
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from . import amqp
+from .advice import OF_REJECTION, OF_SKIP
 from .attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
+from .examples import BATCH, HEADERS, INGESTED, REJECTED
 from .followups import KINDS, Kind
 from .ingest_result import IngestResult
 from .words import RejectReason, SkipReason
@@ -61,6 +63,7 @@ def asyncapi() -> Json:
             ),
         },
         "defaultContentType": amqp.CONTENT_TYPE,
+        "servers": {"broker": _SERVER},
         "channels": {
             "attempts": _sent_to(
                 amqp.INGEST_EXCHANGE,
@@ -81,9 +84,10 @@ def asyncapi() -> Json:
             "resultsQueue": _queue(
                 amqp.results_queue("VIEWER").replace("VIEWER", "{viewer}"),
                 "ingestResult",
-                "One durable queue for each viewer, without arguments, declared by the viewer or"
-                f" its operator and bound to {amqp.RESULTS_EXCHANGE} with the routing key"
-                " result.{viewer} before the first batch is published. A result without a queue is"
+                "One durable queue for each viewer, without arguments. The operator's `study-ingest"
+                f" viewer add` declares it and binds it to {amqp.RESULTS_EXCHANGE} with the routing"
+                " key result.{viewer}. A viewer only consumes it: its login may declare and bind"
+                " nothing (403). Consume before the first publish. A result without a queue is"
                 " dropped, and sent again when the batch is published again.",
             ),
             **{
@@ -125,7 +129,9 @@ def asyncapi() -> Json:
                 "summary": "A viewer consumes its results.",
                 "description": "Acknowledge a result after it is stored. Also acknowledge one"
                 " that is unknown or not readable. The status ingested wins over rejected, in"
-                " whatever order they arrive. Of two ingests the later wins.",
+                " whatever order they arrive. Of two ingests the later wins. For a rejected batch,"
+                " x-reasons of the message says what to do. Workers write every uuid in lower"
+                " case: compare without regard to case.",
                 "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
             },
             **{
@@ -150,11 +156,14 @@ def asyncapi() -> Json:
                     " worker that knows it.",
                     message_id="New for each publish, even of the same batch. The identity of a"
                     " batch is its client_session_uuid.",
+                    examples={"batch": BATCH},
+                    needs=("user_id",),
                     more={
                         "user_id": {
                             "type": "string",
                             "description": "The viewer's broker login, which is its name. The"
-                            " broker refuses any other, and workers require it by default.",
+                            " broker refuses any other, and workers reject a batch without it"
+                            " unless their operator has switched that off.",
                         }
                     },
                 ),
@@ -168,6 +177,11 @@ def asyncapi() -> Json:
                     + ", ".join(RejectReason)
                     + ". A newer worker may send other words.",
                     message_id="The same if the same result is sent again.",
+                    examples={"ingested": INGESTED, "rejected": REJECTED},
+                    reasons={
+                        "rejected": {str(word): what for word, what in OF_REJECTION.items()},
+                        "skipped": {str(word): what for word, what in OF_SKIP.items()},
+                    },
                 ),
                 **{
                     _channel_of(kind): _message(
@@ -180,9 +194,19 @@ def asyncapi() -> Json:
                     for kind in KINDS
                 },
             },
+            "schemas": _schemas(),
+            "securitySchemes": {
+                "login": {
+                    "type": "userPassword",
+                    "description": "The viewer's login and password, as `study-ingest viewer add`"
+                    " prints them once: AMQP's mechanism PLAIN. The login may publish to"
+                    f" {amqp.INGEST_EXCHANGE} under attempts.v1.{{viewer}} and read"
+                    " study.results.{viewer}, and nothing else.",
+                }
+            },
             "parameters": {
                 "viewer": {
-                    "description": "The viewer's name, which should be its broker login. It matches"
+                    "description": "The viewer's name, which is its broker login. It matches"
                     f" {amqp.VIEWER_PATTERN}. It belongs to one outbox only, because results are"
                     " routed by it.",
                     "examples": ["phone-3f2a"],
@@ -191,6 +215,27 @@ def asyncapi() -> Json:
         },
     }
 
+
+_SERVER: Final[Json] = {
+    "host": "{host}:{port}",
+    "pathname": "/{vhost}",
+    "protocol": "{protocol}",
+    "protocolVersion": "0.9.1",
+    "description": "RabbitMQ. Set a heartbeat of some 10 seconds. Reconnect after growing delays,"
+    " at most a minute.",
+    "variables": {
+        "host": {"description": "As the operator says."},
+        "port": {"default": "5671", "description": "5672 without TLS."},
+        "protocol": {
+            "enum": ["amqps", "amqp"],
+            "default": "amqps",
+            "description": "With amqps, verify the server's certificate and name. Use amqp on one"
+            " machine only: the password would be readable on the network.",
+        },
+        "vhost": {"default": "/", "description": "As the operator says. In a URL, / is %2F."},
+    },
+    "security": [{"$ref": "#/components/securitySchemes/login"}],
+}
 
 _PUBLISHING: Final = (
     "Publish with publisher confirms, persistent and mandatory, one batch after another in the"
@@ -290,29 +335,29 @@ def _message(
     description: str,
     *,
     message_id: str,
+    examples: Json | None = None,
+    reasons: Json | None = None,
+    needs: tuple[str, ...] = (),
     more: Json | None = None,
 ) -> Json:
-    return {
+    about_session = schema_file in (ATTEMPT_BATCH, INGEST_RESULT)
+    message: Json = {
         "name": message_type,
         "title": title,
         "description": description,
         "contentType": amqp.CONTENT_TYPE,
-        "payload": {
-            "schemaFormat": "application/schema+json;version=draft-2020-12",
-            "schema": {"$ref": f"./{schema_file}"},
-        },
-        "headers": _headers(about_session=schema_file in (ATTEMPT_BATCH, INGEST_RESULT)),
-        "bindings": {
-            "amqp": {
-                "contentEncoding": "utf-8",
-                "messageType": message_type,
-                "bindingVersion": _AMQP_BINDING,
-            }
-        },
+        # In the document itself and by name, so that generators of models keep both the names and
+        # what is required.
+        "payload": _ref(f"components/schemas/{_models()[schema_file].__name__}"),
+        "headers": _headers(about_session=about_session),
+        "bindings": {"amqp": {"messageType": message_type, "bindingVersion": _AMQP_BINDING}},
         # AsyncAPI has no place for these properties of an AMQP message.
         "x-amqp-properties": {
             "type": "object",
-            "required": ["content_type", "delivery_mode", "message_id", "timestamp", "type"],
+            "required": [
+                *("content_type", "delivery_mode", "message_id", "timestamp", "type"),
+                *needs,
+            ],
             "properties": {
                 "content_type": {"const": amqp.CONTENT_TYPE},
                 "delivery_mode": {"const": 2, "description": "Persistent."},
@@ -326,6 +371,39 @@ def _message(
             },
         },
     }
+    if examples:
+        message["examples"] = [
+            {"name": name, "headers": HEADERS, "payload": payload}
+            for name, payload in examples.items()
+        ]
+    if reasons:
+        message["x-reasons"] = reasons
+    return message
+
+
+def _models() -> dict[str, type[BaseModel]]:
+    """The model of each message, by the file of its schema."""
+    return {
+        ATTEMPT_BATCH: AttemptBatch,
+        INGEST_RESULT: IngestResult,
+        **{_schema_of(kind): kind.model for kind in KINDS},
+    }
+
+
+def _schemas() -> Json:
+    """All models by name, each with everything that it is made of."""
+    _, found = models_json_schema(
+        [
+            (model, "validation" if model is AttemptBatch else "serialization")
+            for model in _models().values()
+        ],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Plain,
+    )
+    schemas: Json = found["$defs"]
+    for schema in schemas.values():
+        schema.pop("$id", None)
+    return schemas
 
 
 def _headers(*, about_session: bool) -> Json:

@@ -12,9 +12,11 @@ from pydantic import BaseModel
 
 from schemas import amqp
 from schemas.__main__ import PUBLISHED, main
-from schemas.documents import ATTEMPT_BATCH, INGEST_RESULT, asyncapi, documents
+from schemas.attempt_batch import AttemptBatch
+from schemas.documents import ATTEMPT_BATCH, INGEST_RESULT, asyncapi, documents, json_schema
 from schemas.followups import ExplanationRequested, ReviewRequested
 from schemas.ingest_result import IngestResult
+from schemas.words import RejectReason, SkipReason
 
 EXPLANATION = "explanation_requested.v1.json"
 REVIEW = "review_requested.v1.json"
@@ -84,6 +86,55 @@ def test_asyncapi_refers_only_to_what_is_there() -> None:
             found: Any = document
             for step in reference.removeprefix("#/").split("/"):
                 found = found[step]
+
+
+def test_asyncapi_s_examples_are_what_the_models_accept() -> None:
+    messages = asyncapi()["components"]["messages"]
+    models: dict[str, type[BaseModel]] = {
+        "attemptBatch": AttemptBatch,
+        "ingestResult": IngestResult,
+    }
+    statuses = set()
+    for name, model in models.items():
+        assert messages[name]["examples"], name
+        for example in messages[name]["examples"]:
+            model.model_validate_json(json.dumps(example["payload"]))
+            assert set(example["headers"]) <= set(messages[name]["headers"]["properties"])
+            schema = json_schema(model, "validation" if model is AttemptBatch else "serialization")
+            jsonschema.Draft202012Validator(schema).validate(example["payload"])
+            statuses.add(example["payload"].get("status"))
+    assert {"ingested", "rejected"} <= statuses
+
+
+def test_asyncapi_says_what_to_do_about_each_reason() -> None:
+    reasons = asyncapi()["components"]["messages"]["ingestResult"]["x-reasons"]
+    assert set(reasons["rejected"]) == set(RejectReason)
+    assert set(reasons["skipped"]) == set(SkipReason)
+
+
+def test_asyncapi_says_how_to_log_in_and_that_the_login_is_required() -> None:
+    document = asyncapi()
+    server = document["servers"]["broker"]
+    assert server["variables"]["protocol"]["default"] == "amqps"
+    assert server["security"] == [{"$ref": "#/components/securitySchemes/login"}]
+    batch = document["components"]["messages"]["attemptBatch"]
+    assert "user_id" in batch["x-amqp-properties"]["required"]
+    # What is not sent is not promised.
+    assert "contentEncoding" not in json.dumps(document)
+
+
+def test_asyncapi_s_schemas_keep_names_and_what_is_required() -> None:
+    """By the document alone, as a generator of models sees them."""
+    document = asyncapi()
+    schemas = document["components"]["schemas"]
+    for message in document["components"]["messages"].values():
+        name = message["payload"]["$ref"].removeprefix("#/components/schemas/")
+        schema = schemas[name]
+        assert schema["title"] == name
+        assert schema["required"]
+        jsonschema.Draft202012Validator.check_schema(schema)
+    assert set(schemas["AttemptBatch"]["required"]) == {"client_session_uuid", "attempts"}
+    assert schemas["Attempt"]["required"] == ["question_pub_id"]
 
 
 def test_asyncapi_uses_every_channel_and_message() -> None:
