@@ -15,8 +15,8 @@ from uuid import UUID
 from chaos.evidence import Evidence, Recorded, Row
 from chaos.expected import Ingested, Replay, Verdict, verdict
 
-_GIVEN_UP: Final = ("retries_exhausted", "delivery_limit", None)
-"""Reasons for which a good batch may be a dead letter. The broker itself gives none."""
+_GIVEN_UP: Final = ("retries_exhausted", "delivery_limit")
+"""Reasons for which a good batch may be a dead letter."""
 _SAME: Final = 1e-9
 """The relative difference up to which two floating-point results count as equal."""
 
@@ -42,7 +42,7 @@ class Case:
     verdicts: dict[UUID, Verdict] = field(default_factory=dict)
     accepted: dict[UUID, Ingested] = field(default_factory=dict)
     inbox: dict[UUID, Row] = field(default_factory=dict)
-    parked: dict[UUID, set[str | None]] = field(default_factory=dict)
+    parked: dict[UUID, set[str]] = field(default_factory=dict)
     replay: Replay = field(default_factory=Replay)
 
 
@@ -115,7 +115,7 @@ def every_batch_came_to_its_end(case: Case) -> Iterator[Violation]:
         elif uuid not in case.inbox and not parked & {*_GIVEN_UP}:
             yield lost(f"{where} is lost: neither ingested nor parked.")
         if strange := parked - {must.reason, *_GIVEN_UP}:
-            yield wrong(f"{where} is parked for {sorted(map(str, strange))}, which it is not.")
+            yield wrong(f"{where} is parked for {sorted(strange)}, which it is not.")
         yield from _viewer_knows(case, recorded, must, where)
 
 
@@ -288,10 +288,8 @@ def followups_are_right(case: Case) -> Iterator[Violation]:
 
 
 def strangers_were_answered(case: Case) -> Iterator[Violation]:
-    """Each message of the stranger is a dead letter with the right reason, or a copy that is
-    not.
-    """
-    reasons: dict[str, set[str | None]] = defaultdict(set)
+    """Each message from no outbox is parked for its own reason, or was an echo and is not."""
+    reasons: dict[str, set[str]] = defaultdict(set)
     for parked in case.found.parked:
         if parked.mark is not None:
             reasons[parked.mark].add(parked.reason)
@@ -317,6 +315,18 @@ def strangers_were_answered(case: Case) -> Iterator[Violation]:
             yield wrong(f"A batch {parked.client_session_uuid} is parked that nobody sent.")
 
 
+def letters_are_kept_once(case: Case) -> Iterator[Violation]:
+    """The same message, rejected for the same reason, is one letter, however often it came."""
+    letters = Counter(
+        (parked.reason, parked.message)
+        for parked in case.found.parked
+        if parked.message is not None
+    )
+    for (reason, message), count in letters.items():
+        if count > 1:
+            yield doubled(f"There are {count} letters ({reason}) of message {message[:36]!r}.")
+
+
 def nothing_waits(case: Case) -> Iterator[Violation]:
     """The queues and the outbox table are empty."""
     for place, count in case.found.waiting.items():
@@ -334,6 +344,7 @@ RULES: Final[tuple[Callable[[Case], Iterator[Violation]], ...]] = (
     results_on_the_wire_are_right,
     followups_are_right,
     strangers_were_answered,
+    letters_are_kept_once,
     nothing_waits,
 )
 

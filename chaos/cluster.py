@@ -222,10 +222,9 @@ async def _evidence(stage: Stage, phones: Sequence[Actor], outboxes: Sequence[Pa
     await read_queues(
         found,
         stage.broker.url,
-        empty=[amqp.ATTEMPTS_QUEUE],
+        empty=[amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE],
         results=RESULTS_TAP,
         jobs=JOBS_TAP,
-        parked=amqp.DEAD_QUEUE,
     )
     return found
 

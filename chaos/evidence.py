@@ -5,6 +5,7 @@ This module collects plain values, and the checker judges them.
 """
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -43,8 +44,8 @@ class Played(NamedTuple):
 class Strange(NamedTuple):
     """A message of the stranger that the broker has confirmed, and what must happen to it.
 
-    `mark` is a header that every copy carries. `expected` is the reason of a rejection, or
-    `already_ingested` for a copy of a batch that was ingested before.
+    `mark` is in its body, which travels with every copy. `expected` is a rejection's reason, or
+    `already_ingested` for an echo of a batch that was ingested before.
     """
 
     mark: str
@@ -69,11 +70,12 @@ class Job(NamedTuple):
 
 
 class Parked(NamedTuple):
-    """A message in the dead-letter queue; `reason` is None where the broker itself parked it."""
+    """A dead letter; `message` tells what it was from all other messages, as far as is known."""
 
     client_session_uuid: UUID | None
     mark: str | None
-    reason: str | None
+    reason: str
+    message: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -96,7 +98,7 @@ class Evidence:
     waiting: dict[str, int] = field(default_factory=dict)
 
 
-MARK_HEADER: Final = "chaos-mark"
+MARK_WORD: Final = "chaos-mark"
 PLAYED_TABLE: Final = "CREATE TABLE IF NOT EXISTS quiz (uuid TEXT PRIMARY KEY, attempts TEXT)"
 
 _TABLES: Final = {
@@ -115,6 +117,10 @@ _PUBLISHED: Final = (
     " FROM published JOIN study_questions AS question ON question.id = source_id"
     " WHERE kind = 'question'"
 )
+_LETTERS: Final = "SELECT client_session_uuid, reason, properties, body FROM ingest_dead_letters"
+_MARK: Final = re.compile(MARK_WORD.encode() + rb"\W+([\w-]+)")
+_MESSAGE_ID: Final = re.compile(rb"\x0amessage_idS\x00\x00\x00.([\w-]+)")
+"""As a field table of AMQP has it: its name, its type, its length, and itself."""
 _DRAINED_AFTER: Final = 15.0
 """Seconds for one answer of the broker while a queue is being emptied."""
 
@@ -149,16 +155,18 @@ async def read_database(evidence: Evidence, url: str) -> None:
             evidence.published = {
                 row["pub_id"]: dict(row) for row in await connection.fetch(_PUBLISHED)
             }
-            unsent = await connection.fetchval("SELECT count(*) FROM outbox")
-            evidence.waiting["the table outbox"] = unsent
+            for table in ("outbox", "ingest_replays"):
+                unsent = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608
+                evidence.waiting[f"the table {table}"] = unsent
+            evidence.parked += [_parked(row) for row in await connection.fetch(_LETTERS)]
     finally:
         await connection.close()
 
 
 async def read_queues(
-    evidence: Evidence, url: str, *, empty: Iterable[str], results: str, jobs: str, parked: str
+    evidence: Evidence, url: str, *, empty: Iterable[str], results: str, jobs: str
 ) -> None:
-    """Counts what waits in the queues `empty`, and takes all out of the other three."""
+    """Counts what waits in the queues `empty`, and takes all out of the other two."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         for name in empty:
@@ -168,8 +176,6 @@ async def read_queues(
             evidence.told.append(Told(*_addressed(message)))
         for message in await _drain(channel, jobs):
             evidence.jobs.append(Job(*_addressed(message)))
-        for message in await _drain(channel, parked):
-            evidence.parked.append(_parked(message.headers))
 
 
 async def _drain(channel: aio_pika.abc.AbstractChannel, name: str) -> list[AbstractIncomingMessage]:
@@ -185,12 +191,12 @@ def _addressed(message: AbstractIncomingMessage) -> tuple[str, str, Row]:
     return message.message_id or "", message.routing_key or "", json.loads(message.body)
 
 
-def _parked(headers: Mapping[str, Any]) -> Parked:
-    uuid = headers.get("client-session-uuid")
-    mark = headers.get(MARK_HEADER)
-    reason = headers.get("study-reason")
+def _parked(row: Mapping[str, Any]) -> Parked:
+    mark = _MARK.search(row["body"])
+    message_id = _MESSAGE_ID.search(row["properties"])
     return Parked(
-        UUID(uuid) if isinstance(uuid, str) else None,
-        None if mark is None else str(mark),
-        None if reason is None else str(reason),
+        row["client_session_uuid"],
+        None if mark is None else mark[1].decode(),
+        row["reason"],
+        None if message_id is None else message_id[1] + row["body"],
     )

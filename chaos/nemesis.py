@@ -233,9 +233,9 @@ async def _waiting(world: World, queues: list[str]) -> int:
 
 
 async def _working_queues(world: World) -> list[str]:
-    """The queues that must be empty in the end: all but taps, follow-ups and dead letters."""
+    """The queues that must be empty in the end: all but taps and follow-ups."""
     names = [queue["name"] for queue in await world.stage.management("GET", "queues")]
-    kept = (JOBS_TAP, RESULTS_TAP, amqp.DEAD_QUEUE)
+    kept = (JOBS_TAP, RESULTS_TAP)
     return [
         name
         for name in names
@@ -259,7 +259,6 @@ async def _collect(found: Evidence, world: World, queues: list[str]) -> None:
         empty=queues,
         results=RESULTS_TAP,
         jobs=JOBS_TAP,
-        parked=amqp.DEAD_QUEUE,
     )
 
 

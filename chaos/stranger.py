@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import aio_pika
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 
-from chaos.evidence import MARK_HEADER, Strange
+from chaos.evidence import MARK_WORD, Strange
 from schemas import amqp
 
 _NAME: Final = "stranger"
@@ -87,7 +87,7 @@ class Stranger:
         ingested = self._ingested() if kind in ("uuid_reused", "echo") else None
         if kind in ("uuid_reused", "echo") and ingested is None:
             kind = "malformed"
-        body: object = {"client_session_uuid": str(uuid), "attempts": attempts}
+        body: dict[str, Any] = {"client_session_uuid": str(uuid), "attempts": attempts}
         expected = kind
         match kind:
             case "malformed":
@@ -106,13 +106,17 @@ class Stranger:
                     expected = "already_ingested"
                 else:
                     body = ingested | {"attempts": [*ingested["attempts"], _ATTEMPT]}
+        # In the body, where it does not count: no header of a stranger's travels on.
+        marked = (
+            f"\0 {MARK_WORD} {mark}" if kind == "not json" else json.dumps(body | {MARK_WORD: mark})
+        )
         return (
             aio_pika.Message(
-                b"\xff not json" if kind == "not json" else json.dumps(body).encode(),
+                marked.encode(),
                 type=message_type,
                 content_type=amqp.CONTENT_TYPE,
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                headers={MARK_HEADER: mark, amqp.CLIENT_SESSION_UUID_HEADER: str(uuid)},
+                headers={amqp.CLIENT_SESSION_UUID_HEADER: str(uuid)},
             ),
             Strange(mark, uuid, expected),
         )

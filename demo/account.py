@@ -1,4 +1,4 @@
-"""The account: counts every result and every dead letter as it is published.
+"""The account: counts every result as it is published.
 
 It listens with queues of its own, so it takes nothing from viewers or operators. It does not know
 what was supposed to happen.
@@ -23,7 +23,7 @@ class Account:
 
     def __init__(self) -> None:
         self.results: Counter[Status] = Counter()
-        self.parked: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
         self._seen: set[str] = set()
         self.on_change: Callable[[], None] = lambda: None
         self._changed = asyncio.Event()
@@ -32,7 +32,7 @@ class Account:
     def settled(self) -> int:
         """The number of deliveries that were ingested, duplicates, or rejected."""
         told = self.results[Status.INGESTED] + self.results[Status.ALREADY_INGESTED]
-        return told + self.parked.total()
+        return told + self.rejected.total()
 
     async def until(self, condition: Callable[[], bool], patience: float) -> bool:
         """Waits for `condition`. Returns False if nothing was settled for `patience` seconds."""
@@ -48,17 +48,12 @@ class Account:
         """Counts one result. The same message counts once."""
         if message.message_id not in self._seen:
             self._seen.add(message.message_id or "")
-            self.results[IngestResult.model_validate_json(message.body).status] += 1
-            self._announce()
-
-    async def add_parked(self, message: AbstractIncomingMessage) -> None:
-        """Counts one dead letter by its reason."""
-        self.parked[str(message.headers.get(amqp.REASON_HEADER, "delivery_limit"))] += 1
-        self._announce()
-
-    def _announce(self) -> None:
-        self.on_change()
-        self._changed.set()
+            result = IngestResult.model_validate_json(message.body)
+            self.results[result.status] += 1
+            if result.reason is not None:
+                self.rejected[result.reason] += 1
+            self.on_change()
+            self._changed.set()
 
 
 @asynccontextmanager
@@ -67,11 +62,7 @@ async def keep(amqp_url: str) -> AsyncIterator[tuple[Account, aio_pika.abc.Abstr
     account = Account()
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
-        for exchange, key, count in (
-            (amqp.RESULTS_EXCHANGE, "result.#", account.add_result),
-            (amqp.DEAD_EXCHANGE, "", account.add_parked),
-        ):
-            queue = await channel.declare_queue(f"demo.{uuid4().hex}", exclusive=True)
-            await queue.bind(exchange, key)
-            await queue.consume(count, no_ack=True)
+        queue = await channel.declare_queue(f"demo.{uuid4().hex}", exclusive=True)
+        await queue.bind(amqp.RESULTS_EXCHANGE, "result.#")
+        await queue.consume(account.add_result, no_ack=True)
         yield account, await connection.channel(publisher_confirms=True)

@@ -73,7 +73,7 @@ async def simulated(settings: Settings, batches: int, logs: Path, console: Conso
                 await account.until(lambda: account.settled >= sent, _PATIENCE)
             seconds = time.monotonic() - began
             lost = sum(phone.lost() for phone in phones)
-            lost += max(0, len(broken) + 1 - account.parked.total())
+            lost += max(0, len(broken) + 1 - account.rejected.total())
         return await _report(settings, account, sent, lost, seconds)
 
 
@@ -131,14 +131,15 @@ async def _viewer(settings: Settings, name: str) -> AsyncIterator[Phone]:
 
 
 async def _publish_raw(channel: AbstractChannel, message: sessions.Broken) -> None:
-    uuid = message.client_session_uuid
+    # A body that is no batch names no session: without the header nobody could be told.
+    uuid = message.client_session_uuid or uuid4()
     exchange = await channel.get_exchange(amqp.INGEST_EXCHANGE)
     await exchange.publish(
         aio_pika.Message(
             message.body,
             message_id=uuid4().hex,
             type=amqp.ATTEMPT_BATCH_TYPE,
-            headers={} if uuid is None else {amqp.CLIENT_SESSION_UUID_HEADER: str(uuid)},
+            headers={amqp.CLIENT_SESSION_UUID_HEADER: str(uuid)},
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         ),
         amqp.attempts_key(message.viewer),
@@ -162,7 +163,7 @@ def _progress(console: Console, account: Account, total: int) -> Iterator[None]:
             kinds = (
                 f"{account.results[Status.INGESTED]} ingested,"
                 f" {account.results[Status.ALREADY_INGESTED]} duplicates,"
-                f" {account.parked.total()} parked"
+                f" {account.rejected.total()} rejected"
             )
             bar.update(task, completed=account.settled, kinds=kinds)
 
@@ -186,7 +187,7 @@ async def _report(
         sent=sent,
         ingested=ingested or 0,
         duplicates=account.results[Status.ALREADY_INGESTED],
-        rejected=dict(sorted(account.parked.items())),
+        rejected=dict(sorted(account.rejected.items())),
         # An ingested batch that is missing in the database, or that is there without a result.
         lost=lost + abs((ingested or 0) - account.results[Status.INGESTED]),
         differences=len(differences),

@@ -4,6 +4,7 @@ It contains only names, and small functions that build or read them.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 INGEST_EXCHANGE: Final = "study.ingest"
@@ -48,10 +49,13 @@ ignore `x-death` in a client's message.
 REASON_HEADER: Final = "study-reason"
 DETAIL_HEADER: Final = "study-detail"
 PARKED_AT_HEADER: Final = "study-parked-at"
+REPLAY_HEADER: Final = "study-replay"
+"""The id of the replay that brought a dead letter back; the copies of it carry it on."""
 
 VIEWER_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
 """A viewer's name is one word of a routing key and a part of queue names: no dots, no wildcards."""
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _VIEWER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ATTEMPTS_KEY = re.compile(r"attempts\.v([1-9][0-9]{0,2})\.([A-Za-z0-9_-]{1,64})")
 _BATCH_TYPE = re.compile(r"study\.attempt_batch\.v([1-9][0-9]{0,2})(?:\.([0-9]{1,4}))?")
@@ -100,6 +104,18 @@ def version_of_batch(message_type: str | None, routing_key: str) -> tuple[int, i
         return (int(match[1]), int(match[2] or 0)) if match else None
     match = _ATTEMPTS_KEY.fullmatch(routing_key)
     return (int(match[1]), 0) if match else None
+
+
+def traceparent_of(headers: Mapping[str, object]) -> str | None:
+    """The W3C trace context in a message's headers; None where there is none, or an odd one."""
+    said = headers.get(TRACEPARENT_HEADER)
+    return said if isinstance(said, str) and _TRACEPARENT.fullmatch(said) else None
+
+
+def batch_type(major: int, minor: int) -> str:
+    """The type of a batch of this version."""
+    whole = ATTEMPT_BATCH_TYPE.removesuffix("1") + str(major)
+    return f"{whole}.{minor}" if minor else whole
 
 
 def _checked(viewer: str) -> str:

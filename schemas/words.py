@@ -77,3 +77,4 @@ class RejectReason(StrEnum):
     UUID_REUSED = "uuid_reused"
     RETRIES_EXHAUSTED = "retries_exhausted"
     DELIVERY_LIMIT = "delivery_limit"
+    EXPIRED = "expired"

@@ -6,6 +6,7 @@ everything that is read is rows: tests assert effects.
 
 import asyncio
 import csv
+import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from schemas.amqp import attempts_key
 from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import Outcome
+from worker.broker import field_table
+from worker.domain.records import Original
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.ingest.resolve import Incoming
 from worker.operate import repair
@@ -40,6 +44,7 @@ LOG_TABLES: Final = (
     "study_question_progress",
     "ingest_inbox",
     "outbox",
+    "ingest_dead_letters",
 )
 """What ingest writes."""
 
@@ -191,7 +196,34 @@ def incoming(
     """A delivery of `content`; `uuid` is what a rejected one seems to be about."""
     if isinstance(content, AttemptBatch):
         uuid = content.client_session_uuid
-    return Incoming(viewer, content, uuid, traceparent)
+    return Incoming(viewer, content, uuid, traceparent, original=original(content))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message as bytes, for what is kept of it."""
+
+    body: bytes
+    properties: bytes = field_table.EMPTY
+
+    @property
+    def size(self) -> int:
+        return len(self.body)
+
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.body).digest()
+
+    def field_table(self) -> bytes:
+        return self.properties
+
+    def identity(self) -> bytes:
+        return self.properties
+
+
+def original(content: AttemptBatch | Rejection, key: str = attempts_key(VIEWER)) -> Original:
+    """What a dead letter would keep of a delivery of `content`."""
+    body = repr(content).encode(errors="backslashreplace")  # a time may be a lone surrogate
+    return Original(Sent(body), key)
 
 
 def sent(*attempts: Attempt, uuid: UUID | None = None, viewer: str | None = VIEWER) -> Incoming:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.broker_fixtures import PATIENCE
 from worker.broker.accounts import Accounts
 from worker.broker.publisher import Publisher
+from worker.consume.collect import Collector
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
 from worker.ingest.transaction import Ingest
@@ -19,6 +20,7 @@ from worker.ingest.trial import try_writing
 from worker.operate import viewers
 from worker.operate.viewers import Access
 from worker.relay import Relay
+from worker.replays import Replays
 from worker.settings import Settings
 from worker.store.audit import By
 
@@ -26,8 +28,15 @@ from worker.store.audit import By
 @asynccontextmanager
 async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Consumer]:
     """Consumes, ingests and relays while the block runs, as `study-ingest worker` does."""
-    async with Publisher(settings, "copies") as copies, Publisher(settings, "relay") as outgoing:
-        relay = Relay(engine, outgoing, settings.model_copy(update={"relay_poll_interval": 0.05}))
+    async with (
+        Publisher(settings, "copies") as copies,
+        Publisher(settings, "relay") as outgoing,
+        Publisher(settings, "replays") as replayed,
+    ):
+        quick = settings.model_copy(update={"relay_poll_interval": 0.05})
+        relay = Relay(engine, outgoing, quick)
+        replays = Replays(engine, replayed, quick)
+        collector = Collector(engine, settings)
 
         async def trial() -> None:
             await try_writing(engine)
@@ -42,12 +51,16 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(relay.run())
             tasks.create_task(consumer.run())
+            tasks.create_task(replays.run())
+            tasks.create_task(collector.run())
             try:
                 assert await consumer.changed.until(lambda: consumer.state == "consuming", PATIENCE)
                 yield consumer
             finally:
                 await consumer.drain()
                 relay.stop()
+                replays.stop()
+                collector.stop()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ IngestError                 every error that the worker reports to a person
 ├── RoleError               a database role cannot become a worker's      exit 2
 ├── NoHistory               the user has no history to report             exit 1
 ├── NotConfirmed            nobody could confirm a destructive command    exit 2
-├── Unfinished              a part of the work is left, run it again      exit 1
 ├── DatabaseAway            the database is unreachable                   the worker pauses
 ├── BrokerAway              the broker is unreachable                     the worker waits
 ├── DatabaseRefused         the database refused a statement              exit 8
@@ -81,10 +80,6 @@ class NotConfirmed(IngestError):
     """Raised by a destructive command without --yes if there is no terminal to ask on."""
 
     exit_code = 2
-
-
-class Unfinished(IngestError):
-    """Raised by a command that did a part of its work and must be run again for the rest."""
 
 
 class DatabaseAway(IngestError):

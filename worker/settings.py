@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
 from worker import libpq
-from worker.domain.policy import Policy
+from worker.domain.policy import MIB, Policy
 from worker.errors import SettingsError
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -144,6 +144,19 @@ class _Limits(BaseModel):
         gt=0,
         description="The size at which the queue refuses new batches. Viewers then keep them and "
         "try again. Set it below the free disk space of the broker. `topology` applies it.",
+    )
+    dead_body_bytes: int = Field(
+        default=4 * MIB,
+        ge=4_096,
+        description="The largest body that a dead letter keeps whole. Of a larger body it keeps "
+        "the beginning, the length and the SHA-256.",
+    )
+    dead_letters_per_viewer: int = Field(
+        default=10_000,
+        ge=1,
+        description="The number of dead letters of one viewer from which letters that can never be "
+        "ingested (`malformed`, `too_large`, `unidentified_publisher`) keep only their first 4 KiB "
+        "and their SHA-256. All others are always kept whole. An alert names the viewer.",
     )
 
 
@@ -395,6 +408,8 @@ class Settings(
             default_deny=self.require_user_id,
             erase_memory=timedelta(days=self.erase_memory),
             earliest_answer=datetime.combine(self.earliest_answer, time.min, UTC),
+            dead_body_bytes=self.dead_body_bytes,
+            dead_letters_per_viewer=self.dead_letters_per_viewer,
         )
 
     def unprotected(self) -> list[str]:

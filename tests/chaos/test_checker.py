@@ -38,6 +38,7 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import IngestResult
 from study_viewer import Outbox
 from tests.database_fixtures import _named, _settings
+from tests.factories import original
 from worker.domain.dispositions import Rejected
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
@@ -99,12 +100,14 @@ async def _told(folder: Path, url: str) -> Evidence:
                 outbox.record(file, batch)  # type: ignore[arg-type]  # the same wire, copied into the library
                 uuid = batch.client_session_uuid
                 file.execute("INSERT INTO quiz VALUES (?, ?)", (str(uuid), json.dumps(attempts)))
-                incoming.append(Incoming(viewer, batch, uuid))
+                incoming.append(Incoming(viewer, batch, uuid, original=original(batch)))
     rng.shuffle(incoming)
     echo = next(each for each in incoming if len(each.content.attempts) > 4)  # type: ignore[union-attr]
     incoming += [
         *rng.choices(incoming, k=8),
-        Incoming("stranger", echo.content, echo.client_session_uuid),
+        Incoming(
+            "stranger", echo.content, echo.client_session_uuid, original=original(echo.content)
+        ),
     ]
     for start in range(0, len(incoming), 5):
         group = incoming[start : start + 5]
@@ -514,3 +517,13 @@ def test_a_good_batch_that_was_given_up_is_not_lost(found: Evidence) -> None:
     uuid = found.recorded[place].client_session_uuid
     found.parked.append(Parked(uuid, None, "retries_exhausted"))
     assert check(found) == []  # parked and replayed, for instance
+
+
+def test_a_letter_that_is_kept_twice(found: Evidence) -> None:
+    found.parked += [
+        Parked(None, "strange-1", "malformed", b"one message"),
+        Parked(None, "strange-1", "malformed", b"another"),
+    ]
+    assert check(found) == []
+    found.parked.append(Parked(None, "strange-1", "malformed", b"another"))
+    assert [each.kind for each in check(found)] == ["doubled"]

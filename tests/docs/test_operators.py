@@ -21,7 +21,7 @@ from devtools.state import free_ports
 from schemas import amqp
 from schemas.words import RejectReason
 from tests import factories as make
-from tests.broker_fixtures import Broker
+from tests.broker_fixtures import Broker, until
 from tests.worker_process import PATIENCE
 from worker.cli.main import app
 from worker.settings import Settings
@@ -130,7 +130,7 @@ async def _ordinary_day(broker: Broker, engine: AsyncEngine) -> None:
         make.batch(make.right("nowhere")),
     ):
         await broker.publish(batch.model_dump_json(), type=amqp.ATTEMPT_BATCH_TYPE)
-    await broker.until_depth(amqp.DEAD_QUEUE, 1)
+    await until(lambda: make.count(engine, "ingest_dead_letters"), (1).__eq__)
 
 
 @asynccontextmanager

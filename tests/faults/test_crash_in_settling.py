@@ -1,11 +1,8 @@
-"""A worker is killed while it parks or defers a message, at each step of copy, confirm and ack.
+"""A worker is killed while it rejects or defers a message: at each step on the way to the ack.
 
-The copy is confirmed before the original is acked. So a worker that dies in between leaves the
-message twice, and never loses it. A message that was deferred twice is ingested once. A message
-that was parked twice is a dead letter twice.
+A rejection is committed before the original is acked, and a copy is confirmed before: whoever dies
+in between leaves the message to come again, which is rejected as the same letter, or ingested once.
 """
-
-import asyncio
 
 import pytest
 
@@ -21,29 +18,35 @@ pytestmark = pytest.mark.broker
 
 ACK = "consumer .*Basic.Ack"
 CONFIRM = "copies .*Basic.Ack"
-PARK = f"copies .*Basic.Publish {amqp.DEAD_EXCHANGE}/"
 DEFER = f"copies .*Basic.Publish /{amqp.RETRY_QUEUE_PREFIX}"
 
 
-async def test_killed_while_parking(scene: Scene) -> None:
-    async def step(there: asyncio.Event, copies: int) -> None:
-        worker = scene.start(wired=True)
-        await scene.send(refused(), "nothing_resolved")
-        await scene.comes(there, worker)
-        await scene.kill(worker)
-        await scene.returned(1)
-        assert await scene.broker.depth(amqp.DEAD_QUEUE) == parked + copies
-        await scene.recover(settled=1)
-        assert await scene.broker.depth(amqp.DEAD_QUEUE) == parked + copies + 1
+LETTER = ".*INSERT INTO ingest_dead_letters"
 
-    parked = 0
-    await step(scene.database.hold("to_server", "COMMIT of .*INSERT INTO outbox"), 0)
-    parked = 1
-    await step(scene.messages.hold("to_server", PARK), 0)
-    parked = 2
-    await step(scene.messages.hold("to_client", CONFIRM), 1)
-    parked = 4
-    await step(scene.messages.hold("to_server", ACK), 1)
+
+@pytest.mark.parametrize(
+    ("server", "way", "where", "letters"),
+    [
+        ("database", "to_server", LETTER, 0),
+        ("database", "to_client", LETTER, 0),
+        ("database", "to_server", f"COMMIT of {LETTER}", 0),
+        ("database", "to_client", f"COMMIT of {LETTER}", 1),
+        ("messages", "to_server", ACK, 1),
+    ],
+    ids=["letter", "letter written", "commit", "committed", "ack"],
+)
+async def test_killed_while_rejecting(
+    scene: Scene, server: str, way: str, where: str, letters: int
+) -> None:
+    there = getattr(scene, server).hold(way, where)
+    worker = scene.start(wired=True)
+    await scene.send(refused(), "nothing_resolved")
+    await scene.comes(there, worker)
+    await scene.kill(worker)
+    await scene.returned(1)
+    assert await make.count(scene.engine, "ingest_dead_letters") == letters
+    await scene.recover(settled=1)
+    assert await make.count(scene.engine, "ingest_dead_letters") == 1
 
     found = await scene.holds()
     assert {each.body["status"] for each in found.told} == {"rejected"}

@@ -81,7 +81,7 @@ def wild_batch(chance: random.Random, pub_ids: list[str], uuids: list[str]) -> I
     }
     content = decode(json.dumps(document).encode())
     viewer = chance.choice(("ada", "bob", None))
-    return Incoming(viewer, content, content.client_session_uuid, None)
+    return factories.incoming(content, viewer)
 
 
 async def fuzz_transaction(engine: AsyncEngine, seed: int, groups: int) -> set[type]:

@@ -5,6 +5,7 @@ as the prefetch allows, whatever their size. On a channel that is bounded here, 
 of a body to keep. The rest is read and dropped. This replaces a private function of the client.
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -25,6 +26,14 @@ _log = structlog.get_logger(__name__)
 _PARAMETERS: Final = ["frame", "header"]
 """The parameters of the client's function that is replaced."""
 
+_DIGEST: Final = "sha256"
+
+
+def digest_of_cut(header: ContentHeader) -> bytes | None:
+    """The SHA-256 of a body of which not all was kept; None for any other."""
+    digest: bytes | None = getattr(header, _DIGEST, None)
+    return digest
+
 
 def bound(channel: AbstractChannel, room: Room) -> None:
     """Limits the bodies of everything that is delivered on the channel.
@@ -41,6 +50,7 @@ def bound(channel: AbstractChannel, room: Room) -> None:
     async def read_content(frame: Basic.Deliver, header: ContentHeader) -> DeliveredMessage:
         size = header.body_size
         left = room(size)
+        digest = hashlib.sha256() if left < size else None
         parts: list[bytes] = []
         read = 0
         while read < size:
@@ -48,9 +58,13 @@ def bound(channel: AbstractChannel, room: Room) -> None:
             if not isinstance(content, ContentBody):
                 raise ValueError(f"Unexpected frame {content!r} inside a body")
             read += len(content.value)
+            if digest is not None:
+                digest.update(content.value)
             if left > 0:
                 parts.append(content.value[:left])
                 left -= len(parts[-1])
+        if digest is not None:
+            setattr(header, _DIGEST, digest.digest())
         return DeliveredMessage(
             delivery=frame, header=header, body=b"".join(parts), channel=channel
         )

@@ -1,146 +1,194 @@
-"""Copies of a delivery: into the dead-letter queue with a reason, or into a retry queue.
+"""Copies of a message that waits in the broker for another try, or for a newer worker; and replays.
 
-A copy is confirmed before its original is acked, so a message is twice there rather than never.
-Knows properties and headers; may not know what the reasons mean.
+A copy is confirmed before its original is acked, so a message is twice there rather than never. It
+carries the body and headers of our own, and of what the publisher wrote nothing else: no property
+of a stranger can make the broker refuse it. Knows properties and headers; may not know what became
+of a message, nor why.
 """
 
-import struct
-from collections.abc import Mapping
+import hashlib
+import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 from aio_pika import DeliveryMode, Message
-from pamqp import encode
+from pamqp.commands import Basic
 
 from schemas import amqp
-from schemas.words import RejectReason
-from worker.broker.publisher import Publisher, new_message_id
-from worker.broker.subscription import Delivery
+from schemas.errors import Rejection
+from worker.broker import field_table
+from worker.broker.burst import Outgoing
+from worker.broker.publisher import Publisher, Unacceptable, new_message_id
 from worker.broker.topology import retry_queue
 
-_HEADERS_BYTES_MAX: Final = 16_384
-"""Of the original's headers: they travel in one frame (128 KiB by default), ours with them."""
 _DETAIL_MAX: Final = 500
 _SHORT_STRING_BYTES_MAX: Final = 255
+_ENCODING: Final = re.compile(r"[a-zA-Z0-9-]{0,32}")
+_UNKNOWN: Final = "unknown"
+"""Instead of a type or an encoding that nobody understands: the copy is not understood either."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What must outlive a delivery in its copies: who sent it, under which key, how often tried."""
+    """What must outlive a message in its copies; whatever its publisher wrote of it is checked."""
 
     viewer: str | None
     routing_key: str
-    retries: int
+    retries: int = 0
+    version: tuple[int, int] | None = None
+    """None where neither its type nor its routing key says one."""
+    content_encoding: str = ""
+    client_session_uuid: UUID | None = None
+    traceparent: str | None = None
+    refused: Rejection | None = None
+    """Why it is not read again, though it is tried again: it was refused when it came."""
+    replay_id: UUID | None = None
+    """The replay by which it came, if it had been a dead letter before."""
 
 
-async def park(
-    publisher: Publisher, delivery: Delivery, envelope: Envelope, reason: RejectReason, detail: str
-) -> None:
-    """Puts a copy of body, properties and headers into the dead-letter queue, with the reason.
-
-    Raises `Unconfirmed`: then the copy may not be there, and the original must not be acked.
-    """
-    headers = _ours(envelope) | {
-        amqp.REASON_HEADER: str(reason),
-        amqp.DETAIL_HEADER: detail[:_DETAIL_MAX],
-        amqp.PARKED_AT_HEADER: datetime.now(UTC).isoformat(timespec="milliseconds"),
-    }
-    await publisher.send(
-        amqp.DEAD_EXCHANGE, _short(envelope.routing_key) or "", _copy(delivery, headers)
+def envelope_of(
+    table: bytes,
+    *,
+    viewer: str | None,
+    routing_key: bytes,
+    client_session_uuid: UUID | None,
+    replay_id: UUID | None = None,
+) -> Envelope:
+    """The envelope of a dead letter, whose properties are `table`; as if it was never tried."""
+    properties = field_table.read(table)
+    headers = properties.get("headers")
+    said, encoding = properties.get("type"), properties.get("content_encoding")
+    key = routing_key.decode(errors="replace")
+    return Envelope(
+        viewer,
+        key,
+        version=amqp.version_of_batch(said if isinstance(said, str) else None, key),
+        content_encoding=encoding if isinstance(encoding, str) else "",
+        client_session_uuid=client_session_uuid,
+        traceparent=amqp.traceparent_of(headers if isinstance(headers, dict) else {}),
+        replay_id=replay_id,
     )
 
 
 async def defer(
-    publisher: Publisher,
-    delivery: Delivery,
-    envelope: Envelope,
-    delay: float,
-    *,
-    is_counted: bool = True,
+    publisher: Publisher, body: bytes, envelope: Envelope, delay: float, *, is_counted: bool = True
 ) -> None:
     """Puts a copy into the queue in which it waits `delay` seconds, one try further if it counts.
 
-    Raises `Unconfirmed` as `park` does.
+    Raises `Unconfirmed`: then the copy may not be there, and the original must not be acked. Where
+    that is `Unacceptable` the broker takes no copy at all.
     """
-    headers = _ours(envelope) | {amqp.RETRIES_HEADER: envelope.retries + is_counted}
-    await publisher.send("", retry_queue(delay), _copy(delivery, headers))
+    await _send(publisher, retry_queue(delay), body, envelope, envelope.retries + is_counted)
 
 
-async def postpone(publisher: Publisher, delivery: Delivery, envelope: Envelope) -> None:
+async def postpone(publisher: Publisher, body: bytes, envelope: Envelope) -> None:
     """Puts a copy where it waits for a newer worker; that counts as no try.
 
-    Raises `Unconfirmed` as `park` does.
+    Raises as `defer` does.
     """
-    await publisher.send("", amqp.NEWER_QUEUE, _copy(delivery, _ours(envelope)))
+    unread = replace(envelope, refused=None)
+    await _send(publisher, amqp.NEWER_QUEUE, body, unread, envelope.retries)
 
 
-async def replay(publisher: Publisher, delivery: Delivery, envelope: Envelope) -> None:
-    """Puts a copy into the queue that workers consume, as one that was never tried before.
+def replay(body: bytes, envelope: Envelope) -> Outgoing:
+    """The message that puts a dead letter back into the queue that workers consume.
 
-    Raises `Unconfirmed` as `park` does.
+    Its message id is `envelope.replay_id`, however often it is published.
     """
-    fresh = replace(envelope, retries=0)
-    await publisher.send(amqp.RETURN_EXCHANGE, "", _copy(delivery, _ours(fresh)))
+    message_id = str(envelope.replay_id)
+    properties = _message(body, envelope, 0, message_id=message_id, is_bare=False).properties
+    return Outgoing(amqp.RETURN_EXCHANGE, "", properties, body)
 
 
-def replayed(delivery: Delivery, envelope: Envelope) -> Delivery:
-    """The delivery as a worker would get it after `replay`; it can't be settled."""
-    headers = _theirs(delivery.headers) | _ours(replace(envelope, retries=0))
-    return delivery.as_if(amqp.RETURN_EXCHANGE, "", headers)
+class Replayed:
+    """A dead letter as a worker would get it, were it replayed; it can't be settled."""
+
+    def __init__(self, body: bytes, envelope: Envelope) -> None:
+        message = _message(body, envelope, 0, message_id=new_message_id(), is_bare=False)
+        self.body = body
+        self.size = len(body)
+        self.exchange: str = amqp.RETURN_EXCHANGE
+        self.routing_key = ""
+        self.properties: Basic.Properties = message.properties
+        self.times_busy = 0
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        return self.properties.headers or {}
+
+    def digest(self) -> bytes:
+        """The SHA-256 of the body."""
+        return hashlib.sha256(self.body).digest()
+
+    def field_table(self) -> bytes:
+        """As of any message."""
+        return field_table.of_values({"headers": self.headers})
+
+    def identity(self) -> bytes:
+        """As of any message."""
+        return self.field_table()
 
 
-def _ours(envelope: Envelope) -> dict[str, str | int]:
+async def _send(
+    publisher: Publisher, queue: str, body: bytes, envelope: Envelope, retries: int
+) -> None:
+    message_id = new_message_id()
+    try:
+        await publisher.send(
+            "", queue, _message(body, envelope, retries, message_id=message_id, is_bare=False)
+        )
+    except Unacceptable:
+        # Perhaps because of another message: so alone, and with as little as can be.
+        async with publisher.alone() as alone:
+            await alone.send(
+                "", queue, _message(body, envelope, retries, message_id=message_id, is_bare=True)
+            )
+
+
+def _message(
+    body: bytes, envelope: Envelope, retries: int, *, message_id: str, is_bare: bool
+) -> Message:
     headers: dict[str, str | int] = {
-        amqp.ROUTING_KEY_HEADER: _short(envelope.routing_key) or "",
-        amqp.RETRIES_HEADER: envelope.retries,
+        amqp.ROUTING_KEY_HEADER: _short(envelope.routing_key),
+        amqp.RETRIES_HEADER: retries,
     }
     if envelope.viewer is not None:
         # The property user_id can't be published again: the broker would refuse it of us.
         headers[amqp.VIEWER_HEADER] = envelope.viewer
-    return headers
-
-
-def _copy(delivery: Delivery, headers: Mapping[str, str | int]) -> Message:
-    """The delivery as a new message, without what would take it away again (its expiration)."""
-    properties = delivery.properties
+    if envelope.refused is not None:
+        headers[amqp.REASON_HEADER] = str(envelope.refused.reason)
+        headers[amqp.DETAIL_HEADER] = envelope.refused.detail[:_DETAIL_MAX]
+    if envelope.replay_id is not None:
+        headers[amqp.REPLAY_HEADER] = str(envelope.replay_id)
+    if not is_bare:
+        if envelope.client_session_uuid is not None:
+            headers[amqp.CLIENT_SESSION_UUID_HEADER] = str(envelope.client_session_uuid)
+        if envelope.traceparent is not None:
+            headers[amqp.TRACEPARENT_HEADER] = envelope.traceparent
     return Message(
-        delivery.body,
-        headers=_theirs(delivery.headers) | dict(headers),
-        content_type=_short(properties.content_type),
-        content_encoding=_short(properties.content_encoding),
+        body,
+        headers=dict(headers),
+        content_encoding=None if is_bare else _encoding(envelope.content_encoding),
         delivery_mode=DeliveryMode.PERSISTENT,
-        correlation_id=_short(properties.correlation_id),
-        message_id=new_message_id(),
-        timestamp=properties.timestamp,
-        type=_short(properties.message_type),
-        app_id=_short(properties.app_id),
+        message_id=message_id,
+        type=_type(envelope.version),
     )
 
 
-def _theirs(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The publisher's headers that can travel on: not the broker's, not ours, not too many."""
-    sized: list[tuple[int, str, Any]] = []
-    for key, value in headers.items():
-        if key.startswith(("x-", "study-")) or key in ("CC", "BCC"):
-            continue
-        try:
-            size = len(encode.field_table({key: value}))
-        except (TypeError, ValueError, OverflowError, struct.error, RecursionError):
-            continue
-        sized.append((size, key, value))
-    kept: dict[str, Any] = {}
-    room = _HEADERS_BYTES_MAX
-    for size, key, value in sorted(sized, key=lambda each: each[0]):
-        room -= size
-        if room < 0:
-            break
-        kept[key] = value
-    return kept
+def _type(version: tuple[int, int] | None) -> str:
+    if version is None:
+        return _UNKNOWN
+    major, minor = version
+    return amqp.batch_type(major, minor)
 
 
-def _short(text: str | None) -> str | None:
-    """Cut to what the protocol's short string holds: decoding may have made it longer."""
-    if text is None:
+def _encoding(said: str) -> str | None:
+    if not said:
         return None
+    return said if _ENCODING.fullmatch(said) else _UNKNOWN
+
+
+def _short(text: str) -> str:
+    """Cut to what the protocol's short string holds: decoding may have made it longer."""
     return text.encode()[:_SHORT_STRING_BYTES_MAX].decode(errors="ignore")

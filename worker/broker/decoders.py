@@ -26,6 +26,12 @@ _NO_TIME: Final = struct.pack(">q", 2**63 - 1)
 _HEADERS, _TIMESTAMP, _TYPE = 1 << 13, 1 << 6, 1 << 5
 """Which properties a content header has (AMQP 0-9-1, 4.2.6.1)."""
 
+_RAW: Final = "raw_properties"
+_NO_PROPERTIES: Final = bytes(2)
+_BEFORE_PROPERTIES: Final = 12
+"""Bytes of a content header: its class, its weight, and the size of the body."""
+_unmarshal: Final = header.ContentHeader.unmarshal
+
 
 def install() -> None:
     """Replaces the decoders for this process, and reads samples to check that the client uses them.
@@ -38,6 +44,7 @@ def install() -> None:
         decode.METHODS["timestamp"] = _timestamp
         decode.METHODS["table"] = _headers
         decode.TABLE_MAPPING[b"T"] = _timestamp
+        header.ContentHeader.unmarshal = _keeping_raw  # type: ignore[method-assign, assignment]
     table = b"\x02atT" + _NO_TIME
     read = _read(_HEADERS | _TIMESTAMP | _TYPE, _sized(table) + _NO_TIME + b"\x01\xff")
     unreadable = _read(_HEADERS, _sized(b"\x01a?"))
@@ -64,8 +71,21 @@ def _read(flags: int, properties: bytes) -> tuple[object, object, object] | None
     except Exception:  # noqa: BLE001  # whatever it raises would end the client's reader
         return None
     assert isinstance(found, header.ContentHeader)
+    if raw_properties(found) != payload[_BEFORE_PROPERTIES:]:
+        return None
     properties_read = found.properties
     return properties_read.headers, properties_read.timestamp, properties_read.message_type
+
+
+def raw_properties(found: header.ContentHeader) -> bytes:
+    """A delivery's properties as they arrived: their flags and values, none of them decoded."""
+    raw: bytes = getattr(found, _RAW, _NO_PROPERTIES)
+    return raw
+
+
+def _keeping_raw(found: header.ContentHeader, data: bytes) -> None:
+    setattr(found, _RAW, data[_BEFORE_PROPERTIES:])
+    _unmarshal(found, data)
 
 
 def _short_string(value: bytes) -> tuple[int, str]:

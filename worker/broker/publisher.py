@@ -18,6 +18,7 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import DeliveryError, PublishError
 from aiormq.abc import AbstractChannel as UnderlayChannel
+from aiormq.exceptions import ChannelPreconditionFailed
 from pamqp.commands import Basic
 
 from schemas import amqp
@@ -41,6 +42,12 @@ _CLOSES_WITHIN: Final = 1.0
 
 class Refused(Unconfirmed):
     """Raised by a publisher if the broker answers and refuses the message."""
+
+
+class Unacceptable(Unconfirmed):
+    """Raised by a publisher when the broker closed the channel over a message: this one or one that
+    was in flight with it can't be published as it is, however often that is tried.
+    """
 
 
 class Unroutable(Refused):
@@ -71,6 +78,10 @@ class Publisher:
         if self._wire is not None:
             self._abandon(self._wire)
         await asyncio.gather(*self._closers)
+
+    def alone(self) -> "Publisher":
+        """A publisher of the same broker, beside which nothing is in flight."""
+        return Publisher(self._settings, f"{self._purpose}, alone")
 
     async def send(self, exchange: str, routing_key: str, message: Message) -> None:
         """Publishes one message, and waits until the broker has it.
@@ -151,6 +162,8 @@ class Publisher:
                     f"The broker refused a message for exchange {message.exchange!r}: the queue"
                     " behind it is full or has no majority."
                 )
+            case ChannelPreconditionFailed():
+                return Unacceptable(str(self._lost(wire, error)))
             case _:
                 return self._lost(wire, error)
 

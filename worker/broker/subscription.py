@@ -7,10 +7,10 @@ for the socket on every ack.
 """
 
 import asyncio
+import hashlib
 import socket
 import time
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -19,7 +19,8 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
 from pamqp.commands import Basic
 
-from worker.broker.bodies import Room, bound
+from worker.broker import decoders, field_table
+from worker.broker.bodies import Room, bound, digest_of_cut
 from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
 from worker.broker.management import Management
 from worker.errors import BrokerAway, TopologyError
@@ -41,11 +42,15 @@ class Settling(Protocol):
 
     async def give_back(self, tag: int) -> bool: ...
 
+    async def reject(self, tag: int) -> bool: ...
+
 
 class Delivery:
     """One message that the broker sent to this worker, to be acked or returned exactly once."""
 
     __slots__ = (
+        "_digest",
+        "_raw_properties",
         "_subscription",
         "_tag",
         "arrived_at",
@@ -73,16 +78,22 @@ class Delivery:
         self.routing_key: str = message.routing_key or ""
         self.redelivered: bool = bool(message.redelivered)
         self.properties: Basic.Properties = message.header.properties
+        self._raw_properties = decoders.raw_properties(message.header)
+        self._digest = digest_of_cut(message.header)
         self.times_busy = 0
         """How often a lane took it and found its principal busy."""
 
-    def as_if(self, exchange: str, routing_key: str, headers: dict[str, Any]) -> "Delivery":
-        """A copy of it that came another way. It can be read and never settled."""
-        other = copy(self)
-        other.exchange, other.routing_key = exchange, routing_key
-        other.properties = copy(self.properties)
-        other.properties.headers = headers
-        return other
+    def digest(self) -> bytes:
+        """The SHA-256 of the whole body, also where only its beginning was kept."""
+        return self._digest or hashlib.sha256(self.body).digest()
+
+    def field_table(self) -> bytes:
+        """Its properties and headers as an AMQP field table, byte for byte."""
+        return field_table.of_properties(self._raw_properties)
+
+    def identity(self) -> bytes:
+        """The same, as far as it stays the same however often the broker hands the message out."""
+        return field_table.without_counters(self.field_table())
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -114,6 +125,12 @@ class Delivery:
     async def give_back(self) -> bool:
         """Returns the message to the queue. Returns False if it is stale."""
         return await self._subscription.give_back(self._tag)
+
+    async def reject(self) -> bool:
+        """Puts the message back as one that failed: the broker counts that, and has a limit; False
+        when it is stale.
+        """
+        return await self._subscription.reject(self._tag)
 
 
 class Subscription:
@@ -172,6 +189,7 @@ class Subscription:
         on_delivery: Callable[[Delivery], None],
         on_lost: Callable[[], None],
         room: Room | None = None,
+        purpose: str = "consumer",
     ) -> "Subscription":
         """Connects, without consuming yet.
 
@@ -179,7 +197,7 @@ class Subscription:
         once, when the subscription ends. `room` says how much of a body to keep (by default all); a
         delivery without room goes back when deliveries are next cancelled. Raises `BrokerAway`.
         """
-        connection = await connect(settings, "consumer")
+        connection = await connect(settings, purpose)
         try:
             with client_errors():
                 transport = connection.transport
@@ -274,6 +292,15 @@ class Subscription:
             self._note_settled([tag])
             return await self._send(Basic.Nack(tag, requeue=True)) and await self._send_owed()
 
+    async def reject(self, tag: int) -> bool:
+        """Puts a delivery back into the queue as one that failed; False when it is stale.
+
+        From RabbitMQ 4.3 on this counts as a failure, and what `give_back` does not.
+        """
+        async with self._settling:
+            self._note_settled([tag])
+            return await self._send(Basic.Reject(tag, requeue=True)) and await self._send_owed()
+
     async def _send_owed(self) -> bool:
         """Sends the acks that do not have to wait."""
         frames = []
@@ -293,7 +320,7 @@ class Subscription:
             self._settled_through += 1
             self._settled_beyond.remove(self._settled_through)
 
-    async def _send(self, frame: Basic.Ack | Basic.Nack) -> bool:
+    async def _send(self, frame: Basic.Ack | Basic.Nack | Basic.Reject) -> bool:
         if self.is_lost:
             return False
         try:
@@ -304,8 +331,12 @@ class Subscription:
                         await self._channel.basic_ack(
                             frame.delivery_tag or 0, multiple=frame.multiple, wait=False
                         )
-                    else:
+                    elif isinstance(frame, Basic.Nack):
                         await self._channel.basic_nack(
+                            frame.delivery_tag or 0, requeue=True, wait=False
+                        )
+                    else:
+                        await self._channel.basic_reject(
                             frame.delivery_tag or 0, requeue=True, wait=False
                         )
         except CLIENT_ERRORS as error:

@@ -8,7 +8,6 @@ import typer
 
 from worker.cli.asking import Json, Reason, Yes, bar, by, confirm
 from worker.cli.shared import engine_of, load_settings, run
-from worker.errors import Unfinished
 
 _INT32 = 2**31
 _INT64 = 2**63
@@ -141,19 +140,15 @@ def erase(
         async with engine_of(settings, connections=1, name="study-ingest erase") as engine:
             await schema.check(engine)
             with bar("Reading the dead letters") as progress:
-                found = await erasing.survey(engine, settings, user, progress)
+                found = await erasing.survey(engine, user, progress)
             confirm(
                 f"Erase {found.attempts} attempts in {found.batches} batches and"
                 f" {len(found.letters)} dead letters of user {user} permanently?",
                 yes,
             )
-            with bar("Erasing") as progress:
-                erased, letters = await erasing.erase(
-                    engine, settings, user, found, by(reason), progress
-                )
+            erased, letters = await erasing.erase(engine, user, found, by(reason))
             return erased._asdict() | {
                 "dead_letters": letters,
-                "dead_letters_left": len(found.letters) - letters,
                 "unattributed_dead_letters": found.unattributed,
             }
 
@@ -171,8 +166,3 @@ def erase(
                 " they cannot be attributed to a user: look at them with `study-ingest dead show`.",
                 err=True,
             )
-    if done["dead_letters_left"]:
-        raise Unfinished(
-            f"{done['dead_letters_left']} dead letters of user {user} were held by another"
-            " command: run this command again."
-        )

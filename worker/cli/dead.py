@@ -1,10 +1,12 @@
-"""Commands for dead letters: `dead list | show | replay | discard`."""
+"""The commands for dead letters: `dead list | show | replay | discard | export`."""
 
+import base64
 import json
 import sys
 from collections import Counter
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -18,21 +20,31 @@ from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from worker.operate.dead.compare import Difference
-    from worker.operate.dead.letters import Letter, Wanted
     from worker.settings import Settings
+    from worker.store.operate.dead import Brief, Group, Letter, Wanted
 
 _PIPED_WIDTH = 1_000
+_SHOWN = 50
+_ASKED_ABOVE = 100
+"""Letters that are replayed without asking."""
+_PATIENCE = 60.0
+"""Seconds without any change after which `replay --wait` ends."""
 
+_Ids = Annotated[list[int] | None, typer.Option("--id", metavar="ID", help="Only this letter.")]
 _Reasons = Annotated[
     list[RejectReason] | None,
-    typer.Option("--reason", metavar="REASON", help="Only those dead of this, or these."),
+    typer.Option("--reason", metavar="REASON", help="Only letters with this reason."),
 ]
 _Viewers = Annotated[
-    list[str] | None, typer.Option("--viewer", metavar="VIEWER", help="Only its, or theirs.")
+    list[str] | None,
+    typer.Option("--viewer", metavar="VIEWER", help="Only letters from this viewer."),
 ]
 _Uuids = Annotated[
-    list[UUID] | None, typer.Option("--uuid", metavar="UUID", help="Only this client_session_uuid.")
+    list[UUID] | None,
+    typer.Option("--uuid", metavar="UUID", help="Only letters with this client_session_uuid."),
 ]
 _Older = Annotated[
     timedelta | None,
@@ -42,10 +54,13 @@ _Newer = Annotated[
     timedelta | None,
     typer.Option("--newer-than", parser=duration, metavar="AGE", help="As 90s, 15m, 2h, 7d, 1w."),
 ]
+_Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most this many, the oldest first.")
+]
 
 _commands = typer.Typer(
     name="dead",
-    help="Messages that were refused or gave up: look, replay after a mend, discard.",
+    help="Dead letters: list them, show them, replay them after a fix, or discard them.",
     no_args_is_help=True,
 )
 
@@ -53,194 +68,278 @@ _commands = typer.Typer(
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     _commands.command("list")(list_letters)
-    for command in (show, replay, discard):
+    for command in (show, replay, discard, export):
         _commands.command()(command)
     app.add_typer(_commands)
 
 
 def list_letters(
+    id: _Ids = None,
     reason: _Reasons = None,
     viewer: _Viewers = None,
     uuid: _Uuids = None,
     older_than: _Older = None,
     newer_than: _Newer = None,
+    single: Annotated[
+        bool, typer.Option("--letters", help="List single letters, oldest first, not groups.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="At most this many groups or letters.")
+    ] = _SHOWN,
     as_json: Json = False,
 ) -> None:
-    """Lists dead letters, oldest first; takes none away.
+    """Lists dead letters in groups by reason, detail and viewer, the largest group first.
 
     Example: study-ingest dead list --reason nothing_resolved --newer-than 2h
     """
+    from worker.store.engine import transaction
+    from worker.store.operate import dead as stored
+
     settings = load_settings()
-    found = run(_look(settings, _wanted(reason, viewer, uuid, older_than, newer_than)))
+    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
+
+    async def work() -> "tuple[int, list[Group], list[Brief]]":
+        async with _database(settings, "list") as engine, transaction(engine) as connection:
+            if single:
+                briefs = await stored.briefs(connection, wanted, limit)
+                return await stored.count(connection, wanted), [], briefs
+            groups = await stored.groups(connection, wanted, limit)
+            return await stored.count(connection, wanted), groups, []
+
+    count, groups, briefs = run(work())
     if as_json:
-        typer.echo(json.dumps({"count": len(found), "letters": found}))
-        return
-    if not found:
-        typer.echo("No dead letters.")
-        return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPED_WIDTH)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("died at", "reason", "viewer", "session", "bytes"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading == "bytes" else "left")
-    table.add_column("detail", overflow="fold")
-    for letter in found:
-        at = str(letter["died_at"] or "?")[:19].replace("T", " ")
-        session = letter["client_session_uuid"] or "?"
-        cells = (at, letter["reason"], letter["viewer"] or "?", session, str(letter["bytes"]))
-        table.add_row(*(printable(cell) for cell in cells), printable(letter["detail"]))
-    console.print(table, markup=False, highlight=False)
-    counts = Counter(letter["reason"] for letter in found)
-    typer.echo(f"{len(found)}: " + ", ".join(f"{n} {word}" for word, n in counts.most_common()))
+        found = (
+            {"letters": [*map(_brief, briefs)]} if single else {"groups": [*map(_group, groups)]}
+        )
+        typer.echo(json.dumps({"count": count} | found))
+    elif not count:
+        typer.echo("There are no dead letters." if wanted.is_everything else "No dead letter fits.")
+    elif single:
+        _print_briefs(briefs)
+        if count > len(briefs):
+            typer.echo(f"{count - len(briefs)} more letters: raise --limit.")
+    else:
+        _print_groups(groups)
+        shown = sum(group.letters for group in groups)
+        more = (
+            f", {count - shown} of them in smaller groups: raise --limit" if shown < count else ""
+        )
+        typer.echo(f"{count} dead letters{more}.")
 
 
 def show(
+    id: _Ids = None,
     reason: _Reasons = None,
     viewer: _Viewers = None,
     uuid: _Uuids = None,
     older_than: _Older = None,
     newer_than: _Newer = None,
+    limit: _Limit = None,
     as_json: JsonLines = False,
 ) -> None:
-    """Shows dead letters whole: properties, headers, body; takes none away.
+    """Shows dead letters with their properties, headers and body, oldest first.
 
-    A reused uuid is shown with each difference from the batch that was ingested.
+    For a reused uuid it also shows each difference from the batch that was ingested.
 
     Example: study-ingest dead show --uuid 0b9c6a52-4c1e-4a9b-9c43-6d3b1f0a7a11
     """
     from schemas.attempt_batch import AttemptBatch
-    from worker.broker.dead_queue import open_dead_queue
     from worker.operate.dead.compare import differences
-    from worker.operate.dead.letters import letters
+    from worker.operate.dead.letters import batch_in, letters
     from worker.store.engine import transaction
 
     settings = load_settings()
-    wanted = _wanted(reason, viewer, uuid, older_than, newer_than)
+    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
 
     async def work() -> int:
         count = 0
-        async with (
-            engine_of(settings, connections=1, name="study-ingest dead show") as engine,
-            open_dead_queue(settings) as queue,
-        ):
-            with bar("Reading", shown=not sys.stdout.isatty()) as progress:
-                async for letter in letters(queue, settings, wanted, progress):
-                    found = None
-                    batch = letter.batch()
-                    if letter.reason == RejectReason.UUID_REUSED and isinstance(
-                        batch, AttemptBatch
-                    ):
-                        async with transaction(engine) as connection:
-                            found = await differences(connection, batch)
-                    if as_json:
-                        typer.echo(json.dumps(_whole(letter, found), default=str))
-                    else:
-                        _print_whole(letter, found)
-                    count += 1
+        async with _database(settings, "show") as engine:
+            async for letter in letters(engine, wanted, limit):
+                found = None
+                batch = batch_in(letter)
+                if letter.brief.reason == RejectReason.UUID_REUSED and isinstance(
+                    batch, AttemptBatch
+                ):
+                    async with transaction(engine) as connection:
+                        found = await differences(connection, batch)
+                if as_json:
+                    typer.echo(json.dumps(_whole(letter, found)))
+                else:
+                    _print_whole(letter, found)
+                count += 1
         return count
 
     if not run(work()) and not as_json:
-        typer.echo("No dead letters.")
+        typer.echo("No dead letter fits.")
 
 
 def replay(
+    id: _Ids = None,
     reason: _Reasons = None,
     viewer: _Viewers = None,
     uuid: _Uuids = None,
     older_than: _Older = None,
     newer_than: _Newer = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most so many, oldest first.")
+    limit: _Limit = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.1, help="At most this many letters a second.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what each would write; change nothing.")
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the workers, and report the outcomes.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what each letter would write; change nothing.")
+    ] = False,
+    because: Annotated[
+        str, typer.Option("--because", help="The reason, which is kept in the audit.")
+    ] = "",
+    yes: Yes = False,
     as_json: JsonLines = False,
 ) -> None:
-    """Puts dead letters back into the workers' queue, as they once came: all of them by default.
+    """Sends dead letters back to the workers, oldest first. Without a filter, it sends all of them.
 
-    Each is in the queue before it leaves the dead letters, so nothing is lost when this is
-    killed; what is then there twice is a duplicate. What still can't be ingested is parked again.
+    A running worker (or relay) publishes each letter, and deletes it once the broker has confirmed
+    it, so nothing is lost if either of them is killed. A letter that still cannot be ingested
+    becomes a dead letter again. Asks for confirmation above 100 letters.
 
-    Example: study-ingest dead replay --dry-run && study-ingest dead replay
+    Example: study-ingest dead replay --dry-run && study-ingest dead replay --wait
     """
     from worker.operate.dead import replay as replaying
+    from worker.store.engine import transaction
+    from worker.store.operate import dead as stored
 
     settings = load_settings()
-    wanted = _wanted(reason, viewer, uuid, older_than, newer_than)
+    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
     if dry_run:
         run(_rehearse(settings, wanted, limit, as_json))
         return
 
-    async def work() -> int:
-        with bar("Replaying") as progress:
-            return await replaying.replay(settings, wanted, progress, limit)
+    async def work() -> tuple[int, int, dict[str, int]]:
+        async with _database(settings, "replay") as engine:
+            async with transaction(engine) as connection:
+                meant = await stored.count(connection, wanted)
+                chosen = await stored.ids(connection, wanted, replayable=True, limit=limit)
+            if len(chosen) > _ASKED_ABOVE:
+                confirm(f"Replay {len(chosen)} dead letters?", yes)
+            with bar("Replaying") as progress:
+                asked = await replaying.replay(engine, chosen, by(because), progress, rate)
+            left_out = meant - len(chosen) if limit is None else 0
+            if not wait or not asked:
+                return len(asked), left_out, {}
+            with bar("Waiting") as progress:
+                ends = await replaying.outcomes(engine, asked, progress, _PATIENCE)
+            return len(asked), left_out, ends
 
-    count = run(work())
-    typer.echo(json.dumps({"replayed": count}) if as_json else f"Replayed {count} dead letters.")
+    count, left_out, outcomes = run(work())
+    if as_json:
+        told = {"replayed": count, "left_out": left_out}
+        typer.echo(json.dumps(told | ({"outcomes": outcomes} if wait else {})))
+        return
+    typer.echo(f"Replayed {count} dead letters." if wait else f"{count} dead letters are replayed.")
+    if left_out:
+        typer.echo(
+            f"{left_out} were left out, because they are being replayed already or only the"
+            " beginning of their body is kept."
+        )
+    for outcome, number in outcomes.items():
+        typer.echo(f"  {number} {outcome}")
 
 
 def discard(
+    id: _Ids = None,
     reason: _Reasons = None,
     viewer: _Viewers = None,
     uuid: _Uuids = None,
     older_than: _Older = None,
     newer_than: _Newer = None,
+    limit: _Limit = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Instead of a filter: every dead letter.")
+        bool, typer.Option("--all", help="All dead letters, instead of a filter.")
     ] = False,
-    because: Annotated[str, typer.Option("--because", help="Why; kept in the audit.")] = "",
+    because: Annotated[
+        str, typer.Option("--because", help="The reason, which is kept in the audit.")
+    ] = "",
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Throws dead letters away for good, after asking. A letter that comes meanwhile stays.
+    """Deletes dead letters for good, after confirmation. A letter that arrives meanwhile stays.
 
     Example: study-ingest dead discard --reason malformed --older-than 30d
     """
-    from worker.broker.dead_queue import open_dead_queue
     from worker.operate.dead import discard as discarding
-    from worker.operate.dead.letters import letters
-    from worker.store import audit, schema
     from worker.store.engine import transaction
+    from worker.store.operate import dead as stored
 
     settings = load_settings()
-    wanted = _wanted(reason, viewer, uuid, older_than, newer_than)
+    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
     if wanted.is_everything and not everything:
-        raise SettingsError("Which dead letters? Give a filter, or --all.")
+        raise SettingsError("No filter is given: add one, or --all for every dead letter.")
 
     async def work() -> int:
-        keys: set[bytes] = set()
-        reasons: Counter[str] = Counter()
-        with bar("Reading") as progress:
-            async with open_dead_queue(settings) as queue:
-                async for letter in letters(queue, settings, wanted, progress):
-                    keys.add(letter.key)
-                    reasons[letter.reason] += 1
-        if not keys:
-            return 0
-        confirm(f"Throw {reasons.total()} dead letters away, for good?", yes)
-        async with engine_of(settings, connections=1, name="study-ingest discard") as engine:
-            await schema.check(engine)
+        async with _database(settings, "discard") as engine:
             async with transaction(engine) as connection:
-                await audit.record(connection, by(because), "discard", "dead letters", reasons)
-        with bar("Discarding") as progress:
-            return await discarding.discard(settings, keys, progress)
+                chosen = await stored.ids(connection, wanted, limit=limit)
+            if not chosen:
+                return 0
+            confirm(f"Delete {len(chosen)} dead letters for good?", yes)
+            with bar("Discarding") as progress:
+                return await discarding.discard(engine, chosen, by(because), progress)
 
     count = run(work())
     typer.echo(json.dumps({"discarded": count}) if as_json else f"Discarded {count} dead letters.")
 
 
+def export(
+    id: _Ids = None,
+    reason: _Reasons = None,
+    viewer: _Viewers = None,
+    uuid: _Uuids = None,
+    older_than: _Older = None,
+    newer_than: _Newer = None,
+    limit: _Limit = None,
+) -> None:
+    """Writes dead letters to standard output, one JSON object on each line, bodies in base64.
+
+    Example: study-ingest dead export --viewer phone > letters.jsonl
+    """
+    from worker.operate.dead.letters import letters
+
+    settings = load_settings()
+    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
+
+    async def work() -> None:
+        async with _database(settings, "export") as engine:
+            async for letter in letters(engine, wanted, limit):
+                whole = _whole(letter, None)
+                del whole["body"], whole["differences"]
+                whole["properties_base64"] = base64.b64encode(letter.properties).decode()
+                whole["body_base64"] = base64.b64encode(letter.body).decode()
+                sys.stdout.write(json.dumps(whole) + "\n")
+
+    run(work())
+
+
+@asynccontextmanager
+async def _database(settings: "Settings", command: str) -> "AsyncIterator[AsyncEngine]":
+    from worker.store import schema
+
+    async with engine_of(settings, connections=1, name=f"study-ingest dead {command}") as engine:
+        await schema.check(engine)
+        yield engine
+
+
 def _wanted(
+    ids: list[int] | None,
     reasons: list[RejectReason] | None,
     viewers: list[str] | None,
     uuids: list[UUID] | None,
     older_than: timedelta | None,
     newer_than: timedelta | None,
 ) -> "Wanted":
-    from worker.operate.dead.letters import Wanted
+    from worker.store.operate.dead import Wanted
 
     return Wanted(
+        frozenset(ids or ()),
         frozenset(map(str, reasons or ())),
         frozenset(viewers or ()),
         frozenset(uuids or ()),
@@ -249,86 +348,161 @@ def _wanted(
     )
 
 
-async def _look(settings: "Settings", wanted: "Wanted") -> list[dict[str, Any]]:
-    from worker.broker.dead_queue import open_dead_queue
-    from worker.operate.dead.letters import letters
-
-    with bar("Reading") as progress:
-        async with open_dead_queue(settings) as queue:
-            return [_brief(each) async for each in letters(queue, settings, wanted, progress)]
-
-
 async def _rehearse(
     settings: "Settings", wanted: "Wanted", limit: int | None, as_json: bool
 ) -> None:
-    from worker.broker.dead_queue import open_dead_queue
     from worker.cli import rehearsed
-    from worker.operate.dead.letters import letters
+    from worker.operate.dead.letters import letters, replayed
     from worker.operate.dead.rehearse import rehearse
-    from worker.store import schema
 
     counts: Counter[str] = Counter()
     policy = settings.policy()
-    async with engine_of(settings, connections=1, name="study-ingest dry run") as engine:
-        await schema.check(engine)
-        async with open_dead_queue(settings) as queue:
-            with bar("Rehearsing", shown=not sys.stdout.isatty()) as progress:
-                async for letter in letters(queue, settings, wanted, progress):
-                    seen = await rehearse(
-                        engine,
-                        letter.replayed(settings),
-                        policy,
-                    )
-                    counts[seen.disposition] += 1
-                    if as_json:
-                        typer.echo(json.dumps(_brief(letter) | rehearsed.as_json(seen)))
-                    else:
-                        typer.echo(printable(rehearsed.as_text(letter, seen)))
-                    if counts.total() == limit:
-                        break
+    async with _database(settings, "replay --dry-run") as engine:
+        async for letter in letters(engine, wanted, limit):
+            if not letter.brief.is_whole:
+                counts["left out (only the beginning of the body is kept)"] += 1
+                continue
+            seen = await rehearse(engine, replayed(letter, settings), policy)
+            counts[seen.disposition] += 1
+            if as_json:
+                typer.echo(json.dumps(_brief(letter.brief) | rehearsed.as_json(seen)))
+            else:
+                typer.echo(printable(rehearsed.as_text(letter.brief, seen)))
     if not as_json:
         what = ", ".join(f"{n} {word}" for word, n in counts.most_common()) or "no dead letters"
         typer.echo(f"Nothing was changed. A replay would give: {what}.")
 
 
-def _brief(letter: "Letter") -> dict[str, Any]:
-    uuid = letter.client_session_uuid
+def _brief(brief: "Brief") -> dict[str, Any]:
+    uuid = brief.client_session_uuid
     return {
-        "died_at": letter.died_at.isoformat() if letter.died_at else None,
-        "reason": letter.reason,
-        "detail": letter.detail,
-        "viewer": letter.envelope.viewer,
-        "routing_key": letter.envelope.routing_key,
+        "id": brief.id,
+        "died_at": brief.died_at.isoformat(),
+        "reason": brief.reason,
+        "detail": brief.detail,
+        "viewer": brief.viewer,
+        "routing_key": brief.routing_key.decode(errors="backslashreplace"),
         "client_session_uuid": str(uuid) if uuid else None,
-        "bytes": len(letter.delivery.body),
+        "bytes": brief.body_bytes,
+        "whole": brief.is_whole,
+        "replaying": brief.is_leaving,
     }
 
 
+def _group(group: "Group") -> dict[str, Any]:
+    times = {"first": group.first.isoformat(), "last": group.last.isoformat()}
+    return group._asdict() | times
+
+
 def _whole(letter: "Letter", found: "list[Difference] | None") -> dict[str, Any]:
-    properties = letter.delivery.properties
-    return _brief(letter) | {
-        "type": properties.message_type,
-        "message_id": properties.message_id,
-        "timestamp": properties.timestamp,
-        "headers": letter.delivery.headers,
-        "body": letter.delivery.body.decode("utf-8", "backslashreplace"),
+    from worker.operate.dead.letters import properties_of
+
+    digest = letter.body_sha256
+    return _brief(letter.brief) | {
+        "body_sha256": None if digest is None else digest.hex(),
+        "properties": _plain(properties_of(letter)),
+        "body": letter.body.decode("utf-8", "backslashreplace"),
         "differences": None if found is None else [each._asdict() for each in found],
     }
 
 
+def _plain(value: Any) -> Any:
+    """As JSON has it: bytes as text with escapes, times by ISO 8601."""
+    match value:
+        case dict():
+            return {key: _plain(each) for key, each in value.items()}
+        case list():
+            return [_plain(each) for each in value]
+        case bytes() | bytearray():
+            return value.decode("utf-8", "backslashreplace")
+        case datetime():
+            return value.isoformat()
+        case str() | bool() | int() | None:
+            return value
+        case _:  # a decimal, or a number that JSON does not have
+            return str(value)
+
+
+def _print_groups(groups: "list[Group]") -> None:
+    table = _table("letters", "reason", "viewer", "first", "last", "example", "detail")
+    for group in groups:
+        table.add_row(
+            str(group.letters),
+            printable(group.reason),
+            _or_unknown(group.viewer),
+            _minute(group.first),
+            _minute(group.last),
+            str(group.example),
+            _line(group.detail),
+        )
+    _print(table)
+
+
+def _print_briefs(briefs: "list[Brief]") -> None:
+    table = _table("id", "died at", "reason", "viewer", "session", "bytes", "detail")
+    for brief in briefs:
+        state = "" if brief.is_whole else " (only its beginning is kept)"
+        state += " (is being replayed)" if brief.is_leaving else ""
+        table.add_row(
+            str(brief.id),
+            _minute(brief.died_at),
+            printable(brief.reason),
+            _or_unknown(brief.viewer),
+            _or_unknown(brief.client_session_uuid),
+            str(brief.body_bytes),
+            _line(brief.detail + state),
+        )
+    _print(table)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings[:-1]:
+        right = heading in ("letters", "example", "id", "bytes")
+        table.add_column(heading, no_wrap=True, justify="right" if right else "left")
+    table.add_column(headings[-1], overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPED_WIDTH)
+    console.print(table, markup=False, highlight=False)
+
+
 def _print_whole(letter: "Letter", found: "list[Difference] | None") -> None:
     whole = _whole(letter, found)
-    body, _ = whole.pop("body"), whole.pop("differences")
-    headers = whole.pop("headers")
+    body, properties = whole.pop("body"), whole.pop("properties")
+    del whole["differences"]
     for name, value in whole.items():
-        typer.echo(printable(f"{name}: {value}"))
-    for name, value in headers.items():
-        typer.echo(printable(f"header {name}: {value}"))
+        typer.echo(_line(f"{name}: {value}"))
+    for name, value in properties.pop("headers", {}).items():
+        typer.echo(_line(f"header {name}: {value}"))
+    for name, value in properties.items():
+        typer.echo(_line(f"property {name}: {value}"))
+    if not letter.brief.is_whole:
+        typer.echo(f"The first {len(letter.body)} bytes of the body, which is all that is kept:")
     with suppress(ValueError, RecursionError):
         body = json.dumps(json.loads(body), indent=2)
-    typer.echo(printable(body))
+    for line in body.split("\n"):
+        # Set off, so that no body can look like the lines above.
+        typer.echo(f"  {printable(line)}")
     if found is not None:
         typer.echo(f"{len(found)} differences from the batch that was ingested under this uuid")
         for position, field, was, now in found:
-            typer.echo(printable(f"  attempt {position}, {field}: ingested {was}, here {now}"))
+            typer.echo(_line(f"  attempt {position}, {field}: ingested {was}, here {now}"))
     typer.echo("")
+
+
+def _line(text: str) -> str:
+    """On one line, whatever a viewer wrote into it."""
+    return printable(text).replace("\n", "\\n")
+
+
+def _or_unknown(value: object) -> str:
+    return "?" if value is None else printable(str(value))
+
+
+def _minute(at: datetime) -> str:
+    return at.isoformat(sep=" ", timespec="minutes")[:16]

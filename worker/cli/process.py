@@ -21,6 +21,7 @@ from worker.broker import decoders, topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.cli.shared import engine_of
+from worker.consume.collect import Collector
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
 from worker.errors import (
@@ -36,6 +37,7 @@ from worker.health import RelayWatch, Watch
 from worker.ingest.transaction import Ingest
 from worker.ingest.trial import try_writing
 from worker.relay import Relay
+from worker.replays import Replays
 from worker.settings import Settings
 from worker.store import schema
 from worker.telemetry import logs, metrics, traces
@@ -43,8 +45,9 @@ from worker.telemetry.http import served
 
 _log = structlog.get_logger(__name__)
 
-_BESIDE_THE_LANES = 2
-"""Database connections of a worker besides its lanes: one for the relay, and one for checks."""
+_BESIDE_THE_LANES = 3
+"""Database connections of a worker besides its lanes: one for the relay, one for checks, and one
+for dead letters that are collected or replayed."""
 
 _TOPOLOGY_EVERY = 6
 """The number of consumer checks for each check of the topology, which lists all queues of the
@@ -82,8 +85,11 @@ async def run_worker(settings: Settings) -> None:
         Management(settings) as management,
         Publisher(settings, "copies") as copies,
         Publisher(settings, "relay") as outgoing,
+        Publisher(settings, "replays") as replayed,
     ):
         relay = Relay(engine, outgoing, settings)
+        collector = Collector(engine, settings)
+        replays = Replays(engine, replayed, settings)
         ingest = Ingest(
             engine,
             settings.policy(),
@@ -107,12 +113,16 @@ async def run_worker(settings: Settings) -> None:
                 await _ready(settings, engine, management)
             with traces.exported(), _on_signals(consumer.drain):
                 async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(collector.run())
                     if settings.relay_in_worker:
                         tasks.create_task(relay.run())
+                        tasks.create_task(replays.run())
                     watching = tasks.create_task(_watch_topology(settings, management, watch))
                     await consumer.run()
                     watching.cancel()
                     relay.stop()
+                    replays.stop()
+                    collector.stop()
             if settings.relay_in_worker and relay.trouble is None:
                 # Publish what the last groups wrote before the process ends, if that works at once.
                 with suppress(IngestError):
@@ -207,20 +217,23 @@ async def run_relay(settings: Settings) -> None:
     logs.configure(settings)
     decoders.install()
     async with (
-        engine_of(settings, connections=1, name="study-ingest relay") as engine,
+        engine_of(settings, connections=2, name="study-ingest relay") as engine,
         Management(settings) as management,
         Publisher(settings, "relay") as outgoing,
+        Publisher(settings, "replays") as replayed,
     ):
         relay = Relay(engine, outgoing, settings)
+        replays = Replays(engine, replayed, settings)
 
         async def stop() -> None:
             relay.stop()
+            replays.stop()
 
         async with _watched(settings, RelayWatch(relay), engine):
             with _cancelled_by_signals():
                 await _ready(settings, engine, management)
             with _on_signals(stop):
-                await relay.run()
+                await asyncio.gather(relay.run(), replays.run())
     _log.info("relay.stopped")
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from worker.domain.records import Stored
-from worker.operate.dead.letters import Letter
 from worker.operate.dead.rehearse import ProgressChange, Rehearsal
 from worker.store import progress
+from worker.store.operate.dead import Brief
 
 
 def as_json(seen: Rehearsal) -> dict[str, Any]:
@@ -33,11 +33,11 @@ def as_json(seen: Rehearsal) -> dict[str, Any]:
     }
 
 
-def as_text(letter: Letter, seen: Rehearsal) -> str:
+def as_text(letter: Brief, seen: Rehearsal) -> str:
     """What would be written, as text for a person."""
     why = f" ({seen.reason}: {seen.detail})" if seen.reason else ""
     lines = [
-        f"session {letter.client_session_uuid or '?'} of {letter.envelope.viewer or '?'},"
+        f"session {letter.client_session_uuid or '?'} of {letter.viewer or '?'},"
         f" dead of {letter.reason}: would be {seen.disposition}{why}"
     ]
     lines += [

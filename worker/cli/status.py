@@ -86,7 +86,7 @@ async def _live(settings: "Settings", console: Console, interval: float) -> None
     ):
         with _ended_by_q(over), Live(console=console, screen=True, auto_refresh=False) as live:
             while not over.is_set():
-                seen = await look(settings, engine, management, before=seen)
+                seen = await look(settings, engine, management)
                 live.update(Group(_shown(seen), Text("\nq ends", style="dim")), refresh=True)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), interval)
@@ -125,6 +125,8 @@ def _fields(seen: "Status") -> dict[str, Any]:
     fields = asdict(seen)
     if seen.database is not None:
         pause, outbox = seen.database.pause, seen.database.outbox
+        dead = seen.database.dead
+        fields["database"]["dead"] = None if dead is None else dead._asdict()
         fields["database"]["pause"] = None if pause is None else pause._asdict()
         fields["database"]["outbox"] = None if outbox is None else outbox._asdict()
     return {"healthy": not seen.attention, **_plain(fields)}
@@ -141,7 +143,7 @@ def _plain(value: Any) -> Any:
 def _shown(seen: "Status") -> Group:
     parts: list[Any] = []
     if seen.broker is not None:
-        parts += [_queues(seen.broker), Text(), *_dead(seen.broker)]
+        parts += [_queues(seen.broker), Text()]
     if seen.database is not None:
         parts += _database(seen.database)
     if seen.attention:
@@ -173,15 +175,12 @@ def _queues(broker: "BrokerStatus") -> Table:
     return table
 
 
-def _dead(broker: "BrokerStatus") -> Iterator[Text]:
-    dead = broker.dead
-    if dead is not None and dead.read:
+def _database(database: "DatabaseStatus") -> Iterator[Text]:
+    if (dead := database.dead) is not None and dead.letters:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dead.by_reason.items())
         oldest = "" if dead.oldest is None else f"; the oldest died {_ago(dead.oldest)} ago"
-        yield Text(f"dead letters  {printable(reasons)}{oldest}")
-
-
-def _database(database: "DatabaseStatus") -> Iterator[Text]:
+        leaving = f"; {dead.leaving} are being replayed" if dead.leaving else ""
+        yield Text(f"dead letters  {printable(reasons)}{oldest}{leaving}")
     if (waiting := database.outbox) is not None:
         oldest = f", the oldest for {waiting.oldest_age:.0f} s" if waiting.messages else ""
         yield Text(f"outbox        {waiting.messages} wait{oldest}")

@@ -4,12 +4,12 @@ It turns a `Delivery` into the `Incoming` that the transaction takes. Whatever a
 becomes a batch or a rejection, and never an exception.
 """
 
-import re
 from dataclasses import dataclass, replace
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 from uuid import UUID
 
 import structlog
+from pamqp.commands import Basic
 
 from schemas import amqp
 from schemas.attempt_batch import AttemptBatch, decode
@@ -18,6 +18,7 @@ from schemas.words import RejectReason
 from worker.broker.copies import Envelope
 from worker.broker.decoders import UNREADABLE_HEADERS
 from worker.broker.subscription import Delivery
+from worker.domain.records import Bytes, Original
 from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 
@@ -30,17 +31,32 @@ _PATIENCE: Final = 3
 _PLAIN_ENCODINGS: Final = ("", "utf-8", "identity")
 _COPYING_HEADERS: Final = ("CC", "BCC")
 """Headers with routing keys, which the broker's topic permissions ignore before 4.0."""
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Readable(Bytes, Protocol):
+    """A message, wherever it lies, and how it came: a delivery, or a dead letter."""
+
+    exchange: str
+    routing_key: str
+    properties: Basic.Properties
+    times_busy: int
+
+    @property
+    def headers(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A delivery that was read. `version` is the batch's (major, minor), if it has one."""
+    """A delivery in hand, read."""
 
     delivery: Delivery
     envelope: Envelope
     incoming: Incoming
-    version: tuple[int, int] | None = None
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """The batch's, as (major, minor), if it has one."""
+        return self.envelope.version
 
     @property
     def is_for_newer_worker(self) -> bool:
@@ -59,24 +75,29 @@ class Taken:
         content = self.incoming.content
         return isinstance(content, Rejection) and content.reason is RejectReason.RETRIES_EXHAUSTED
 
-    def exhausted(self, tries: int) -> "Taken":
-        """The same delivery, marked so that it is not tried again."""
+    def exhausted(self, why: str) -> "Taken":
+        """The same delivery as one that will not be tried again."""
         rejection = Rejection(
-            RejectReason.RETRIES_EXHAUSTED,
-            f"The batch failed {tries} times for reasons that may be temporary: it is kept, and an"
-            " operator can replay it.",
+            RejectReason.RETRIES_EXHAUSTED, f"{why}: it is kept, and an operator can replay it."
         )
         return replace(self, incoming=replace(self.incoming, content=rejection))
 
 
 def read(delivery: Delivery, settings: Settings) -> Taken:
     """Reads one delivery. It never raises."""
+    return Taken(delivery, *understand(delivery, settings))
+
+
+def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incoming]:
+    """What a message contains, and what its copies carry of that. It never raises."""
     returned = delivery.exchange == amqp.RETURN_EXCHANGE
     envelope = _returned_envelope(delivery) if returned else _envelope(delivery, settings)
     headers = delivery.headers
     version = amqp.version_of_batch(delivery.properties.message_type, envelope.routing_key)
     content: AttemptBatch | Rejection
     try:
+        if envelope.refused is not None:
+            raise envelope.refused
         if not returned:
             _refuse_forgeries(delivery)
         if envelope.viewer is None:
@@ -90,24 +111,26 @@ def read(delivery: Delivery, settings: Settings) -> Taken:
     except Rejection as rejection:
         content = rejection
         uuid = _uuid(headers.get(amqp.CLIENT_SESSION_UUID_HEADER))
-    traceparent = headers.get(amqp.TRACEPARENT_HEADER)
-    return Taken(
-        delivery,
+    traceparent = amqp.traceparent_of(headers)
+    envelope = replace(
         envelope,
-        Incoming(
-            viewer=envelope.viewer,
-            content=content,
-            client_session_uuid=uuid,
-            traceparent=traceparent
-            if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent)
-            else None,
-            can_come_again=delivery.times_busy < _PATIENCE,
-        ),
-        version,
+        version=version,
+        content_encoding=delivery.properties.content_encoding or "",
+        client_session_uuid=uuid,
+        traceparent=traceparent,
+        refused=content if isinstance(content, Rejection) else None,
+    )
+    return envelope, Incoming(
+        viewer=envelope.viewer,
+        content=content,
+        client_session_uuid=uuid,
+        traceparent=traceparent,
+        can_come_again=delivery.times_busy < _PATIENCE,
+        original=Original(delivery, envelope.routing_key, envelope.replay_id),
     )
 
 
-def _envelope(delivery: Delivery, settings: Settings) -> Envelope:
+def _envelope(delivery: Readable, settings: Settings) -> Envelope:
     """Identifies the sender by the login that the broker has verified, or by the routing key.
 
     MQTT has no verified login. There the broker makes sure that the topic belongs to the login.
@@ -118,10 +141,10 @@ def _envelope(delivery: Delivery, settings: Settings) -> Envelope:
         viewer = viewer if viewer == login else None
     elif settings.require_user_id and delivery.exchange != settings.mqtt_exchange:
         viewer = None
-    return Envelope(viewer, delivery.routing_key, retries=0)
+    return Envelope(viewer, delivery.routing_key)
 
 
-def _returned_envelope(delivery: Delivery) -> Envelope:
+def _returned_envelope(delivery: Readable) -> Envelope:
     """Identifies the sender by our own headers, because no viewer may publish to this exchange."""
     viewer = delivery.headers.get(amqp.VIEWER_HEADER)
     routing_key = delivery.headers.get(amqp.ROUTING_KEY_HEADER)
@@ -130,10 +153,20 @@ def _returned_envelope(delivery: Delivery) -> Envelope:
         viewer if isinstance(viewer, str) and amqp.is_viewer(viewer) else None,
         routing_key if isinstance(routing_key, str) else delivery.routing_key,
         retries if isinstance(retries, int) and retries >= 0 else 0,
+        refused=_refused(delivery.headers),
+        replay_id=_uuid(delivery.headers.get(amqp.REPLAY_HEADER)),
     )
 
 
-def _refuse_forgeries(delivery: Delivery) -> None:
+def _refused(headers: dict[str, Any]) -> Rejection | None:
+    """Why the message was refused when it first came, if that could not be written down then."""
+    reason, detail = headers.get(amqp.REASON_HEADER), headers.get(amqp.DETAIL_HEADER)
+    if not isinstance(reason, str) or reason not in {*RejectReason}:
+        return None
+    return Rejection(RejectReason(reason), detail if isinstance(detail, str) else "")
+
+
+def _refuse_forgeries(delivery: Readable) -> None:
     if UNREADABLE_HEADERS in delivery.headers:
         _refuse(RejectReason.MALFORMED, "The message's headers can't be read.")
     if any(name in delivery.headers for name in _COPYING_HEADERS):
@@ -144,7 +177,7 @@ def _refuse_forgeries(delivery: Delivery) -> None:
 
 
 def _decode(
-    delivery: Delivery, version: tuple[int, int] | None, settings: Settings
+    delivery: Readable, version: tuple[int, int] | None, settings: Settings
 ) -> AttemptBatch:
     if version is None or version[0] != _MAJOR:
         _refuse(

@@ -1,6 +1,7 @@
 """The lanes: each takes groups of deliveries through the ingest transaction and settles them.
 
-    hand.take -> read -> ingest (commits) -> settle -> ack
+    hand.take -> read -> ingest (commits) -> ack
+                          +-- fails alone, or is for a newer worker -> copy -> ack
 
 Lanes are tasks of the worker, so a channel that closes can't cancel them in the middle of a
 transaction. A group is an optimization: if it fails, its deliveries run again one by one.
@@ -14,15 +15,15 @@ from typing import Final
 
 import structlog
 
-from schemas.words import RejectReason
 from worker.backoff import Backoff
 from worker.broker.connection import describe
+from worker.broker.publisher import Unacceptable
 from worker.broker.subscription import Delivery
 from worker.consume.in_hand import Hand
 from worker.consume.intake import Taken, read
 from worker.consume.pauses import Conditions
 from worker.consume.settle import Deferred, Postponed, Settler
-from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Busy, Disposition
 from worker.errors import DatabaseAway, IngestError, PrincipalInUse, Unconfirmed
 from worker.ingest.resolve import Incoming
 from worker.settings import Settings
@@ -95,8 +96,9 @@ class Lanes:
 
     async def _deal_with(self, group: list[Taken]) -> list[Delivery]:
         newer = [taken for taken in group if taken.is_for_newer_worker]
-        await self._settle([(taken, Postponed()) for taken in newer], len(newer))
-        return await self._work([taken for taken in group if not taken.is_for_newer_worker])
+        busy = await self._work([taken for taken in group if not taken.is_for_newer_worker])
+        await asyncio.gather(*(self._wait_in_broker(taken, Postponed()) for taken in newer))
+        return busy
 
     async def _work(self, group: list[Taken]) -> list[Delivery]:
         """Processes the group until every delivery is settled, returned, stale or busy.
@@ -118,7 +120,7 @@ class Lanes:
                 metrics.FAILED.labels(type(fault).__name__).inc()
                 if not await self._is_away():
                     later = Deferred(self._settings.retry_delays[0], is_counted=False)
-                    await self._settle([(taken, later) for taken in group], len(group))
+                    await asyncio.gather(*(self._wait_in_broker(taken, later) for taken in group))
                     return []
             except Exception as fault:  # noqa: BLE001  # a bad batch costs only itself
                 metrics.FAILED.labels(type(fault).__name__).inc()
@@ -134,7 +136,7 @@ class Lanes:
                 decided, busy = _told_apart(group, dispositions)
                 metrics.BUSY.inc(len(busy))
                 with metrics.stage("settle"):
-                    await self._settle(decided, len(group))
+                    await self._settler.ack(decided, len(group))
                 return busy
         return []
 
@@ -164,40 +166,42 @@ class Lanes:
             # A known error needs no traceback.
             exc_info=None if isinstance(fault, IngestError) else fault,
         )
-        if retries < len(delays):
-            await self._settle([(taken, Deferred(delays[retries]))], 1)
-        elif not taken.is_exhausted:
-            await self._work([taken.exhausted(retries + 1)])
-        else:  # not even the final rejection could be stored
-            detail = "The batch failed too often, and its viewer could not be informed."
-            await self._settle([(taken, Rejected(RejectReason.RETRIES_EXHAUSTED, detail))], 1)
+        if taken.is_exhausted:  # not even that can be written down
+            await self._settler.reject(taken)
+        elif retries < len(delays):
+            await self._wait_in_broker(taken, Deferred(delays[retries]))
+        else:
+            tries = f"The batch failed {retries + 1} times in ways that might have passed"
+            await self._work([taken.exhausted(tries)])
 
-    async def _settle(
-        self,
-        decided: Sequence[tuple[Taken, Disposition | Deferred | Postponed]],
-        group_size: int,
-    ) -> None:
-        committed, copied = [], []
-        for taken, disposition in decided:
-            if isinstance(disposition, Ingested | Duplicate):
-                committed.append((taken, disposition))
-            else:
-                copied.append(self._settle_by_copy(taken, disposition, group_size))
-        await self._settler.ack(committed, group_size)
-        await asyncio.gather(*copied)
+    async def _wait_in_broker(self, taken: Taken, disposition: Deferred | Postponed) -> None:
+        """Settles by a copy, which the broker keeps for later; where it never takes one, that was
+        the message's last try.
+        """
+        if len(taken.delivery.body) < taken.delivery.size:
+            # Of so large a body there is only the beginning here: the broker has it whole.
+            await self._settler.reject(taken)
+            return
+        try:
+            await self._settle_by_copy(taken, disposition)
+        except Unacceptable:
+            await self._work([taken.exhausted("The broker takes no copy of the batch for later")])
 
-    async def _settle_by_copy(
-        self, taken: Taken, disposition: Rejected | Deferred | Postponed, group_size: int
-    ) -> None:
-        """Tries until the copy is confirmed. The original stays in hand until then."""
+    async def _settle_by_copy(self, taken: Taken, disposition: Deferred | Postponed) -> None:
+        """Tries until the copy is confirmed; the original stays in hand as long.
+
+        Raises `Unacceptable` when it never will be.
+        """
         conditions = self._conditions
         backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
         is_counted = False
         try:
             while self._is_live(taken):
                 try:
-                    await self._settler.settle_by_copy(taken, disposition, group_size)
+                    await self._settler.settle_by_copy(taken, disposition, 1)
                     return
+                except Unacceptable:
+                    raise
                 except Unconfirmed as trouble:
                     self._unpublished += not is_counted
                     is_counted = True

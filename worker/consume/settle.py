@@ -16,7 +16,7 @@ from schemas.words import RejectReason
 from worker.broker import copies
 from worker.broker.publisher import Publisher
 from worker.consume.intake import Taken
-from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejected
+from worker.domain.dispositions import Disposition, Ingested, Rejected
 from worker.telemetry import metrics
 
 _log = structlog.get_logger(__name__)
@@ -49,9 +49,7 @@ class Settler:
         self.counts: Counter[str] = Counter()
         self.last_progress = time.monotonic()
 
-    async def ack(
-        self, committed: Sequence[tuple[Taken, Ingested | Duplicate]], group_size: int
-    ) -> None:
+    async def ack(self, committed: Sequence[tuple[Taken, Disposition]], group_size: int) -> None:
         """Acks what the transaction has made durable, all of it together."""
         if not committed:
             return
@@ -63,33 +61,36 @@ class Settler:
                 self.stale(taken)
 
     async def settle_by_copy(
-        self, taken: Taken, disposition: Rejected | Deferred | Postponed, group_size: int
+        self, taken: Taken, disposition: Deferred | Postponed, group_size: int
     ) -> None:
         """Has the broker confirm a copy where the disposition says, then acks.
 
-        Raises `Unconfirmed` when it did not: the delivery is then still in hand.
+        Raises `Unconfirmed` when it did not, `Unacceptable` when it never will: the delivery is
+        then still in hand.
         """
-        match disposition:
-            case Rejected():
-                await copies.park(
-                    self._publisher,
-                    taken.delivery,
-                    taken.envelope,
-                    disposition.reason,
-                    disposition.detail,
-                )
-            case Deferred():
-                await copies.defer(
-                    self._publisher,
-                    taken.delivery,
-                    taken.envelope,
-                    disposition.delay,
-                    is_counted=disposition.is_counted,
-                )
-            case Postponed():
-                await copies.postpone(self._publisher, taken.delivery, taken.envelope)
+        body = taken.delivery.body
+        if isinstance(disposition, Deferred):
+            await copies.defer(
+                self._publisher,
+                body,
+                taken.envelope,
+                disposition.delay,
+                is_counted=disposition.is_counted,
+            )
+        else:
+            await copies.postpone(self._publisher, body, taken.envelope)
         if await taken.delivery.ack():
             self._settled([(taken, disposition)], group_size)
+        else:
+            self.stale(taken)
+
+    async def reject(self, taken: Taken) -> None:
+        """Returns what can't even be kept: the broker has a limit, and moves it to the dead letters
+        that workers collect.
+        """
+        if await taken.delivery.reject():
+            self.counts["given_back"] += 1
+            metrics.RETURNED.labels("rejected").inc()
         else:
             self.stale(taken)
 

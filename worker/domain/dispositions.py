@@ -29,7 +29,7 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The message can never be ingested as it is. It is kept with this reason and sentence."""
+    """Will never be ingested as it is: kept as a dead letter, with this reason and sentence."""
 
     reason: RejectReason
     detail: str

@@ -5,7 +5,9 @@ field here, a setting, and the rule that reads it.
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+MIB: Final = 1024**2
 
 
 class Policy(NamedTuple):
@@ -23,3 +25,5 @@ class Policy(NamedTuple):
     """How long after an erasure an answer whose time can't be true counts as given before it."""
     earliest_answer: datetime = datetime(2015, 1, 1, tzinfo=UTC)
     """The earliest time that an answer can have. An earlier time comes from a wrong clock."""
+    dead_body_bytes: int = 4 * MIB
+    dead_letters_per_viewer: int = 10_000

@@ -6,7 +6,7 @@ of ingest loads neither SQL nor a database driver.
 
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from schemas import amqp
@@ -101,6 +101,60 @@ class Message(NamedTuple):
     def is_job(self) -> bool:
         """Whether it is a follow-up job. Otherwise it is a result."""
         return self.exchange != amqp.RESULTS_EXCHANGE
+
+
+class Bytes(Protocol):
+    """A message as it came, none of it decoded."""
+
+    @property
+    def body(self) -> bytes:
+        """As much of the beginning of the body as was read: as a rule, all of it."""
+
+    @property
+    def size(self) -> int:
+        """The length of the whole body, in bytes."""
+
+    def digest(self) -> bytes:
+        """The SHA-256 of the whole body."""
+
+    def field_table(self) -> bytes:
+        """Its properties and headers as an AMQP field table, byte for byte."""
+
+    def identity(self) -> bytes:
+        """The same, as far as it stays the same however often the broker hands the message out."""
+
+
+class Original(NamedTuple):
+    """What a dead letter keeps, should the message become one."""
+
+    message: Bytes
+    routing_key: str
+    """The one under which its viewer published it."""
+    replay_id: UUID | None = None
+    """The replay by which it came, if it had been a dead letter before."""
+
+
+class DeadLetter(NamedTuple):
+    """A message that was not ingested, to be kept with its reason."""
+
+    key: bytes
+    """The same for the same message, rejected for the same reason: 32 bytes."""
+    died_at: datetime | None
+    """None for the time of the transaction that keeps it."""
+    reason: str
+    detail: str
+    viewer: str | None
+    routing_key: bytes
+    client_session_uuid: UUID | None
+    replay_id: UUID | None
+    properties: bytes
+    """Properties and headers, as an AMQP field table."""
+    body: bytes
+    """Whole, or as much of its beginning as is kept."""
+    body_bytes: int
+    """The length of the whole body."""
+    body_sha256: bytes | None
+    """Of the whole body, where only its beginning is kept."""
 
 
 # The driver writes exactly these two as infinities, and reads infinities back without a time zone.

@@ -4,7 +4,7 @@ Pure: the questions behind the ids, and the viewer's grants, come in as values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -14,7 +14,7 @@ from schemas.errors import Rejection
 from schemas.ingest_result import Skipped
 from schemas.words import RejectReason, SkipReason
 from worker.domain.policy import Policy
-from worker.domain.records import Resolved, Standing
+from worker.domain.records import Original, Resolved, Standing
 from worker.domain.times import was_before
 
 
@@ -32,6 +32,8 @@ class Incoming:
     traceparent: str | None = None
     can_come_again: bool = False
     """Whether it may be handed in again, instead of waiting, if its principal is busy."""
+    original: Original | None = field(default=None, compare=False)
+    """What is kept of it should it be rejected; nothing that can be may come without."""
 
 
 Answered = tuple[int, Attempt, Standing]

@@ -18,12 +18,22 @@ from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Rejected
 from worker.domain.policy import Policy
-from worker.domain.records import Message, Resolved, Standing
+from worker.domain.records import DeadLetter, Message, Resolved, Standing
 from worker.errors import PrincipalInUse, SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
 from worker.ingest.finalize import Finalized, ScoredBatch, finalize, in_one_transaction, score
+from worker.ingest.letters import dead_letter
 from worker.ingest.resolve import Incoming, Plan, erased_throughout, may_write, owner_of, plan
-from worker.store import attempts, erasures, inbox, outbox, principals, progress, publications
+from worker.store import (
+    attempts,
+    dead_letters,
+    erasures,
+    inbox,
+    outbox,
+    principals,
+    progress,
+    publications,
+)
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
@@ -179,7 +189,14 @@ async def transact(
             *outbox.recording([message for _, told in verdicts.values() for message in told]),
         ],
     )
-    return {place: disposition for place, (disposition, _) in verdicts.items()}
+    decided = {place: disposition for place, (disposition, _) in verdicts.items()}
+    letters = [
+        _letter(group[place], rejected, policy)
+        for place, rejected in decided.items()
+        if isinstance(rejected, Rejected)
+    ]
+    await dead_letters.keep(connection, letters, policy)
+    return decided
 
 
 async def _resolve(
@@ -347,6 +364,19 @@ def _verdict(
         return _rejected(incoming, uuid, _REUSED)
     again = known[uuid].told.model_copy(update={"status": Status.ALREADY_INGESTED})
     return Duplicate(), messages.result(incoming, again)
+
+
+def _letter(incoming: Incoming, rejected: Rejected, policy: Policy) -> DeadLetter:
+    if incoming.original is None:
+        raise ValueError("A delivery that is rejected must come with its original, to be kept.")
+    return dead_letter(
+        incoming.original,
+        incoming.viewer,
+        incoming.client_session_uuid,
+        rejected.reason,
+        rejected.detail,
+        body_bytes_max=policy.dead_body_bytes,
+    )
 
 
 _REUSED: Final = Rejection(

@@ -25,22 +25,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
-from worker.broker.dead_queue import open_dead_queue
 from worker.ingest import messages
-from worker.operate.dead.discard import discard
-from worker.operate.dead.letters import Letter, Progress, Wanted, letters
-from worker.settings import Settings
+from worker.operate.dead.letters import Progress, batch_in
 from worker.store import audit, erasures, outbox, principals, publications
 from worker.store.audit import By
 from worker.store.driver import write
 from worker.store.engine import transaction
+from worker.store.operate import dead
 from worker.store.operate import erase as stored
+from worker.store.operate.dead import Letter, Wanted
 from worker.store.operate.erase import Erased
 
 _NAMED: Final = re.compile(rb'"question_pub_id"\s*:\s*("(?:[^"\\]|\\.){1,800}")')
 _PUB_ID_MAX: Final = 128
 _TOLD_AT_ONCE: Final = 1_000
 """The results in one statement."""
+_AT_ONCE: Final = 200
+"""Dead letters that are looked at together."""
 
 
 @dataclass(slots=True)
@@ -49,43 +50,42 @@ class Found:
 
     attempts: int
     batches: int
-    letters: set[bytes] = field(default_factory=set)
-    """The keys of the dead letters that name a question of the user."""
+    letters: set[int] = field(default_factory=set)
+    """Ids of the dead letters that name a question of the user."""
     uuids: set[UUID] = field(default_factory=set)
     """The uuids of the batches in those letters."""
     unattributed: int = 0
     """The number of dead letters that name no known question, so that their user is unknown."""
 
 
-async def survey(
-    engine: AsyncEngine, settings: Settings, user_id: int, progress: Progress
-) -> Found:
-    """Finds everything about the user, and changes nothing.
+async def survey(engine: AsyncEngine, user_id: int, progress: Progress) -> Found:
+    """Looks for everything of the user, and changes nothing.
 
-    It does not see dead letters that another command holds at the moment.
-
-    Raises `DatabaseAway`, `BrokerAway` and `TopologyError`.
+    Raises `DatabaseAway`.
     """
     async with transaction(engine) as connection:
         found = Found(*await stored.count(connection, user_id))
-    async with open_dead_queue(settings) as queue:
-        async for letter in letters(queue, settings, Wanted(), progress):
-            owners = await _owners(engine, letter)
-            found.unattributed += not owners
-            if user_id in owners:
-                found.letters.add(letter.key)
-                if letter.client_session_uuid is not None:
-                    found.uuids.add(letter.client_session_uuid)
-    return found
+        letters = await dead.count(connection, Wanted())
+    seen, after = 0, None
+    while True:
+        async with transaction(engine) as connection:
+            page = await dead.page(connection, Wanted(), after, _AT_ONCE)
+            owners = await _owners(connection, page)
+        if not page:
+            return found
+        for letter, whose in zip(page, owners, strict=True):
+            found.unattributed += not whose
+            if user_id in whose:
+                found.letters.add(letter.brief.id)
+                if letter.brief.client_session_uuid is not None:
+                    found.uuids.add(letter.brief.client_session_uuid)
+        seen, after = seen + len(page), (page[-1].brief.died_at, page[-1].brief.id)
+        progress(seen, max(seen, letters))
 
 
-async def erase(
-    engine: AsyncEngine, settings: Settings, user_id: int, found: Found, by: By, progress: Progress
-) -> tuple[Erased, int]:
-    """Erases what `survey` found. Returns the numbers of deleted rows and deleted dead letters.
-
-    It erases the database first, in one transaction. If the command is killed before it has deleted
-    the letters, run it again, and it finds them.
+async def erase(engine: AsyncEngine, user_id: int, found: Found, by: By) -> tuple[Erased, int]:
+    """Erases what `survey` found, in one transaction; returns the rows gone, and the dead letters
+    gone.
     """
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
@@ -94,10 +94,11 @@ async def erase(
         await stored.bury(connection, found.uuids)
         erased = await stored.erase(connection, user_id, found.uuids)
         await _tell(connection, told, erased_at)
+        letters = await dead.discard(connection, found.letters)
         if any(erased) or found.letters:
             effect = erased._asdict() | {"dead_letters": len(found.letters)}
             await audit.record(connection, by, "erase", f"user {user_id}", effect)
-    return erased, await discard(settings, found.letters, progress)
+    return erased, letters
 
 
 async def _tell(
@@ -122,26 +123,28 @@ async def _tell(
         await write(connection, outbox.recording(results))
 
 
-async def _owners(engine: AsyncEngine, letter: Letter) -> set[int]:
-    """The owners of the questions that the letter names, or else the owner of the batch with its
-    uuid.
-    """
-    async with transaction(engine) as connection:
-        behind = await publications.behind(connection, _named(letter))
-        owners = {user_id for _, user_id in behind.values()}
-        if not owners and letter.client_session_uuid is not None:
-            owner = await stored.owner_of_batch(connection, letter.client_session_uuid)
+async def _owners(connection: AsyncConnection, letters: Sequence[Letter]) -> list[set[int]]:
+    """Everybody whose questions each letter names; failing that, whose batch has its uuid."""
+    named = [_named(letter) for letter in letters]
+    behind = await publications.behind(connection, {each for some in named for each in some})
+    found = []
+    for letter, names in zip(letters, named, strict=True):
+        owners = {behind[name][1] for name in names if name in behind}
+        uuid = letter.brief.client_session_uuid
+        if not owners and uuid is not None:
+            owner = await stored.owner_of_batch(connection, uuid)
             owners = set() if owner is None else {owner}
-        return owners
+        found.append(owners)
+    return found
 
 
 def _named(letter: Letter) -> set[str]:
-    """The published ids in the body, even if the body is not a valid batch."""
-    batch = letter.batch()
+    """The published ids in the body, also where it is no batch that can be read."""
+    batch = batch_in(letter)
     if isinstance(batch, AttemptBatch):
         return {attempt.question_pub_id for attempt in batch.attempts}
     named = set()
-    for quoted in _NAMED.findall(letter.delivery.body):
+    for quoted in _NAMED.findall(letter.body):
         try:
             pub_id = json.loads(quoted)
         except ValueError:

@@ -5,8 +5,7 @@ Decides what needs attention, in sentences; may not know how it is shown.
 """
 
 import asyncio
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,20 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from worker.broker import topology
-from worker.broker.dead_queue import open_dead_queue
 from worker.broker.management import Json, Management
 from worker.broker.subscription import consumer_count
 from worker.errors import IngestError
 from worker.ingest.trial import hanging_commits
-from worker.operate.dead.letters import read
 from worker.settings import Settings
 from worker.store import outbox, pause, schema
 from worker.store.engine import transaction
+from worker.store.operate import dead
+from worker.store.operate.dead import Overview
 from worker.store.outbox import Backlog
 from worker.store.pause import Pause
 
-_LETTERS_READ: Final = 1_000
-"""Dead letters that are read for their reasons; the depth of the queue says how many there are."""
 _OUTBOX_LAG: Final = 60.0
 """Seconds that a result may wait in the outbox before somebody should look."""
 
@@ -45,19 +42,9 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadStatus:
-    """Of the oldest dead letters: how many were `read`, and why they died."""
-
-    read: int = 0
-    by_reason: dict[str, int] = field(default_factory=dict)
-    oldest: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class BrokerStatus:
     version: str
     queues: tuple[QueueStatus, ...]
-    dead: DeadStatus | None
 
     def queue(self, name: str) -> QueueStatus | None:
         """The queue of this name; None when there is none."""
@@ -70,6 +57,7 @@ class DatabaseStatus:
     schema_wanted: str
     pause: Pause | None
     outbox: Backlog | None
+    dead: Overview | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +74,10 @@ async def look(
     settings: Settings,
     engine: AsyncEngine,
     management: Management,
-    *,
-    before: Status | None = None,
 ) -> Status:
-    """How things stand now; never raises `IngestError`.
-
-    Reads dead letters again only when their number differs from what it was `before`: each look
-    takes them in hand for a moment.
-    """
+    """How things stand now; never raises `IngestError`."""
     found = await asyncio.gather(
-        _broker(settings, management, None if before is None else before.broker),
+        _broker(settings, management),
         _database(engine),
         topology.check(management, settings),
         _commits(engine),
@@ -124,23 +106,14 @@ async def look(
     )
 
 
-async def _broker(
-    settings: Settings, management: Management, before: BrokerStatus | None
-) -> BrokerStatus:
+async def _broker(settings: Settings, management: Management) -> BrokerStatus:
     version, queues = await asyncio.gather(management.version(), management.queues())
     ours = sorted(
         (_queue(each) for each in queues if each["name"].startswith((_OURS, _JOBS))),
         key=lambda queue: [part.zfill(12) for part in queue.name.split(".")],
     )
     ours = [await _with_consumers(queue, settings) for queue in ours]
-    status = BrokerStatus(version, tuple(ours), None)
-    there = status.queue(amqp.DEAD_QUEUE)
-    if there is None:
-        return status
-    was = None if before is None else before.queue(amqp.DEAD_QUEUE)
-    if before is not None and was is not None and was.ready == there.ready:
-        return replace(status, dead=before.dead)
-    return replace(status, dead=await _dead(settings))
+    return BrokerStatus(version, tuple(ours))
 
 
 _OURS: Final = amqp.ATTEMPTS_QUEUE
@@ -172,28 +145,17 @@ async def _with_consumers(queue: QueueStatus, settings: Settings) -> QueueStatus
     return replace(queue, consumers=await consumer_count(settings, queue.name))
 
 
-async def _dead(settings: Settings) -> DeadStatus:
-    reasons: Counter[str] = Counter()
-    oldest: datetime | None = None
-    async with open_dead_queue(settings) as queue:
-        for _ in range(min(await queue.count(), _LETTERS_READ)):
-            delivery = await queue.next()
-            if delivery is None:
-                break
-            letter = read(delivery, settings)
-            reasons[letter.reason] += 1
-            if letter.died_at is not None and (oldest is None or letter.died_at < oldest):
-                oldest = letter.died_at
-    return DeadStatus(reasons.total(), dict(reasons.most_common()), oldest)
-
-
 async def _database(engine: AsyncEngine) -> DatabaseStatus:
     at, wanted = await schema.current(engine), schema.head()
     if at != wanted:
-        return DatabaseStatus(at, wanted, None, None)
+        return DatabaseStatus(at, wanted, None, None, None)
     async with transaction(engine) as connection:
         return DatabaseStatus(
-            at, wanted, await pause.find(connection), await outbox.backlog(connection)
+            at,
+            wanted,
+            await pause.find(connection),
+            await outbox.backlog(connection),
+            await dead.overview(connection),
         )
 
 
@@ -209,7 +171,8 @@ async def _commits(engine: AsyncEngine) -> list[str]:
 
 def _of_the_broker(broker: BrokerStatus) -> list[str]:
     attempts = broker.queue(amqp.ATTEMPTS_QUEUE)
-    if attempts is None or broker.dead is None:
+    collected = broker.queue(amqp.DEAD_QUEUE)
+    if attempts is None or collected is None:
         return ["The broker is not set up: run `study-ingest topology`."]
     found = []
     if not attempts.consumers:
@@ -217,10 +180,12 @@ def _of_the_broker(broker: BrokerStatus) -> list[str]:
             f"Nobody consumes {attempts.name}, where {attempts.ready} batches wait:"
             " start a worker, or see why none is ready."
         )
-    if dead := broker.queue(amqp.DEAD_QUEUE):
-        count = max(dead.ready, broker.dead.read)
-        if count:
-            found.append(f"{count} dead letters wait for a decision: `study-ingest dead list`.")
+    if collected.ready:
+        found.append(
+            f"{collected.ready} messages wait in {collected.name} to be kept as dead letters:"
+            " a worker takes them within seconds. For one that AMQP 0-9-1 cannot carry, it needs"
+            " INGEST_MANAGEMENT_URL."
+        )
     newer = broker.queue(amqp.NEWER_QUEUE)
     if newer is not None and newer.ready:
         found.append(f"{newer.ready} batches wait for a newer worker: upgrade, and they are taken.")
@@ -234,6 +199,10 @@ def _of_the_database(database: DatabaseStatus) -> list[str]:
             f" {database.schema_wanted}: run `study-ingest migrate`, or the newer program."
         ]
     found = []
+    if database.dead is not None and database.dead.letters:
+        found.append(
+            f"{database.dead.letters} dead letters wait for a decision: `study-ingest dead list`."
+        )
     if pause := database.pause:
         because = f" ({pause.reason})" if pause.reason else ""
         since = pause.paused_at.isoformat(sep=" ", timespec="seconds")

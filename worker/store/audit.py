@@ -5,7 +5,8 @@ A row names a subject and counts what changed. It never repeats what anybody ans
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +36,11 @@ _RECORD: Final = text(
     "INSERT INTO ingest_audit (actor, operation, subject, reason, effect)"
     " VALUES (:actor, :operation, :subject, :reason, CAST(:effect AS jsonb))"
 )
+
+
+def counted(words: Iterable[str | None]) -> dict[str, int]:
+    """An effect: how often each word comes."""
+    return dict(Counter(word for word in words if word is not None))
 
 
 async def record(

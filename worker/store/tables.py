@@ -250,6 +250,55 @@ ingest_erasures = Table(
     Column("erased_at", _TIME, nullable=False),
 )
 
+ingest_dead_letters = Table(
+    "ingest_dead_letters",
+    METADATA,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    # What makes the same letter the same: see `worker.ingest.letters`.
+    Column("key", LargeBinary, nullable=False),
+    Column("died_at", _TIME, nullable=False, server_default=func.now()),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    # Empty where nobody knows.
+    Column("viewer", Text, nullable=False),
+    # Whatever a viewer wrote is bytes: text could not hold all of it.
+    Column("routing_key", LargeBinary, nullable=False),
+    Column("client_session_uuid", Uuid),
+    Column("replay_id", Uuid),
+    Column("properties", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("body_bytes", BigInteger, nullable=False),
+    # Of a body of which only the beginning is kept.
+    Column("body_sha256", LargeBinary),
+    UniqueConstraint("key"),
+    CheckConstraint("length(key) = 32", name="key"),
+    CheckConstraint(
+        "CASE WHEN body_sha256 IS NULL THEN length(body) = body_bytes"
+        " ELSE length(body) < body_bytes AND length(body_sha256) = 32 END",
+        name="body",
+    ),
+    Index(None, "died_at", "id"),
+    Index(None, "viewer", "reason"),
+    Index(None, "client_session_uuid"),
+    Index(
+        "ingest_dead_letters_replay_id_idx",
+        "replay_id",
+        postgresql_where=text("replay_id IS NOT NULL"),
+    ),
+)
+
+# Not in the outbox itself: a relay of an older version would publish them as follow-up jobs.
+ingest_replays = Table(
+    "ingest_replays",
+    METADATA,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("letter_id", BigInteger, nullable=False),
+    Column("message_id", Uuid, nullable=False),
+    Column("created_at", _TIME, nullable=False, server_default=func.now()),
+    UniqueConstraint("letter_id"),
+    UniqueConstraint("message_id"),
+)
+
 ingest_pause = Table(
     "ingest_pause",
     METADATA,

@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
+from schemas.words import RejectReason
+
 _SHORT: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LONG: Final = (
     *(0.01, 0.05, 0.25, 1, 5, 30, 120, 600, 3_600, 21_600),
@@ -93,6 +95,16 @@ RELAYED: Final = Counter(
     "Outbox messages published, by whether the broker confirmed them.",
     ["outcome"],
 )
+COLLECTED: Final = Counter(
+    "study_ingest_dead_letters_collected",
+    "Messages that the broker gave up on, or an older worker rejected, taken into the database.",
+    ["reason"],
+)
+REPLAYED: Final = Counter(
+    "study_ingest_dead_letters_replayed",
+    "Dead letters published once more, by whether the broker confirmed.",
+    ["outcome"],
+)
 OUTBOX_ROWS: Final = Gauge(
     "study_ingest_outbox_waiting_messages", "Outbox rows that are not relayed yet (up to 100,000)."
 )
@@ -132,6 +144,11 @@ def time_replaced(viewer: str | None, time_was: str) -> None:
 
 
 _viewers_seen: Final = {"others"}
+
+
+def reason_label(reason: str) -> str:
+    """The label of a dead letter's reason: few values, whatever an older worker wrote."""
+    return reason if reason in {*RejectReason} else "other"
 
 
 def version_label(version: tuple[int, int]) -> str:

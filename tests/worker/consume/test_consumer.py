@@ -8,11 +8,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from aio_pika import Message
 from aiormq.exceptions import ChannelAccessRefused
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
@@ -22,7 +23,7 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.errors import Rejection
 from schemas.words import RejectReason
 from tests.broker_fixtures import PATIENCE, VIEWER, Broker, until
-from worker.broker import topology
+from worker.broker import field_table, topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.consume.consumer import Check, Consumer
@@ -182,13 +183,17 @@ async def test_ingested_and_duplicate_are_acked(
         "delivery_count": 0,
         "group_size": 1,
         "version": "1.0",
+        "times_replaced": 0,
     }
     assert [line["disposition"] for line in lines] == ["ingested", "duplicate"]
 
 
-async def test_rejected_is_parked_as_it_came_and_says_why(
+async def test_rejected_is_acked_once_it_is_decided_and_needs_no_broker(
     broker: Broker, start: Start, script: Script, management: Management
 ) -> None:
+    # Where a letter goes is the transaction's affair: here nothing of the broker's is left for it.
+    for queue in (amqp.DEAD_QUEUE, *map(topology.retry_queue, broker.settings.retry_delays)):
+        await broker.delete_queue(queue)
     script.decide = lambda _: Rejected(RejectReason.UUID_REUSED, "Another batch has this uuid.")
     consumer = await start()
     # The broker takes the property user_id only from that very login.
@@ -204,35 +209,32 @@ async def test_rejected_is_parked_as_it_came_and_says_why(
         expiration=60,
     )
     await settled(consumer, rejected=1)
-    parked = await broker.take(amqp.DEAD_QUEUE)
 
-    assert parked.body == body_of(UUIDS[0]).encode()
-    assert parked.routing_key == amqp.attempts_key(viewer)
-    parked_at = datetime.fromisoformat(parked.headers.pop(amqp.PARKED_AT_HEADER))
-    assert datetime.now(UTC) - parked_at < timedelta(minutes=1)
-    assert parked.headers == {
+    [[incoming]] = script.groups
+    assert incoming.original is not None
+    assert incoming.original.message.body == body_of(UUIDS[0]).encode()
+    assert incoming.original.routing_key == amqp.attempts_key(viewer)
+    kept = field_table.read(incoming.original.message.field_table())
+    assert kept.pop("message_id")
+    assert kept.pop("headers") == {
         "client-session-uuid": str(UUIDS[0]),
         "tries": 3,
-        amqp.REASON_HEADER: "uuid_reused",
-        amqp.DETAIL_HEADER: "Another batch has this uuid.",
-        amqp.VIEWER_HEADER: viewer,
-        amqp.ROUTING_KEY_HEADER: amqp.attempts_key(viewer),
-        amqp.RETRIES_HEADER: 0,
+        "study-reason": "forged",
     }
-    kept = ("type", "content_type", "app_id", "delivery_mode", "expiration", "user_id")
-    assert [parked.properties[name] for name in kept] == [
-        amqp.ATTEMPT_BATCH_TYPE,
-        "application/json",
-        "phone",
-        2,
-        None,  # a parked message must not expire
-        None,
-    ]
+    assert kept == {
+        "content_type": "application/json",
+        "delivery_mode": 2,
+        "expiration": "60000",
+        "type": amqp.ATTEMPT_BATCH_TYPE,
+        "user_id": viewer,
+        "app_id": "phone",
+        "priority": 0,
+    }
     await consumer.drain()
     assert await broker.depth(amqp.ATTEMPTS_QUEUE) == 0
 
 
-async def test_a_malformed_message_gets_a_result_and_becomes_a_dead_letter(
+async def test_undecodable_is_told_through_the_transaction(
     broker: Broker, start: Start, script: Script
 ) -> None:
     consumer = await start()
@@ -241,8 +243,8 @@ async def test_a_malformed_message_gets_a_result_and_becomes_a_dead_letter(
 
     [[incoming]] = script.groups
     assert isinstance(incoming.content, Rejection)
+    assert incoming.content.reason is RejectReason.MALFORMED
     assert (incoming.viewer, incoming.client_session_uuid) == (VIEWER, UUIDS[0])
-    assert (await broker.take(amqp.DEAD_QUEUE)).headers[amqp.REASON_HEADER] == "malformed"
 
 
 async def test_deferred_goes_round_the_ladder_and_keeps_its_identity(
@@ -267,9 +269,112 @@ async def test_deferred_goes_round_the_ladder_and_keeps_its_identity(
         assert await broker.depth(topology.retry_queue(delay)) == 0
 
 
-async def test_retries_exhausted_is_told_and_parked(
+async def test_a_copy_carries_the_body_and_headers_of_ours_and_nothing_else(
+    broker: Broker, start: Start, script: Script, management: Management
+) -> None:
+    def fail(incoming: Incoming) -> Disposition:
+        raise TransientFault("The transaction failed with SQLSTATE 40P01.")
+
+    script.decide = fail
+    viewer = management.user
+    await start(retry_delays=(60.0,), wait=False)
+    settings = broker.settings.model_copy(update={"retry_delays": (60.0,)})
+    await topology.apply(management, settings)
+    await broker.publish(
+        body_of(UUIDS[0]),
+        routing_key=amqp.attempts_key(viewer),
+        headers={"traceparent": f"00-{1:032x}-{2:016x}-01", "x-odd": 1, "CC": [], "mine": "x"},
+        user_id=viewer,
+        type=f"{amqp.ATTEMPT_BATCH_TYPE}.7",
+        reply_to="somewhere",
+        correlation_id="c",
+        app_id="phone",
+        priority=3,
+    )
+    copy = await broker.take(topology.retry_queue(60.0))
+
+    assert copy.body == body_of(UUIDS[0]).encode()
+    assert copy.headers == {
+        amqp.VIEWER_HEADER: viewer,
+        amqp.ROUTING_KEY_HEADER: amqp.attempts_key(viewer),
+        amqp.RETRIES_HEADER: 1,
+        amqp.TRACEPARENT_HEADER: f"00-{1:032x}-{2:016x}-01",
+        amqp.REASON_HEADER: "malformed",
+        amqp.DETAIL_HEADER: "The message has a CC or BCC header: publish each batch once, under one"
+        " key.",
+    }
+    names = (
+        *("content_type", "content_encoding", "correlation_id", "reply_to", "expiration"),
+        *("user_id", "app_id", "timestamp", "type", "delivery_mode"),
+    )
+    assert [copy.properties[name] or None for name in names] == [
+        *[None] * 8,
+        f"{amqp.ATTEMPT_BATCH_TYPE}.7",
+        2,
+    ]
+
+
+async def test_what_was_refused_stays_refused_while_it_is_tried_again(
     broker: Broker, start: Start, script: Script
 ) -> None:
+    # Its copy has lost the header for which it was refused.
+    def fail_once(incoming: Incoming) -> Disposition:
+        if len(script.groups) == 1:
+            raise TransientFault("The transaction failed with SQLSTATE 40P01.")
+        return ingested(incoming)
+
+    script.decide = fail_once
+    consumer = await start()
+    await broker.publish(body_of(UUIDS[0]), headers={"CC": []})
+    await settled(consumer, deferred=1, rejected=1)
+
+    [[first], [second]] = script.groups
+    assert isinstance(first.content, Rejection)
+    assert isinstance(second.content, Rejection)
+    assert (first.content.reason, first.content.detail) == (
+        second.content.reason,
+        second.content.detail,
+    )
+
+
+async def test_a_copy_that_the_broker_never_takes_is_tried_bare_and_pauses_nobody(
+    broker: Broker, start: Start, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[dict[str, Any]] = []
+    send = Publisher.send
+
+    async def refuse(
+        publisher: Publisher, exchange: str, routing_key: str, message: Message
+    ) -> None:
+        if json.loads(message.body)["client_session_uuid"] == str(UUIDS[0]):
+            refused.append(dict(message.headers))
+            # What a broker does to a message that is longer than it allows.
+            message = Message(message.body, message_id=message.message_id, user_id="somebody")
+        await send(publisher, exchange, routing_key, message)
+
+    def never(incoming: Incoming) -> Disposition:
+        if isinstance(incoming.content, AttemptBatch):
+            raise TransientFault("The transaction failed with SQLSTATE 40P01.")
+        return ingested(incoming)
+
+    monkeypatch.setattr(Publisher, "send", refuse)
+    script.decide = never
+    async with logged("consumer.paused") as paused:
+        consumer = await start()
+        traced = {"traceparent": f"00-{1:032x}-{2:016x}-01"}
+        for uuid in UUIDS[:3]:
+            await broker.publish(body_of(uuid), headers=traced)
+        await settled(consumer, rejected=3, deferred=4)
+
+    assert paused == []
+    assert [amqp.TRACEPARENT_HEADER in headers for headers in refused] == [True, False]
+    assert consumer.counts["given_back"] == 0
+    told = {group[0].client_session_uuid: group[0].content for group in script.groups}
+    assert "takes no copy" in told[UUIDS[0]].detail  # type: ignore[union-attr]
+    assert "failed 3 times" in told[UUIDS[1]].detail  # type: ignore[union-attr]
+
+
+async def test_retries_exhausted_is_told(broker: Broker, start: Start, script: Script) -> None:
     def never(incoming: Incoming) -> Disposition:
         if isinstance(incoming.content, AttemptBatch):
             raise TransientFault("The transaction failed with SQLSTATE 40P01.")
@@ -279,31 +384,39 @@ async def test_retries_exhausted_is_told_and_parked(
     consumer = await start()
     await broker.publish(body_of(UUIDS[0]))
     await settled(consumer, deferred=2, rejected=1)
-    parked = await broker.take(amqp.DEAD_QUEUE)
 
     told = script.groups[-1][0]
     assert isinstance(told.content, Rejection)
     assert told.content.reason is RejectReason.RETRIES_EXHAUSTED
     assert (told.viewer, told.client_session_uuid) == (VIEWER, UUIDS[0])
-    assert parked.body == body_of(UUIDS[0]).encode()
-    assert parked.routing_key == amqp.attempts_key(VIEWER)
-    assert parked.headers[amqp.REASON_HEADER] == "retries_exhausted"
-    assert parked.headers[amqp.RETRIES_HEADER] == 2
+    assert told.original is not None
+    assert told.original.message.body == body_of(UUIDS[0]).encode()
+    assert told.original.routing_key == amqp.attempts_key(VIEWER)
 
 
-async def test_a_batch_whose_result_can_not_be_stored_becomes_a_dead_letter(
-    broker: Broker, start: Start, script: Script
+async def test_a_batch_that_can_not_even_be_kept_goes_to_the_brokers_limit(
+    bare_broker: Broker, management: Management, script: Script
 ) -> None:
+    settings = bare_broker.settings.model_copy(update={"delivery_limit": 5})
+    await topology.apply(management, settings)
+
     def never(incoming: Incoming) -> Disposition:
-        raise ValueError("a fault of ours")
+        if incoming.client_session_uuid == UUIDS[0]:
+            raise ValueError("a fault of ours")
+        return ingested(incoming)
 
     script.decide = never
-    consumer = await start()
-    await broker.publish(body_of(UUIDS[0]))
-    await settled(consumer, deferred=2, rejected=1)
-
-    parked = await broker.take(amqp.DEAD_QUEUE)
-    assert parked.headers[amqp.REASON_HEADER] == "retries_exhausted"
+    async with Publisher(settings) as publisher, logged("delivery.failed"):
+        consumer = Consumer(settings, script, publisher, trial=script.trial)
+        running = asyncio.create_task(consumer.run())
+        await bare_broker.publish(body_of(UUIDS[0]))
+        await bare_broker.publish(body_of(UUIDS[1]))
+        parked = await bare_broker.take(amqp.DEAD_QUEUE)
+        await settled(consumer, deferred=2, ingested=1, rejected=0)
+        await consumer.drain()
+        await running
+    assert parked.body == body_of(UUIDS[0]).encode()
+    assert parked.headers["x-death"][0]["reason"] == "delivery_limit"
 
 
 # Groups
@@ -364,7 +477,8 @@ async def test_one_bad_batch_costs_only_itself(
     broker: Broker, start: Start, script: Script
 ) -> None:
     def fail_one(incoming: Incoming) -> Disposition:
-        if incoming.client_session_uuid == UUIDS[2]:
+        is_batch = isinstance(incoming.content, AttemptBatch)
+        if is_batch and incoming.client_session_uuid == UUIDS[2]:
             raise ValueError("a constraint of ours")
         return ingested(incoming)
 
@@ -378,8 +492,7 @@ async def test_one_bad_batch_costs_only_itself(
     await settled(consumer, ingested=4, deferred=2, rejected=1)
 
     assert script.sizes[:6] == [1, 4, 1, 1, 1, 1]
-    parked = await broker.take(amqp.DEAD_QUEUE)
-    assert json.loads(parked.body)["client_session_uuid"] == str(UUIDS[2])
+    assert script.groups[-1][0].client_session_uuid == UUIDS[2]
 
 
 async def return_often(broker: Broker, uuid: UUID, times: int) -> None:
@@ -602,17 +715,22 @@ async def test_disabled_by_the_settings_leaves_every_message(
 async def test_nothing_is_acked_while_its_copy_is_not_confirmed(
     broker: Broker, start: Start, script: Script, management: Management
 ) -> None:
-    await broker.delete_queue(amqp.DEAD_QUEUE)
+    def fail_once(incoming: Incoming) -> Disposition:
+        if len(script.groups) == 1:
+            raise TransientFault("The transaction failed with SQLSTATE 40P01.")
+        return ingested(incoming)
+
+    script.decide = fail_once
+    await broker.delete_queue(topology.retry_queue(broker.settings.retry_delays[0]))
     consumer = await start()
-    await broker.publish("{")
+    await broker.publish(body_of(UUIDS[0]))
     await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
     assert consumer.in_hand == 1
-    assert consumer.counts["rejected"] == 0
+    assert consumer.counts["deferred"] == 0
     await topology.apply(management, broker.settings)
-    await settled(consumer, rejected=1)
+    await settled(consumer, deferred=1, ingested=1)
     await reach(consumer, lambda: consumer.state == "consuming")
 
-    assert (await broker.take(amqp.DEAD_QUEUE)).body == b"{"
     assert consumer.counts["given_back"] == 0
 
 
@@ -752,7 +870,8 @@ async def test_odd_properties_do_not_cost_the_connection(
 
     assert lost == []
     assert consumer.counts == {"ingested": 2, "rejected": 2}
-    reasons = [(await broker.take(amqp.DEAD_QUEUE)).headers[amqp.REASON_HEADER] for _ in range(2)]
+    contents = [incoming.content for group in script.groups for incoming in group]
+    reasons = [content.reason for content in contents if isinstance(content, Rejection)]
     assert sorted(reasons) == ["malformed", "unsupported_version"]
 
 

@@ -255,7 +255,7 @@ async def test_a_batch_without_a_published_question_is_rejected(
     (gone,) = await make.publish(engine)
     await make.withdraw(engine, gone)
     assert await _rejected(ingest, sent(right("x"), right(gone))) is RejectReason.NOTHING_RESOLVED
-    assert await _stored(engine) == NOTHING | {"outbox": 1}
+    assert await _stored(engine) == NOTHING | {"outbox": 1, "ingest_dead_letters": 1}
 
 
 async def test_a_batch_of_two_owners_is_rejected(engine: AsyncEngine, ingest: Ingest) -> None:
@@ -264,7 +264,7 @@ async def test_a_batch_of_two_owners_is_rejected(engine: AsyncEngine, ingest: In
     assert reason is RejectReason.MIXED_PRINCIPALS
     reason = await _rejected(ingest, sent(right(mine), make.no_answer(yours)))
     assert reason is RejectReason.MIXED_PRINCIPALS, "an answer is no matter: it was resolved"
-    assert await _stored(engine) == NOTHING | {"outbox": 2}
+    assert await _stored(engine) == NOTHING | {"outbox": 2, "ingest_dead_letters": 2}
 
 
 async def test_a_withdrawn_question_of_another_owner_does_not_mix(
@@ -308,7 +308,7 @@ async def test_a_batch_without_any_answer_is_rejected(engine: AsyncEngine, inges
     (question,) = await make.publish(engine)
     reason = await _rejected(ingest, sent(make.no_answer(question), right("unknown")))
     assert reason is RejectReason.NOTHING_TO_SCORE
-    assert await _stored(engine) == NOTHING | {"outbox": 1}
+    assert await _stored(engine) == NOTHING | {"outbox": 1, "ingest_dead_letters": 1}
 
 
 async def test_a_viewer_with_grants_writes_for_those_users_alone(
@@ -351,7 +351,7 @@ async def test_a_rejection_from_before_passes_through_and_is_told_when_it_can_be
         RejectReason.MALFORMED,
         "The body is not JSON.",
     )
-    assert await _stored(engine) == NOTHING | {"outbox": 1}
+    assert await _stored(engine) == NOTHING | {"outbox": 1, "ingest_dead_letters": 2}
 
 
 async def test_a_rejected_batch_may_be_sent_again_once_its_questions_are_published(

@@ -8,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from schemas.attempt_batch import AttemptBatch
-from tests.broker_fixtures import VIEWER, Broker, make_settings
+from tests import factories as make
+from tests.broker_fixtures import VIEWER, Broker, make_settings, until
 from tests.whole_worker import working
 from worker.broker import topology
 from worker.broker.management import Management
@@ -44,10 +45,14 @@ class Site:
 
     async def park(self, *batches: AttemptBatch, viewer: str = VIEWER) -> None:
         """Has a worker refuse the batches, one after another."""
-        before = await self.broker.depth(amqp.DEAD_QUEUE)
+        before = await self.letters()
         async with self.working():
             await self.publish(*batches, viewer=viewer)
-            await self.broker.until_depth(amqp.DEAD_QUEUE, before + len(batches))
+            await until(self.letters, (before + len(batches)).__eq__)
+
+    async def letters(self) -> int:
+        """How many dead letters there are."""
+        return await make.count(self.engine, "ingest_dead_letters")
 
     async def kill_workers_with(self, batch: AttemptBatch, **publish: object) -> None:
         """Has the broker park a batch, because it came back too often."""
@@ -58,6 +63,9 @@ class Site:
             assert message is not None
             await message.reject(requeue=True)
         await self.broker.until_depth(amqp.DEAD_QUEUE, 1)
+        async with self.working():
+            await until(self.letters, bool)
+        assert await self.broker.depth(amqp.DEAD_QUEUE) == 0
 
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +18,10 @@ from typer.testing import CliRunner
 
 from schemas import amqp
 from tests import factories as make
+from tests.broker_fixtures import VIEWER, until
 from tests.factories import WRONG, at, batch, right, sent, wrong
 from tests.worker.operate.commands import environment, invoke
 from tests.worker.operate.conftest import Site
-from worker.broker.dead_queue import open_dead_queue
 from worker.cli.main import app
 from worker.domain.policy import Policy
 from worker.errors import (
@@ -31,12 +32,9 @@ from worker.errors import (
     NotConfirmed,
     RoleError,
     SettingsError,
-    Unfinished,
 )
 from worker.ingest.transaction import Ingest
 from worker.operate import repair
-from worker.operate.erase import erase
-from worker.store.operate.erase import Erased
 
 pytestmark = pytest.mark.broker
 
@@ -140,30 +138,7 @@ async def test_destructive_commands_ask_and_refuse_without_a_terminal(site: Site
     assert isinstance(result.exception, SettingsError) and "--all" in str(result.exception)
 
     assert await make.contents(site.engine) == before
-    await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
-
-
-async def test_an_erasure_that_could_not_have_every_letter_says_so(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (question,) = await make.publish(site.engine, user_id=7)
-    await make.withdraw(site.engine, question)
-    await site.park(batch(right(question)))
-
-    async def amid_a_look(*arguments: Any) -> tuple[Erased, int]:
-        async with open_dead_queue(site.settings) as queue:
-            assert await queue.next() is not None
-            return await erase(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("worker.operate.erase.erase", amid_a_look)
-        result = await invoke(site, "erase", "--user", "7", "--yes", "--json")
-    assert json.loads(result.stdout)["dead_letters_left"] == 1
-    assert isinstance(result.exception, Unfinished)
-
-    assert "0 batches, 0 progress rows, 0 messages and 1 dead" in await said(
-        site, "erase", "--user", "7", "--yes"
-    )
+    assert await site.letters() == 1
 
 
 @pytest.mark.parametrize("command", ["verify", "rebuild"])
@@ -301,40 +276,81 @@ async def test_dead_letters_from_the_list_to_the_replay(site: Site) -> None:
     lost = batch(right(question))
     await site.park(lost, batch(right("no\x1b[31mwhere"), uuid=UUID(int=2)))
 
-    async def there() -> None:
-        await site.broker.until_depth(amqp.DEAD_QUEUE, 2)
-
     listed = json.loads(await said(site, "dead", "list", "--json"))
     assert listed["count"] == 2
-    assert {each["reason"] for each in listed["letters"]} == {"nothing_resolved"}
-    await there()
-    plain = await said(site, "dead", "list", "--newer-than", "1h")
-    assert str(lost.client_session_uuid) in plain and "2 nothing_resolved" in plain
-    assert "\x1b" not in plain
-    await there()
+    assert [(each["reason"], each["letters"]) for each in listed["groups"]] == [
+        ("nothing_resolved", 2)
+    ]
+    single = json.loads(await said(site, "dead", "list", "--letters", "--limit", "1", "--json"))
+    assert (single["count"], len(single["letters"])) == (2, 1)
+    plain = await said(site, "dead", "list", "--letters", "--newer-than", "1h")
+    assert str(lost.client_session_uuid) in plain
+    assert "2 dead letters." in await said(site, "dead", "list", "--newer-than", "1h")
     whole = await said(site, "dead", "show", "--uuid", str(UUID(int=2)))
     assert "header app: notes" in whole and "\\u001b[31mwhere" in whole and "\x1b" not in whole
-    await there()
+    exported = [json.loads(line) for line in (await said(site, "dead", "export")).splitlines()]
+    bodies = {b64decode(each["body_base64"]) for each in exported}
+    assert lost.model_dump_json().encode() in bodies and len(bodies) == 2
 
     await make.execute(site.engine, "UPDATE published SET deleted = false")
     rehearsed = await said(site, "dead", "replay", "--dry-run")
     assert "would be ingested" in rehearsed and "pattern learning" in rehearsed
     assert "A replay would give: 1 ingested, 1 rejected." in rehearsed
-    await there()
-    shown = await said(site, "dead", "replay", "--dry-run", "--json", "--limit", "1")
+    shown = await said(
+        site, "dead", "replay", "--dry-run", "--json", "--uuid", str(lost.client_session_uuid)
+    )
     assert json.loads(shown)["attempts"][0]["question_id"] == question.question_id
-    await there()
     assert await make.count(site.engine, "study_question_attempts") == 0
+    assert await site.letters() == 2
 
-    assert await said(site, "dead", "replay") == "Replayed 2 dead letters.\n"
-    async with site.working() as worker:
-        await worker.changed.until(lambda: worker.counts["ingested"] == 1)
-        await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
+    async with site.working():
+        # The worker's log is in this output too.
+        out = await said(site, "dead", "replay", "--wait", "--json")
+        told = json.loads(out.splitlines()[-1])
+    assert told == {
+        "replayed": 2,
+        "left_out": 0,
+        "outcomes": {"ingested": 1, "rejected: nothing_resolved": 1},
+    }
     words = ("dead", "discard", "--reason", "nothing_resolved", "--yes", "--json")
     assert json.loads(await said(site, *words)) == {"discarded": 1}
-    assert await said(site, "dead", "list") == "No dead letters.\n"
-    (line,) = await make.rows(site.engine, "SELECT * FROM ingest_audit")
-    assert (line["operation"], line["effect"]) == ("discard", {"nothing_resolved": 1})
+    assert await said(site, "dead", "list") == "There are no dead letters.\n"
+    lines = await make.rows(site.engine, "SELECT * FROM ingest_audit ORDER BY id")
+    assert [(line["operation"], line["effect"]) for line in lines] == [
+        ("replay", {"nothing_resolved": 2}),
+        ("discard", {"nothing_resolved": 1}),
+    ]
+
+
+async def test_a_replay_of_many_asks(site: Site) -> None:
+    await make.execute(
+        site.engine,
+        "INSERT INTO ingest_dead_letters (key, reason, detail, viewer, routing_key, properties,"
+        " body, body_bytes) SELECT sha256(CAST(CAST(n AS text) AS bytea)), 'malformed', '',"
+        " 'phone', '', '\\x00000000', '{', 1 FROM generate_series(1, 101) AS n",
+    )
+    result = await invoke(site, "dead", "replay")
+    assert isinstance(result.exception, NotConfirmed)
+    assert await make.count(site.engine, "ingest_replays") == 0
+    assert "100 dead" in await said(site, "dead", "replay", "--limit", "100", "--rate", "1000")
+    assert "1 dead letters are replayed.\n100 were left out" in await said(site, "dead", "replay")
+    assert await make.count(site.engine, "ingest_replays") == 101
+
+
+async def test_what_a_viewer_wrote_can_not_look_like_what_the_command_says(site: Site) -> None:
+    forged = "x\nreason: retries_exhausted\nviewer: somebody"
+    async with site.working():
+        await site.broker.publish(
+            f"{{\n{forged}",
+            type=forged,
+            headers={f"a\n{forged[:60]}": forged, "b": [forged, {"c": forged}]},
+        )
+        await until(site.letters, bool)
+    shown = await said(site, "dead", "show")
+    lines = [line for line in shown.splitlines() if line.startswith(("reason:", "viewer:"))]
+    assert lines == ["reason: unsupported_version", f"viewer: {VIEWER}"]
+    listed = await said(site, "dead", "list")
+    assert "retries_exhausted" not in listed
 
 
 async def test_a_reused_uuid_is_shown_with_the_difference(site: Site) -> None:
@@ -351,7 +367,7 @@ async def test_a_reused_uuid_is_shown_with_the_difference(site: Site) -> None:
 
 
 async def test_an_error_is_one_sentence_and_a_code(site: Site) -> None:
-    await site.broker.delete_queue(amqp.DEAD_QUEUE)
+    await make.execute(site.engine, "UPDATE alembic_version SET version_num = '0001'")
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("study-ingest"),
         "dead",
@@ -361,10 +377,9 @@ async def test_an_error_is_one_sentence_and_a_code(site: Site) -> None:
         stderr=asyncio.subprocess.PIPE,
     )
     out, err = await process.communicate()
-    assert process.returncode == 4 and out == b""
-    assert err.decode() == (
-        f"study-ingest: Queue {amqp.DEAD_QUEUE} is missing: run `study-ingest topology`.\n"
-    )
+    assert process.returncode == 3 and out == b""
+    assert err.decode().startswith("study-ingest: The database's schema 0001 is older than")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("age", ["3", "h", "-1h", "1y"])

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from schemas import amqp
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
 from tests import factories as make
+from tests.broker_fixtures import until
 from tests.factories import at, batch, right, sent, wrong
 from tests.worker.operate.conftest import Site
 from worker.domain.dispositions import Duplicate, Ingested
@@ -30,8 +30,8 @@ def quietly(seen: int, total: int) -> None:
 
 
 async def _erase(site: Site, user_id: int) -> tuple[Found, Erased, int]:
-    found = await survey(site.engine, site.settings, user_id, quietly)
-    erased, letters = await erase(site.engine, site.settings, user_id, found, BY, quietly)
+    found = await survey(site.engine, user_id, quietly)
+    erased, letters = await erase(site.engine, user_id, found, BY)
     return found, erased, letters
 
 
@@ -118,21 +118,20 @@ async def test_dead_letters_about_the_users_questions_go_and_others_stay(site: S
     async with site.working():
         # No batch that can be read, and yet about a question of the user's.
         await site.broker.publish(f'{{"question_pub_id": "{mine.pub_id}", "version": 9')
-        await site.broker.until_depth(amqp.DEAD_QUEUE, 4)
+        await until(site.letters, (4).__eq__)
 
     found, _, letters = await _erase(site, 7)
 
     assert (len(found.letters), found.unattributed, letters) == (2, 1, 2)
-    await site.broker.until_depth(amqp.DEAD_QUEUE, 2)
-    bodies = [(await site.broker.take(amqp.DEAD_QUEUE)).body.decode() for _ in range(2)]
-    assert not any(mine.pub_id in body for body in bodies)
+    left = await make.rows(site.engine, "SELECT body FROM ingest_dead_letters")
+    assert len(left) == 2 and not any(mine.pub_id.encode() in row["body"] for row in left)
     # A batch that was parked can't come back either.
     await make.execute(site.engine, "UPDATE published SET deleted = false")
     assert await Ingest(site.engine, Policy())([make.incoming(gone)]) == [Duplicate()]
     assert await make.count(site.engine, "study_question_attempts") == 0
 
 
-async def test_stopped_before_the_letters_were_gone_the_same_command_takes_them(
+async def test_letters_go_with_the_rest_or_not_at_all(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
@@ -145,16 +144,16 @@ async def test_stopped_before_the_letters_were_gone_the_same_command_takes_them(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.operate.erase.discard", killed)
+        patch.setattr("worker.operate.erase.audit.record", killed)
         with pytest.raises(KeyboardInterrupt):
             await _erase(site, 7)
-    await site.broker.until_depth(amqp.DEAD_QUEUE, 1)
-    assert await make.count(site.engine, "study_question_attempts") == 0
+    assert await site.letters() == 1
+    assert await make.count(site.engine, "study_question_attempts") == 1
 
     _, erased, letters = await _erase(site, 7)
 
-    assert (erased, letters) == (Erased(0, 0, 0, 0, 0), 1)
-    assert await site.broker.depth(amqp.DEAD_QUEUE) == 0
+    assert (erased.attempts, letters) == (1, 1)
+    assert await site.letters() == 0
 
 
 async def test_erasing_amid_ingest_leaves_no_half(site: Site) -> None:
@@ -202,7 +201,7 @@ async def test_an_erasure_waits_for_batches_being_ingested_without_deadlock(site
         await holder.execute(make.text("LOCK TABLE study_question_progress"))
         ingesting = asyncio.create_task(Ingest(site.engine, Policy())([delivery]))
         await make.blocked(site.engine, 1)
-        erasing = asyncio.create_task(erase(site.engine, site.settings, 7, found, BY, quietly))
+        erasing = asyncio.create_task(erase(site.engine, 7, found, BY))
         await make.blocked(site.engine, 2)
     assert isinstance((await ingesting)[0], Ingested)
     erased, _ = await erasing

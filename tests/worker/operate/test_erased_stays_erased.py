@@ -58,9 +58,9 @@ def ingest(engine: AsyncEngine) -> Ingest:
     return Ingest(engine, Policy())
 
 
-async def _erase(engine: AsyncEngine, settings: Settings, user_id: int = USER) -> datetime:
+async def _erase(engine: AsyncEngine, user_id: int = USER) -> datetime:
     """Erases, having seen no dead letter: what is parked just now is not seen either."""
-    await erase(engine, settings, user_id, Found(0, 0), BY, lambda seen, total: None)
+    await erase(engine, user_id, Found(0, 0), BY)
     (row,) = await make.rows(engine, "SELECT erased_at FROM ingest_erasures")
     erased_at: datetime = row["erased_at"]
     return erased_at
@@ -97,7 +97,7 @@ async def test_a_batch_from_before_is_acked_and_leaves_its_uuid_alone(
 ) -> None:
     (question,) = await make.publish(engine, user_id=USER)
     at = BEFORE[time](datetime.now(UTC))
-    await _erase(engine, settings)
+    await _erase(engine)
     if withdrawn:  # as whoever erases a user may do
         await make.withdraw(engine, question)
     delivery = sent(right(question, at), no_answer(question, at), right("unknown", at))
@@ -121,7 +121,7 @@ async def test_of_a_batch_half_before_and_half_after_the_second_half_counts(
     engine: AsyncEngine, ingest: Ingest, settings: Settings
 ) -> None:
     first, second = await make.publish(engine, 2, user_id=USER)
-    erased_at = await _erase(engine, settings)
+    erased_at = await _erase(engine)
     after = erased_at + timedelta(microseconds=1)
     disposition = await _one(
         ingest,
@@ -144,7 +144,7 @@ async def test_answers_from_after_it_begin_a_new_history_and_others_are_not_affe
 ) -> None:
     (mine,), (yours,) = await make.publish(engine, user_id=USER), await make.publish(engine)
     await _one(ingest, right(mine))
-    await _erase(engine, settings)
+    await _erase(engine)
     assert isinstance(await _one(ingest, right(yours, None)), Ingested)
     assert isinstance(await _one(ingest, right(mine, datetime.now(UTC))), Ingested)
     progress = await make.progress(engine)
@@ -155,7 +155,7 @@ async def test_a_time_that_says_nothing_counts_again_when_the_memory_is_over(
     engine: AsyncEngine, settings: Settings
 ) -> None:
     (question,) = await make.publish(engine, user_id=USER)
-    await _erase(engine, settings)
+    await _erase(engine)
     forgetful = Ingest(engine, Policy(erase_memory=timedelta()))
     assert isinstance(await _one(forgetful, right(question, None)), Ingested)
     # A credible time is judged by itself, for ever.
@@ -166,7 +166,7 @@ async def test_a_rejected_batch_of_somebody_else_is_rejected_as_ever(
     engine: AsyncEngine, ingest: Ingest, settings: Settings
 ) -> None:
     (mine,), (yours,) = await make.publish(engine, user_id=USER), await make.publish(engine)
-    await _erase(engine, settings)
+    await _erase(engine)
     await make.withdraw(engine, yours)
     for attempts in ([right(yours, None)], [right("unknown")], [right(mine), right(yours)]):
         disposition = await _one(ingest, *attempts)
@@ -179,7 +179,7 @@ async def test_every_viewer_that_sent_something_is_told(
     (question,) = await make.publish(engine, user_id=USER)
     deliveries = [sent(right(question), viewer=viewer) for viewer in ("phone", "tablet", None)]
     await ingest(deliveries)
-    erased_at = await _erase(engine, settings)
+    erased_at = await _erase(engine)
     for viewer, delivery in zip(("phone", "tablet"), deliveries, strict=False):
         (result,) = await told(engine, viewer)
         assert result.client_session_uuid == delivery.client_session_uuid
@@ -192,7 +192,7 @@ async def test_an_export_takes_the_erasure_along(
     engine: AsyncEngine, ingest: Ingest, settings: Settings
 ) -> None:
     (question,) = await make.publish(engine, user_id=USER)
-    erased_at = await _erase(engine, settings)
+    erased_at = await _erase(engine)
     lines = [line async for line in export(engine, None)]
     await make.execute(engine, "DELETE FROM ingest_erasures")
     await import_lines(engine, lines, Policy(), BY)
@@ -238,7 +238,7 @@ async def test_none_comes_back_from_the_queue_from_retry_from_newer_or_from_a_de
                 },
             )
             await channel.default_exchange.publish(message, queue)
-    await _erase(engine, settings)
+    await _erase(engine)
 
     batches = 4 * len(_batches(question, now))
     async with site.working():
@@ -266,7 +266,7 @@ async def test_none_comes_back_from_a_phone_and_the_phone_keeps_none(
             assert not (await relay.until_settled(first.client_session_uuid)).erased
             for entry in others:
                 await relay.until_settled(entry.client_session_uuid)
-            await _erase(engine, settings)
+            await _erase(engine)
             relay.wake()
             await relay.until(lambda: all(entry.erased for entry in outbox.settled()))
         assert {entry.body for entry in outbox.settled()} == {b""}
@@ -277,7 +277,7 @@ async def test_what_a_phone_recorded_before_and_sends_after_it_is_gone_there_as_
     bare_broker: Broker, engine: AsyncEngine, settings: Settings, tmp_path: Path
 ) -> None:
     (question,) = await make.publish(engine, user_id=USER)
-    erased_at = await _erase(engine, settings)
+    erased_at = await _erase(engine)
     half = batch(right(question, erased_at - DAY), wrong(question, datetime.now(UTC)))
     whole = batch(right(question, erased_at - DAY))
     url = settings.amqp_url.get_secret_value()

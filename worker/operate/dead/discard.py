@@ -3,24 +3,36 @@
 What is to go was looked at before: a letter that came since then stays.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping
+from typing import Final
 
-from worker.broker.dead_queue import open_dead_queue
-from worker.operate.dead.letters import Progress, Wanted, letters
-from worker.settings import Settings
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from worker.operate.dead.letters import Progress
+from worker.store import audit
+from worker.store.audit import By
+from worker.store.engine import transaction
+from worker.store.operate import dead as stored
+
+_AT_ONCE: Final = 5_000
+"""Letters in one transaction, for whose end a worker may have to wait that rejects one of them."""
 
 
-async def discard(settings: Settings, keys: Set[bytes], progress: Progress) -> int:
-    """Acks the letters with these keys (`Letter.key`); returns how many.
+async def discard(
+    engine: AsyncEngine, letters: Mapping[int, str], by: By, progress: Progress
+) -> int:
+    """Takes away the letters with these ids, of which each has its reason; returns how many.
 
-    Raises `BrokerAway`, `TopologyError`; the letters that were not reached stay.
+    Raises `DatabaseAway`; the letters that were not reached stay.
     """
     discarded = 0
-    if keys:
-        async with open_dead_queue(settings) as queue:
-            async for letter in letters(queue, settings, Wanted(), progress):
-                if letter.key in keys:
-                    await letter.delivery.ack()
-                    discarded += 1
-            await queue.count()  # an answer means that the acks have arrived
+    ids = [*letters]
+    for start in range(0, len(ids), _AT_ONCE):
+        some = ids[start : start + _AT_ONCE]
+        async with transaction(engine) as connection:
+            discarded += await stored.discard(connection, some)
+            await audit.record(
+                connection, by, "discard", "dead letters", audit.counted(map(letters.get, some))
+            )
+        progress(start + len(some), len(ids))
     return discarded

@@ -26,6 +26,8 @@ RIGHTS: Final = {
     "outbox": "SELECT, INSERT, DELETE",
     "viewer_grants": "SELECT",
     "ingest_erasures": "SELECT",
+    "ingest_dead_letters": "SELECT, INSERT, DELETE",
+    "ingest_replays": "SELECT, DELETE",
     "ingest_pause": "SELECT",
 }
 """A worker's rights on each table. It may not even read any other table."""

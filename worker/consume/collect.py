@@ -1,0 +1,320 @@
+"""The step *collect*: what the broker itself has given up on becomes dead letters, and leaves it.
+
+Messages that were returned too often, or that expired, wait in `study.attempts.dead`; so do the
+dead letters of workers of an older version. Each is acked after the commit that keeps it. A message
+that no AMQP 0-9-1 connection survives is taken by the management API, so that it stops nobody.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+from pamqp.commands import Basic
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas import amqp
+from schemas.ingest_result import IngestResult
+from schemas.words import RejectReason, Status
+from worker.backoff import Backoff
+from worker.broker.dead_queue import DeadQueue, Found
+from worker.broker.subscription import Delivery, Subscription
+from worker.consume import intake
+from worker.domain.records import DeadLetter, Message
+from worker.errors import BrokerAway, DatabaseAway, IngestError, TopologyError, TransientFault
+from worker.ingest import messages
+from worker.ingest.letters import dead_letter
+from worker.ingest.resolve import Incoming
+from worker.settings import Settings
+from worker.store import dead_letters, inbox, outbox
+from worker.store.driver import write
+from worker.store.engine import transaction
+from worker.telemetry import metrics
+
+_log = structlog.get_logger(__name__)
+
+_PREFETCH: Final = 20
+_LOSSES: Final = 3
+"""Connections that end at the same message before it is taken another way."""
+
+_WHY: Final = {
+    RejectReason.DELIVERY_LIMIT: "The broker returned the batch to workers as often as it may: it"
+    " may kill the worker that takes it.",
+    RejectReason.EXPIRED: "The batch expired before a worker could take it: publish it without the"
+    " property expiration, and see that no policy gives the queue a message-ttl.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A message in the queue of dead letters, read."""
+
+    incoming: Incoming
+    reason: str
+    detail: str
+    died_at: datetime | None
+    is_told: bool
+    """Whether its viewer has been told already, by the worker that rejected it."""
+
+
+@dataclass
+class _Before:
+    """The message as it was before it died: how it came to the workers' queue, and with what."""
+
+    message: Delivery | Found
+    exchange: str
+    routing_key: str
+    headers: dict[str, Any]
+    times_busy: int = 0
+    properties: Basic.Properties = field(init=False)
+    body: bytes = field(init=False)
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.properties = self.message.properties
+        self.body, self.size = self.message.body, self.message.size
+
+    def digest(self) -> bytes:
+        return self.message.digest()
+
+    def field_table(self) -> bytes:
+        return self.message.field_table()
+
+    def identity(self) -> bytes:
+        return self.message.identity()
+
+
+def read(message: Delivery | Found, settings: Settings) -> Death:
+    """Reads one message of the queue of dead letters; never raises."""
+    headers = message.headers
+    death = _death(headers)
+    if death is None:
+        # Of an older worker, whose headers can be believed as those of a retry can.
+        ours = (amqp.REASON_HEADER, amqp.DETAIL_HEADER)
+        before = {key: value for key, value in headers.items() if key not in ours}
+        _, incoming = intake.understand(
+            _Before(message, amqp.RETURN_EXCHANGE, "", before), settings
+        )
+        reason, detail = (str(headers.get(key) or "") for key in ours)
+        died_at = _time(headers.get(amqp.PARKED_AT_HEADER))
+        return Death(incoming, reason or "unknown", detail, died_at, is_told=True)
+    # What such a message says of its sender is a viewer's word, unless it had come by way of the
+    # exchange that no viewer may write to.
+    exchange, routing_key = str(death.get("exchange")), _first(death.get("routing-keys"))
+    _, incoming = intake.understand(_Before(message, exchange, routing_key, headers), settings)
+    is_expired = death.get("reason") == "expired"
+    why = RejectReason.EXPIRED if is_expired else RejectReason.DELIVERY_LIMIT
+    return Death(incoming, why, _WHY[why], _time(death.get("time")), is_told=False)
+
+
+def _death(headers: dict[str, Any]) -> dict[str, Any] | None:
+    """The broker's note that it took the message off the workers' queue; None without one.
+
+    Copies that older workers parked have no such note: they leave the broker's headers behind.
+    """
+    deaths = headers.get("x-death")
+    for death in deaths if isinstance(deaths, list) else ():
+        if isinstance(death, dict) and death.get("queue") == amqp.ATTEMPTS_QUEUE:
+            return death
+    return None
+
+
+def _first(keys: object) -> str:
+    return str(keys[0]) if isinstance(keys, list) and keys else ""
+
+
+def _time(value: object) -> datetime | None:
+    if isinstance(value, int):
+        value = datetime.fromtimestamp(min(max(value, 0), 2**32), UTC)
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+
+
+class Collector:
+    """Collects until it is told to stop; any number of them may run at once."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._head: bytes | None = None
+        """The message at which the last connection ended, and how often one did."""
+        self._losses = 0
+
+    def stop(self) -> None:
+        """Ends `run` after what is being kept."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Collects what comes; waits, ever longer, while that fails, whatever the reason."""
+        backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
+        while not self._stopping.is_set():
+            try:
+                if await self._collect():
+                    backoff.reset()
+            except IngestError as error:
+                _log.warning("collector.waiting", problem=str(error))
+            except Exception:  # noqa: BLE001  # a fault of ours, which must not end the worker
+                _log.exception("collector.failed")
+            await self._stops_within(backoff.next())
+
+    async def _collect(self) -> int:
+        """Collects over one connection, until it is lost; returns how many messages.
+
+        Raises `BrokerAway` when there is none, and what the database raises.
+        """
+        arrived: asyncio.Queue[Delivery | None] = asyncio.Queue()
+        subscription = await Subscription.open(
+            self._settings,
+            amqp.DEAD_QUEUE,
+            arrived.put_nowait,
+            lambda: arrived.put_nowait(None),
+            purpose="dead-letters",
+        )
+        collected = 0
+        try:
+            await subscription.consume(_PREFETCH)
+            while (group := await self._next(arrived, subscription)) is not None:
+                collected += await self._keep_all(group)
+        finally:
+            await subscription.close()
+        if not collected and not self._stopping.is_set():
+            await self._look_at_the_head()
+        return collected
+
+    async def _next(
+        self, arrived: "asyncio.Queue[Delivery | None]", subscription: Subscription
+    ) -> list[Delivery] | None:
+        """What has arrived, at least one message; None when no more will come."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        getting = asyncio.create_task(arrived.get())
+        try:
+            while not (getting.done() or stopping.done()):
+                await asyncio.wait(
+                    (getting, stopping),
+                    timeout=self._settings.consumer_check_interval,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not (getting.done() or stopping.done()):
+                    await subscription.check(None)
+            if not getting.done():
+                return None
+            group = [getting.result()]
+            while not arrived.empty():
+                group.append(arrived.get_nowait())
+        finally:
+            stopping.cancel()
+            getting.cancel()
+        live = [delivery for delivery in group if delivery is not None]
+        return live if len(live) == len(group) else None
+
+    async def _keep_all(self, group: Sequence[Delivery]) -> int:
+        """Keeps the messages, and acks them; one that can't be kept costs only itself."""
+        try:
+            await self._keep([read(delivery, self._settings) for delivery in group])
+        except (DatabaseAway, TransientFault):
+            raise
+        except Exception as fault:  # noqa: BLE001  # one message costs only itself
+            if len(group) == 1:
+                # It stays in hand; the others are collected meanwhile.
+                _log.exception("collector.unkept", error=type(fault).__name__)
+                return 0
+            return sum([await self._keep_all([delivery]) for delivery in group])
+        first, *others = group
+        await first.ack_with(others)
+        self._head, self._losses = None, 0
+        return len(group)
+
+    async def _keep(self, deaths: Sequence[Death]) -> None:
+        async with transaction(self._engine) as connection:
+            untold = {
+                death.incoming.client_session_uuid
+                for death in deaths
+                if not death.is_told and death.incoming.client_session_uuid is not None
+            }
+            known = (await inbox.look(connection, untold, ())).known if untold else {}
+            told: list[Message] = []
+            for death in deaths:
+                if death.incoming.client_session_uuid in untold - known.keys():
+                    told += _result(death)
+            await write(connection, outbox.recording(told))
+            letters = [self._letter(death) for death in deaths]
+            await dead_letters.keep(connection, letters, self._settings.policy())
+        for death in deaths:
+            metrics.COLLECTED.labels(metrics.reason_label(death.reason)).inc()
+            _log.info(
+                "letter.collected",
+                client_session_uuid=str(death.incoming.client_session_uuid),
+                viewer=death.incoming.viewer,
+                reason=death.reason,
+            )
+
+    def _letter(self, death: Death) -> DeadLetter:
+        incoming = death.incoming
+        assert incoming.original is not None
+        return dead_letter(
+            incoming.original,
+            incoming.viewer,
+            incoming.client_session_uuid,
+            death.reason,
+            death.detail,
+            body_bytes_max=self._settings.dead_body_bytes,
+            died_at=death.died_at,
+        )
+
+    async def _look_at_the_head(self) -> None:
+        """Notes at which message a connection has ended, and takes it when that was the third."""
+        try:
+            async with DeadQueue(self._settings) as queue:
+                head = await queue.head()
+                if head is None:
+                    self._head, self._losses = None, 0
+                    return
+                self._losses = self._losses + 1 if head.identity() == self._head else 1
+                self._head = head.identity()
+                if self._losses < _LOSSES:
+                    return
+                await self._take(queue, head)
+                # Whoever sent one may have sent thousands.
+                while (head := await queue.head()) is not None and not head.can_be_delivered:
+                    await self._take(queue, head)
+                self._head, self._losses = None, 0
+        except (BrokerAway, TopologyError) as error:
+            _log.error("collector.blocked", problem=str(error))
+
+    async def _take(self, queue: DeadQueue, head: Found) -> None:
+        """Keeps the message at the head, then takes it out of the queue."""
+        await self._keep([read(head, self._settings)])
+        taken = await queue.head(take=True)
+        if taken is not None and taken.identity() != head.identity():
+            # Another worker was faster, and this is the next one.
+            await self._keep([read(taken, self._settings)])
+
+    async def _stops_within(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+def _result(death: Death) -> list[Message]:
+    incoming = death.incoming
+    assert incoming.client_session_uuid is not None
+    return messages.result(
+        incoming,
+        IngestResult(
+            client_session_uuid=incoming.client_session_uuid,
+            status=Status.REJECTED,
+            received_at=datetime.now(UTC),
+            reason=RejectReason(death.reason),
+            detail=death.detail,
+        ),
+    )
