@@ -23,7 +23,7 @@ def main() -> int:
         sizes = Sizes.tiny() if arguments.tiny else Sizes()
         if arguments.batches:
             sizes = sizes.with_batches(arguments.batches)
-        if not arguments.no_peers:
+        if not arguments.no_peers and not arguments.only:
             environment.ensure()
         # As a worker runs: parts of it are timed in this process.
         measured = run(
@@ -31,10 +31,11 @@ def main() -> int:
                 rounds=arguments.rounds or (5 if arguments.full else 3),
                 with_peers=not arguments.no_peers,
                 with_growth=arguments.full,
+                only=arguments.only,
             )
         )
         report.show(measured, Console())
-        if arguments.plot:
+        if arguments.plot and not arguments.only:
             plot.draw(measured)
     except (BenchError, DevError, IngestError) as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -3,6 +3,10 @@ alone.
 """
 
 import argparse
+from typing import Final
+
+WORKLOADS: Final = ("late", "hot_user", "even", "flood", "rescore")
+"""Those of `bench.busy`, each of which can run alone."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
         "--batches", type=int, metavar="N", help="in each run; a slow contender gets an eighth"
     )
     made.add_argument("--no-peers", action="store_true", help="leave out the frameworks")
+    made.add_argument(
+        "--only", choices=WORKLOADS, metavar="NAME", help=f"one workload: {', '.join(WORKLOADS)}"
+    )
     made.add_argument(
         "--tiny", action="store_true", help="use tiny sizes, which only show that it works"
     )

@@ -144,4 +144,4 @@ async def run(stage: Stage, prepared: str, course: Course) -> Lap:
         await rows.check(connection, course.expected, "floor")
     finally:
         await connection.close()
-    return Lap(seconds, len(course.timed), 0.0, 0)
+    return Lap(seconds, len(course.timed), 0.0, 0, {})

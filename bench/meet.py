@@ -10,6 +10,8 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 
 from bench import courses, floor, latency, race, round_trips, tuning
+from bench.busy import Busy
+from bench.busy import Sizes as BusySizes
 from bench.contenders import PEERS, Contender, ours, usual
 from bench.figures import ratios, spread
 from bench.growth import Growth
@@ -33,6 +35,7 @@ class Sizes(NamedTuple):
     course: courses.Sizes = courses.Sizes()
     wait: latency.Sizes = latency.Sizes()
     growth: GrowthSizes = GrowthSizes()
+    busy: BusySizes = BusySizes()
 
     @classmethod
     def tiny(cls) -> "Sizes":
@@ -42,6 +45,7 @@ class Sizes(NamedTuple):
             courses.Sizes(shape, (courses.FRESH,), warm_up=50, long_warm_up=50, long=50, short=50),
             latency.Sizes(peak=40, seconds=0.5, alone=2),
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 100, 2_000, 2_000, 500, 2.0),
+            BusySizes(shape, (2, 5), 60, 40, (1, 2, 3), 60, 3, 10, (3, 6)),
         )
 
     def with_batches(self, count: int) -> "Sizes":
@@ -64,18 +68,28 @@ class Meet:
         self._sizes = sizes
         self._console = console
 
-    async def run(self, *, rounds: int, with_peers: bool, with_growth: bool) -> dict[str, Any]:
-        """Raises `BenchError` when a contender leaves other rows, or gets stuck."""
+    async def run(
+        self, *, rounds: int, with_peers: bool, with_growth: bool, only: str | None = None
+    ) -> dict[str, Any]:
+        """Measures everything, or the workload `only` of `Busy`.
+
+        Raises `BenchError` when a contender leaves other rows, or gets stuck.
+        """
         await self._stage.drop()
         try:
             self._say("making the worlds")
             shape = self._sizes.course.shape
             await courses.worlds(self._stage, self._sizes.course)
+            busy = Busy(self._stage, self._sizes.busy, self._say)
+            if only is not None:
+                return await busy.workloads[only]()
             laps, waits = await self._race(rounds, PEERS if with_peers else ())
             self._say("round trips")
             enough = batches(shape, 2 * sum(round_trips.GROUPS), seed="trips", day=30)
             trips = await round_trips.measure(self._stage, self._sizes.course.states[-1], enough)
             measured = _headlines(laps, trips, latency.spreads(waits))
+            for workload in busy.workloads.values():
+                measured |= await workload()
             if with_growth:
                 course = await self._course(courses.FRESH, short=False)
                 measured["tuning"] = await tuning.measure(self._stage, course, rounds, self._say)

@@ -6,10 +6,11 @@ starting nor publishing is part of the figures.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 
@@ -53,6 +54,8 @@ class Lap:
     """Seconds of all the contender's processes."""
     memory: int
     """Resident bytes of them together, at the end."""
+    received: Mapping[UUID, float]
+    """When the transaction of each batch began, in seconds from the release."""
 
     @property
     def throughput(self) -> float:
@@ -90,6 +93,7 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
                 processes.hold()
                 await publish(course.timed)
                 used = processes.usage()
+                released = time.time()
                 started = time.perf_counter()
                 processes.release()
                 await _reach(connection, warm + len(course.timed), processes)
@@ -100,9 +104,16 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
             if left:
                 raise BenchError(f"{contender.name} left {left} messages unacknowledged")
             await rows.check(connection, course.expected, f"{contender.name} on {course.name}")
+            received = await _received(connection, released)
         finally:
             await connection.close()
-    return Lap(seconds, len(course.timed), usage.cpu - used.cpu, usage.memory)
+    return Lap(seconds, len(course.timed), usage.cpu - used.cpu, usage.memory, received)
+
+
+async def _received(connection: asyncpg.Connection, since: float) -> dict[UUID, float]:
+    # One machine, so one clock.
+    found = await connection.fetch("SELECT client_session_uuid, received_at FROM ingest_inbox")
+    return {row[0]: row[1].timestamp() - since for row in found}
 
 
 async def _committed(connection: asyncpg.Connection) -> int:

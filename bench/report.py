@@ -1,7 +1,7 @@
 """The measured figures as tables for people: the ratios first, each with its goal."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,10 @@ from bench.figures import Spread
 
 
 def show(measured: Mapping[str, Any], console: Console) -> None:
-    """Prints them."""
+    """Prints them. One workload alone has a single table."""
+    console.print(_busy(measured))
+    if "raw" not in measured:
+        return
     console.print(_headlines(measured))
     for state, figures in measured["raw"]["states"].items():
         console.print(_contenders(state, figures))
@@ -18,6 +21,30 @@ def show(measured: Mapping[str, Any], console: Console) -> None:
     if "growth" in measured:
         for name, figures in {"tuning": measured["tuning"], **measured["growth"]}.items():
             console.print(f"[bold]{name}[/bold] {_plain(figures)}", highlight=False)
+
+
+_GOALS: Final = {
+    "late_vs_in_order": "0.7 or more",
+    "late_vs_in_order_400": "0.3 or more",
+    "hot_user.throughput": "0.6 or more",
+    "hot_user.others_p99": "3 or less",
+    "hot_user.deferred": "0",
+    "even.four_vs_one": "",
+    "eight_vs_two": "0.85 or more",
+    "flood.wait": "300 or less",
+    "rescore_620_vs_62": "12 or less",
+}
+
+
+def _busy(measured: Mapping[str, Any]) -> Table:
+    table = Table("figure", "measured", "goal", title="A busy user, late batches, more workers")
+    for name, goal in _GOALS.items():
+        value: Any = measured
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            table.add_row(name, f"{value:.3g}", goal)
+    return table
 
 
 def _headlines(measured: Mapping[str, Any]) -> Table:

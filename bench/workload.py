@@ -69,6 +69,14 @@ def batches(shape: Shape, count: int, *, seed: str, day: int) -> list[Batch]:
     ]
 
 
+def sessions_of(user: int, shape: Shape, count: int, *, seed: str, day: int) -> list[Batch]:
+    """`count` sessions of one user on a few of their topics, from `day` on."""
+    source = random.Random(f"{seed} {user} {shape}")
+    return [
+        _batch(source, user, shape, _FIRST_DAY + _moment(day, number)) for number in range(count)
+    ]
+
+
 def earlier(shape: Shape, share: float) -> Iterator[Batch]:
     """Sessions that answer `share` of every user's questions once, a month before day 30."""
     source = random.Random(f"earlier {shape}")

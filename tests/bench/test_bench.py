@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from bench import environment, race, rows
+from bench.arguments import WORKLOADS
+from bench.busy import Busy
 from bench.contenders import PEERS, Contender
 from bench.courses import FRESH, course, worlds
 from bench.errors import BenchError
@@ -55,9 +57,17 @@ async def test_a_tiny_run_has_every_figure(settings: Settings, prefix: str) -> N
     }, "the same for a group of any size"
     assert 0 < measured["latency_ms"]["p50"] <= measured["latency_ms"]["p99"]
     assert measured["peers"] == {}
+    assert measured["hot_user"].keys() == {"throughput", "others_p99", "deferred"}
+    assert min(measured["late_vs_in_order"], measured["even"]["four_vs_one"]) > 0
+    assert measured["eight_vs_two"] > 0 < measured["flood"]["wait"]
     assert {"ours_1", "ours_2", "usual", "floor"} == set(
         measured["raw"]["states"][FRESH]["contenders"]
     )
+
+
+def test_a_workload_can_run_alone(settings: Settings, prefix: str) -> None:
+    busy = Busy(Stage(settings, prefix), SMALL.busy, lambda what: None)
+    assert tuple(busy.workloads) == WORKLOADS
 
 
 def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
