@@ -81,6 +81,11 @@ class IngestResult(WireModel):
         description="Attempts that counted, but with another time than was sent: see to the"
         " device's clock.",
     )
+    voided_at: datetime | None = Field(
+        default=None,
+        description="Set if an operator has removed the batch from the progress. It does not count"
+        " any more, so it has no sessions.",
+    )
     erased_at: datetime | None = Field(
         default=None,
         description="Set where the person's history was erased, and answers of this batch with it:"

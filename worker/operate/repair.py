@@ -39,6 +39,13 @@ class Difference:
     stored: Stored | None
     expected: Stored | None
 
+    @property
+    def is_moved(self) -> bool:
+        """Whether only the topic differs."""
+        if self.stored is None or self.expected is None:
+            return False
+        return self.stored._replace(topic_id=self.expected.topic_id) == self.expected
+
     def describe(self) -> str:
         """One sentence that names each column that differs."""
         place = f"user {self.user_id}, question {self.question_id}"
@@ -79,10 +86,15 @@ async def check_known(engine: AsyncEngine, user_id: int) -> None:
 
 
 async def verify(engine: AsyncEngine, user_id: int, policy: Policy) -> list[Difference]:
-    """The differences between a user's stored progress and the fold of their attempts."""
+    """The differences between a user's stored progress and the fold of their attempts.
+
+    A question that the application has moved to another topic is no difference. The stored topic
+    follows with the next answer, or with a rebuild; views use the question's own.
+    """
     # One snapshot for log and progress. Otherwise concurrent ingest would look like differences.
     async with transaction(engine, isolation="repeatable_read") as connection:
-        return [each async for each in _differences(connection, user_id, policy)]
+        found = [each async for each in _differences(connection, user_id, policy)]
+    return [each for each in found if not each.is_moved]
 
 
 class Rebuilt(NamedTuple):

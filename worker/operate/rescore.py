@@ -13,16 +13,16 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.ingest_result import IngestResult, SessionSummary
-from schemas.words import Outcome, Status
+from schemas.words import Outcome
 from worker.domain.history import Change, place
 from worker.domain.policy import Policy
 from worker.domain.records import Message
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.errors import IngestError
-from worker.ingest import messages
 from worker.ingest.followups import FOLLOWUPS, Corrected
 from worker.operate.repair import Difference, put_right
+from worker.operate.retelling import again, due_now
 from worker.store import attempts, audit, inbox, outbox, principals, publications
 from worker.store.audit import By
 from worker.store.driver import write
@@ -105,7 +105,7 @@ async def _rescore_one(
     sessions = sorted({answer.quiz_session_id for answer in scored})
     results = await _results(connection, user_id, await stored.told(connection, sessions))
     jobs = _jobs(changed, scored)
-    outgoing = [message for told, viewer in results for message in _again(told, viewer)]
+    outgoing = [message for told, viewer in results for message in again(told, viewer)]
     kept = {
         told.client_session_uuid: told.model_dump_json(exclude_none=True) for told, _ in results
     }
@@ -141,7 +141,12 @@ async def _results(
     questions = {each for batch in told for ids in batch.questions.values() for each in ids}
     histories = await attempts.histories(connection, {(user_id, each) for each in questions})
     marks = {question_id: _marks(history) for question_id, history in histories.items()}
-    return [(_as_of_now(batch, marks), batch.viewer) for batch in told]
+    results = [_as_of_now(batch, marks) for batch in told]
+    due = await due_now(connection, user_id, results)
+    return [
+        (result.model_copy(update={"due": now}), batch.viewer)
+        for result, now, batch in zip(results, due, told, strict=True)
+    ]
 
 
 def _as_of_now(told: Told, marks: Mapping[int, Mapping[UUID, Mark]]) -> IngestResult:
@@ -195,8 +200,3 @@ def _jobs(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Messa
     return [
         job for each in corrected for followup in FOLLOWUPS for job in followup.on_rescore(each)
     ]
-
-
-def _again(told: IngestResult, viewer: str | None) -> list[Message]:
-    again = told.model_copy(update={"status": Status.ALREADY_INGESTED})
-    return messages.result_for(viewer, None, again)

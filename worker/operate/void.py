@@ -7,14 +7,16 @@ The inbox keeps its uuid and digest, so that a redelivery is a duplicate and cha
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.ingest.followups import FOLLOWUPS, VoidedSessions
 from worker.operate.repair import put_right
-from worker.store import audit, outbox, principals
+from worker.operate.retelling import again, due_now
+from worker.store import audit, inbox, outbox, principals
 from worker.store.audit import By
+from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.operate import void as stored
 
@@ -49,9 +51,23 @@ async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, b
         await outbox.withdraw(
             connection, [id for followup in FOLLOWUPS for id in followup.on_void(sessions)]
         )
+        if voided.quiz_session_ids:
+            await _tell(connection, user_id, client_session_uuid)
         effect = Effect(user_id, len(voided.quiz_session_ids), voided.attempts, len(changed))
         if effect.sessions:
             await audit.record(
                 connection, by, "void", f"session {client_session_uuid}", effect._asdict()
             )
         return effect
+
+
+async def _tell(connection: AsyncConnection, user_id: int, client_session_uuid: UUID) -> None:
+    """Tells the viewer that the session does not count, and when its questions are due now."""
+    known = await stored.told(connection, client_session_uuid)
+    if known is None:
+        return
+    told, viewer, voided_at = known
+    (due,) = await due_now(connection, user_id, [told])
+    told = told.model_copy(update={"sessions": (), "due": due, "voided_at": voided_at})
+    await inbox.retell(connection, {client_session_uuid: told.model_dump_json(exclude_none=True)})
+    await write(connection, outbox.recording(again(told, viewer)))

@@ -350,3 +350,61 @@ async def test_a_rescore_amid_ingest_leaves_one_key(engine: AsyncEngine, ingest:
 async def test_an_unknown_question_is_one_sentence(engine: AsyncEngine) -> None:
     with pytest.raises(IngestError, match="no question 99"):
         await rescore(engine, 99, RIGHT, POLICY, BY)
+
+
+# ------------------------------------------------------------------------- what is told again
+
+
+async def test_what_a_rescore_tells_is_as_of_now_and_the_inbox_keeps_it(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
+    first, second = await make.publish(engine, 2)
+    delivery = sent(wrong(first, at(0)), right(second, at(0)))
+    await ingest([delivery])
+    await ingest([sent(right(second, at(9)))])  # it moves the other question's due time
+
+    await rescore(engine, first.question_id, WRONG, POLICY, BY)
+
+    progress = await make.progress(engine)
+    due = {
+        each.pub_id: progress[each.user_id, each.question_id]["due_at"] for each in (first, second)
+    }
+    (again,) = (await make.told(engine))[2:]
+    assert {each.question_pub_id: each.due_at for each in again.due} == due
+    await ingest([delivery])
+    assert (await make.told(engine))[3].due == again.due
+
+
+async def test_every_published_id_of_a_question_is_told_when_it_is_due(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
+    (question,) = await make.publish(engine)
+    await make.execute(
+        engine,
+        "INSERT INTO published (pub_id, kind, source_id) VALUES ('alias', 'question', :id)",
+        id=question.question_id,
+    )
+    await ingest([sent(right("alias", at(0)), right(question, at(1)))])
+    (told,) = await make.told(engine)
+    assert [each.question_pub_id for each in told.due] == ["alias", question.pub_id]
+    assert len({each.due_at for each in told.due}) == 1
+
+
+async def test_a_void_tells_the_viewer_and_a_redelivery_is_told_the_same(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
+    kept, dropped = await make.publish(engine, 2)
+    await ingest([sent(right(kept, at(0)))])
+    (before,) = await make.told(engine)
+    delivery = sent(wrong(kept, at(1)), wrong(dropped, at(1)))
+    await ingest([delivery])
+
+    await void(engine, delivery.content.client_session_uuid, POLICY, BY)  # type: ignore[union-attr]
+    await void(engine, delivery.content.client_session_uuid, POLICY, BY)  # type: ignore[union-attr]
+
+    (told,) = (await make.told(engine))[2:]
+    assert told.status is Status.ALREADY_INGESTED
+    assert told.voided_at is not None and told.sessions == ()
+    assert told.due == before.due  # of the question that has an answer left, and as it was
+    assert await ingest([delivery]) == [Duplicate()]
+    assert (await make.told(engine))[3] == told

@@ -26,7 +26,7 @@ _MEANING: Final = {
     Pattern.RECOVERING: "forgotten before, right again",
     Pattern.HESITANT: "often unsure",
     Pattern.KNOWN: "right every time",
-    Pattern.LEARNING: "still new",
+    Pattern.LEARNING: "being learned",
 }
 
 
@@ -67,7 +67,10 @@ def _head(picture: Picture) -> str:
 def _figures(picture: Picture) -> str:
     figures = (
         ("Known", f"{_percent(picture.known / picture.questions)}"),
-        ("Due now", f"{picture.due}"),
+        (
+            "Due now",
+            f"{picture.due} ({picture.overdue} overdue)" if picture.overdue else f"{picture.due}",
+        ),
         ("Would be recalled now", _percent(picture.recall)),
         (
             "Recalled in reviews",
@@ -110,6 +113,7 @@ def _topic(topic: Topic) -> str:
 def _forecast(picture: Picture) -> str:
     days = picture.forecast
     counts = [day.due for day in days]
+    columns_shown = [picture.overdue, *counts]
     said = (
         f"{_count(picture.overdue, 'question')} overdue, and {sum(counts)} more coming due within"
         f" {len(days)} days, {counts[0]} of them today."
@@ -118,8 +122,8 @@ def _forecast(picture: Picture) -> str:
     return _section(
         "What is due",
         said,
-        f'<figure><div class="top">{max([*counts, 1])}</div>{columns(counts, said)}'
-        f"{_axis('today', _day(middle), _day(days[-1].day))}</figure>"
+        f'<figure><div class="top">{max([*columns_shown, 1])}</div>{columns(columns_shown, said)}'
+        f"{_axis('before today', _day(middle), _day(days[-1].day))}</figure>"
         + numbers(
             ("Day", "Due"),
             [("before", picture.overdue), *((_day(day.day), day.due) for day in days if day.due)],

@@ -38,11 +38,14 @@ class Week(NamedTuple):
 
 _QUESTIONS: Final = text(
     "SELECT progress.study_question_id,"
-    " progress.study_topic_id, coalesce(topic.name, ''), progress.attempts_count,"
+    " coalesce(question.study_topic_id, progress.study_topic_id),"
+    " coalesce(topic.name, ''), progress.attempts_count,"
     " progress.lapse_count, progress.last_outcome, progress.last_answered_at, progress.pattern,"
     " progress.stability, progress.difficulty, progress.due_at"
     " FROM study_question_progress AS progress"
-    " LEFT JOIN study_topics AS topic ON topic.id = progress.study_topic_id"
+    " LEFT JOIN study_questions AS question ON question.id = progress.study_question_id"
+    " LEFT JOIN study_topics AS topic"
+    " ON topic.id = coalesce(question.study_topic_id, progress.study_topic_id)"
     " WHERE progress.user_id = :user_id ORDER BY progress.study_question_id"
 )
 

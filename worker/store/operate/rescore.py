@@ -72,7 +72,8 @@ _TOLD: Final = text(
     "SELECT CAST(inbox.summary AS text), inbox.viewer, session.id,"
     " ARRAY(SELECT CAST(jsonb_array_elements_text(session.question_ids) AS bigint))"
     " FROM study_quiz_sessions AS session JOIN ingest_inbox AS inbox USING (client_session_uuid)"
-    " WHERE session.id = ANY(CAST(:ids AS uuid[])) AND session.voided_at IS NULL"
+    " WHERE session.client_session_uuid IN (SELECT client_session_uuid FROM study_quiz_sessions"
+    " WHERE id = ANY(CAST(:ids AS uuid[]))) AND session.voided_at IS NULL"
     " AND inbox.summary IS NOT NULL ORDER BY inbox.received_at, inbox.client_session_uuid"
 )
 

@@ -1,10 +1,13 @@
 """Sessions that were ingested and should no longer count."""
 
+from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from schemas.ingest_result import IngestResult
 
 
 class Voided(NamedTuple):
@@ -28,10 +31,26 @@ _VOID: Final = text(
 )
 
 
+_TOLD: Final = text(
+    "SELECT CAST(summary AS text), viewer, now() FROM ingest_inbox"
+    " WHERE client_session_uuid = :uuid AND summary IS NOT NULL"
+)
+
+
 async def principal(connection: AsyncConnection, client_session_uuid: UUID) -> int | None:
     """The owner of the session. None if it was never ingested, or is erased."""
     found = (await connection.scalars(_PRINCIPAL, {"uuid": client_session_uuid})).first()
     return None if found is None else int(found)
+
+
+async def told(
+    connection: AsyncConnection, client_session_uuid: UUID
+) -> tuple[IngestResult, str | None, datetime] | None:
+    """The result that the batch's viewer got, the viewer, and the transaction's time. None if the
+    inbox has no result.
+    """
+    row = (await connection.execute(_TOLD, {"uuid": client_session_uuid})).first()
+    return None if row is None else (IngestResult.model_validate_json(row[0]), row[1], row[2])
 
 
 async def void(connection: AsyncConnection, client_session_uuid: UUID) -> Voided:
