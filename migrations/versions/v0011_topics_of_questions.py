@@ -8,8 +8,8 @@ Questions are locked first, as the ingest transaction reads them first.
 
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 _VIEW = """
 CREATE OR REPLACE VIEW study_topic_progress AS
