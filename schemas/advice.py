@@ -24,6 +24,7 @@ OF_REJECTION: Final[Mapping[RejectReason, str]] = {
     RejectReason.RETRIES_EXHAUSTED: "Keep the batch. An operator can replay it; then it is ingested"
     " after all.",
     RejectReason.DELIVERY_LIMIT: "Keep the batch, and ask the operator to look at it.",
+    RejectReason.EXPIRED: "Publish the batch again, without the property expiration.",
 }
 
 OF_SKIP: Final[Mapping[SkipReason, str]] = {
@@ -31,4 +32,5 @@ OF_SKIP: Final[Mapping[SkipReason, str]] = {
     SkipReason.WITHDRAWN: "Remove the question: its publication was withdrawn.",
     SkipReason.QUESTION_DELETED: "Remove the question: its owner deleted it.",
     SkipReason.NO_ANSWER: "Nothing: it had neither a choice nor is_unsure.",
+    SkipReason.ERASED: "Delete the answer: it was given before the person's history was erased.",
 }
