@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console, Group
@@ -19,10 +19,15 @@ from rich.text import Text
 
 from worker.cli.asking import Json, printable
 from worker.cli.shared import engine_of, load_settings, run
+from worker.errors import BrokerAway, DatabaseAway
 
 if TYPE_CHECKING:
-    from worker.operate.status import BrokerStatus, DatabaseStatus, Status
+    from worker.operate.status import Attention, BrokerStatus, DatabaseStatus, Status
     from worker.settings import Settings
+
+_NAME_WIDTH: Final = 24
+"""Where a terminal is narrower, a name goes on in the next line: cut names look all the same."""
+_STYLES: Final = {"danger": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,8 +39,9 @@ def add_to(app: typer.Typer) -> None:
 def status(as_json: Json = False) -> None:
     """Shows queues, consumers, rates, dead letters, outbox, pause and schema.
 
-    It changes nothing. It exits with 1 if something needs attention, and says what. The broker's
-    counts lag by up to 5 seconds.
+    It changes nothing. What needs attention comes first, the worst at the top. It exits with 1 if
+    there is a warning or a danger, with 5 if the database is unreachable, and with 6 if the broker
+    is. The broker's counts lag by up to 5 seconds.
 
     Example: study-ingest status --json
     """
@@ -56,7 +62,7 @@ def status(as_json: Json = False) -> None:
         typer.echo(json.dumps(_fields(seen), indent=2))
     else:
         _console().print(_shown(seen))
-    raise typer.Exit(1 if seen.attention else 0)
+    raise typer.Exit(_exit_code(seen))
 
 
 def top(
@@ -123,13 +129,26 @@ def _console() -> Console:
 
 def _fields(seen: "Status") -> dict[str, Any]:
     fields = asdict(seen)
+    if seen.broker is not None:
+        fields["broker"]["listening"] = len(seen.broker.listening)
     if seen.database is not None:
         pause, outbox = seen.database.pause, seen.database.outbox
         dead = seen.database.dead
+        fields["database"]["granted"] = len(seen.database.granted)
         fields["database"]["dead"] = None if dead is None else dead._asdict()
         fields["database"]["pause"] = None if pause is None else pause._asdict()
         fields["database"]["outbox"] = None if outbox is None else outbox._asdict()
-    return {"healthy": not seen.attention, **_plain(fields)}
+    fields["attention"] = [each._asdict() for each in seen.attention]
+    return {"healthy": seen.is_healthy, **_plain(fields)}
+
+
+def _exit_code(seen: "Status") -> int:
+    codes = {each.code for each in seen.attention}
+    if "database_away" in codes:
+        return DatabaseAway.exit_code
+    if "broker_away" in codes:
+        return BrokerAway.exit_code
+    return 0 if seen.is_healthy else 1
 
 
 def _plain(value: Any) -> Any:
@@ -141,26 +160,28 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(seen: "Status") -> Group:
-    parts: list[Any] = []
+    # What needs attention comes first: a short terminal cuts off the end.
+    parts: list[Any] = [Text("All is well.", style="green")] if seen.is_healthy else []
+    parts += [*map(_line, seen.attention), Text()]
     if seen.broker is not None:
         parts += [_queues(seen.broker), Text()]
     if seen.database is not None:
         parts += _database(seen.database)
-    if seen.attention:
-        parts += [
-            Text(),
-            *(Text(f"! {printable(line)}", style="bold red") for line in seen.attention),
-        ]
-    else:
-        parts += [Text(), Text("All is well.", style="green")]
     return Group(*parts)
+
+
+def _line(each: "Attention") -> Text:
+    line = Text(f"{each.severity}: ", style=_STYLES[each.severity])
+    line.append(printable(each.found), style="default")
+    line.append(f" {printable(each.remedy)}" if each.remedy else "", style="bold")
+    return line
 
 
 def _queues(broker: "BrokerStatus") -> Table:
     table = Table(
         box=None, pad_edge=False, title=f"RabbitMQ {broker.version}", title_justify="left"
     )
-    table.add_column("queue")
+    table.add_column("queue", overflow="fold", min_width=_NAME_WIDTH)
     for name in ("ready", "in hand", "consumers", "in/s", "done/s"):
         table.add_column(name, justify="right")
     for queue in broker.queues:

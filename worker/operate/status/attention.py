@@ -1,0 +1,220 @@
+"""What somebody should see to. Each item has a stable code, how bad it is, what was found and what
+to do.
+
+Pure: it judges what `look.py` has read. A cause is named once: while ingest is paused, or the
+database is away, nobody is told to start a worker.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Final, Literal, NamedTuple
+
+from schemas import amqp
+from schemas.followups import KINDS
+from worker.errors import BrokerAway, DatabaseAway, IngestError
+from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
+
+Severity = Literal["note", "warning", "danger"]
+"""`danger`: ingest stands still, or data is at risk. `warning`: somebody should look today. `note`:
+worth knowing; all is well."""
+
+_OUTBOX_LAG: Final = 60.0
+"""Seconds that a result may wait in the outbox before somebody should look."""
+_LONG_BACKLOG: Final = 300.0
+"""Seconds of work, at the rate at which it is done now, from which a backlog is worth a look."""
+_NAMED: Final = 5
+"""How many viewers or queues a sentence names."""
+
+
+class Attention(NamedTuple):
+    """One thing to see to."""
+
+    code: str
+    severity: Severity
+    found: str
+    remedy: str
+
+
+def of_error(error: IngestError) -> Attention:
+    """A server that could not be asked, or is not set up."""
+    code = {DatabaseAway: "database_away", BrokerAway: "broker_away"}.get(type(error), "not_set_up")
+    found = error.found.rstrip(".")
+    return Attention(code, "danger", f"{found}.", _sentence(error.remedy))
+
+
+def of_servers(
+    broker: BrokerStatus | None,
+    database: DatabaseStatus | None,
+    *,
+    expected: Collection[str],
+    enabled: bool,
+) -> list[Attention]:
+    """Everything to see to, the worst first. None stands for a server that could not be asked.
+
+    `expected` names the queues that the topology has.
+    """
+    stands_still = database is None or database.pause is not None or not enabled
+    found = [
+        *(_disabled() if not enabled else ()),
+        *(() if database is None else _of_the_database(database)),
+        *(() if broker is None else _of_the_broker(broker, expected, stands_still)),
+        *(() if broker is None or database is None else _of_the_viewers(broker, database)),
+    ]
+    order: dict[Severity, int] = {"danger": 0, "warning": 1, "note": 2}
+    return sorted(found, key=lambda each: order[each.severity])
+
+
+def _disabled() -> Iterator[Attention]:
+    yield Attention(
+        "disabled",
+        "warning",
+        "INGEST_ENABLED is false here: workers with this setting do not ingest.",
+        "Set it to true, or unset it.",
+    )
+
+
+def _of_the_broker(
+    broker: BrokerStatus, expected: Collection[str], stands_still: bool
+) -> Iterator[Attention]:
+    missing = sorted(name for name in expected if broker.queue(name) is None)
+    if missing:
+        yield Attention(
+            "queues_missing",
+            "danger",
+            f"{_count(len(missing), 'queue is', 'queues are')} missing: {', '.join(missing)}.",
+            "Run `study-ingest topology`.",
+        )
+    attempts = broker.queue(amqp.ATTEMPTS_QUEUE)
+    if attempts is not None and not stands_still:
+        yield from _of_the_backlog(attempts)
+    yield from _of_those_that_wait(broker)
+    yield from _of_the_followups(broker)
+
+
+def _of_the_backlog(attempts: QueueStatus) -> Iterator[Attention]:
+    if not attempts.consumers:
+        yield Attention(
+            "no_consumer",
+            "danger",
+            f"Nobody consumes {attempts.name}, where {attempts.ready} batches wait.",
+            "Start a worker, or ask the /ready of those that run why they are not.",
+        )
+        return
+    rate = attempts.acknowledged_per_second
+    if rate and attempts.ready / rate > _LONG_BACKLOG:
+        yield Attention(
+            "backlog",
+            "warning",
+            f"{attempts.ready} batches wait, which is {attempts.ready / rate / 60:.0f} minutes of"
+            f" work at {rate:.0f} a second.",
+            "Start more workers, or let them work it off.",
+        )
+
+
+def _of_those_that_wait(broker: BrokerStatus) -> Iterator[Attention]:
+    collected = broker.queue(amqp.DEAD_QUEUE)
+    if collected is not None and collected.ready:
+        yield Attention(
+            "uncollected",
+            "warning",
+            f"{collected.ready} messages wait in {collected.name} to be kept as dead letters.",
+            "A worker takes them within seconds; for one that AMQP 0-9-1 can't carry, it needs"
+            " INGEST_MANAGEMENT_URL.",
+        )
+    retrying = sum(
+        queue.ready for queue in broker.queues if queue.name.startswith(amqp.RETRY_QUEUE_PREFIX)
+    )
+    if retrying:
+        yield Attention(
+            "retrying",
+            "note",
+            f"{retrying} batches failed and wait to be tried again.",
+            "Look for delivery.failed in the workers' logs.",
+        )
+    newer = broker.queue(amqp.NEWER_QUEUE)
+    if newer is not None and newer.ready:
+        yield Attention(
+            "newer_version",
+            "warning",
+            f"{newer.ready} batches wait for a newer worker.",
+            "Upgrade, and they are taken.",
+        )
+
+
+def _of_the_followups(broker: BrokerStatus) -> Iterator[Attention]:
+    for kind in KINDS:
+        queue = broker.queue(amqp.followups_queue(kind.routing_key))
+        if queue is not None and queue.ready and not queue.consumers:
+            yield Attention(
+                "followups_unconsumed",
+                "warning",
+                f"{queue.ready} jobs wait in {queue.name}, and nobody consumes it.",
+                "Start the service that takes them, or purge the queue if nobody wants them.",
+            )
+
+
+def _of_the_viewers(broker: BrokerStatus, database: DatabaseStatus) -> Iterator[Attention]:
+    if deaf := sorted(database.granted - broker.listening):
+        yield Attention(
+            "viewer_without_queue",
+            "warning",
+            f"{_count(len(deaf), 'viewer has', 'viewers have')} a grant and no results queue, so"
+            f" nobody tells them what became of their batches: {_named(deaf)}.",
+            "Run `study-ingest viewer rotate` for each, which creates the queue, or `viewer revoke`"
+            " where it is not in use.",
+        )
+    if mute := sorted(broker.listening - database.granted):
+        yield Attention(
+            "viewer_without_grant",
+            "note",
+            f"{_count(len(mute), 'viewer', 'viewers')} may write for nobody: {_named(mute)}.",
+            "Run `study-ingest viewer grant`, or `viewer revoke` where it is not in use.",
+        )
+
+
+def _of_the_database(database: DatabaseStatus) -> Iterator[Attention]:
+    if database.schema != database.schema_wanted:
+        yield Attention(
+            "schema",
+            "danger",
+            f"The schema is at {database.schema or 'none'} and this program needs"
+            f" {database.schema_wanted}.",
+            "Run `study-ingest migrate`, or the newer program.",
+        )
+        return
+    if database.dead is not None and database.dead.letters:
+        yield Attention(
+            "dead_letters",
+            "warning",
+            f"{database.dead.letters} dead letters wait for a decision.",
+            "Look at them with `study-ingest dead list`.",
+        )
+    if pause := database.pause:
+        because = f" ({pause.reason})" if pause.reason else ""
+        since = pause.paused_at.isoformat(sep=" ", timespec="seconds")
+        yield Attention(
+            "paused",
+            "warning",
+            f"Ingest is paused since {since} by {pause.actor}{because}.",
+            "`study-ingest resume` ends the pause.",
+        )
+    if database.outbox is not None and database.outbox.oldest_age > _OUTBOX_LAG:
+        yield Attention(
+            "outbox_lag",
+            "warning",
+            f"{database.outbox.messages} results and jobs wait in the outbox, the oldest for"
+            f" {database.outbox.oldest_age:.0f} s.",
+            "See that a relay runs and reaches the broker.",
+        )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"

@@ -1,0 +1,47 @@
+"""What `status` reads of the two servers, as plain values."""
+
+from dataclasses import dataclass
+
+from worker.store.operate.dead import Overview
+from worker.store.outbox import Backlog
+from worker.store.pause import Pause
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One queue; rates are messages a second, None where the broker keeps none."""
+
+    name: str
+    ready: int
+    unacknowledged: int
+    consumers: int
+    published_per_second: float | None
+    acknowledged_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStatus:
+    """The broker: our queues, and the viewers that have a queue for results."""
+
+    version: str
+    queues: tuple[QueueStatus, ...]
+    listening: frozenset[str]
+
+    def queue(self, name: str) -> QueueStatus | None:
+        """The queue of this name; None when there is none."""
+        return next((queue for queue in self.queues if queue.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatus:
+    """The database. Everything but the versions is None where the schema does not fit."""
+
+    schema: str | None
+    schema_wanted: str
+    pause: Pause | None
+    outbox: Backlog | None
+    dead: Overview | None
+    hanging_commits: int
+    """Sessions of this role that have been waiting in COMMIT, for a replica, say."""
+    granted: frozenset[str] = frozenset()
+    """The viewers that may write for somebody."""

@@ -1,0 +1,132 @@
+"""Reads how things stand: queues, consumers, rates, dead letters, outbox, pause and schema.
+
+It looks at both servers at once and changes nothing. A server that is away is part of the picture.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from schemas import amqp
+from worker.broker import topology
+from worker.broker.management import Json, Management
+from worker.broker.subscription import consumer_count
+from worker.errors import IngestError
+from worker.operate.status.attention import Attention, of_error, of_servers
+from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
+from worker.ingest.trial import hanging_commits
+from worker.settings import Settings
+from worker.store import outbox, pause, schema
+from worker.store.engine import transaction
+from worker.store.operate import dead, grants
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything, at one moment. `attention` has what somebody should see to, the worst first."""
+
+    at: datetime
+    broker: BrokerStatus | None
+    database: DatabaseStatus | None
+    attention: tuple[Attention, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether there is nothing but notes."""
+        return all(each.severity == "note" for each in self.attention)
+
+
+async def look(
+    settings: Settings,
+    engine: AsyncEngine,
+    management: Management,
+) -> Status:
+    """How things stand now; never raises `IngestError`."""
+    found = await asyncio.gather(
+        _broker(settings, management),
+        _database(engine),
+        topology.check(management, settings),
+        return_exceptions=True,
+    )
+    errors = []
+    for one in found:
+        if isinstance(one, IngestError):
+            errors.append(of_error(one))
+        elif isinstance(one, BaseException):
+            raise one
+    broker = found[0] if isinstance(found[0], BrokerStatus) else None
+    database = found[1] if isinstance(found[1], DatabaseStatus) else None
+    expected = {queue.name for queue in topology.wanted(settings).queues}
+    seen = of_servers(broker, database, expected=expected, enabled=settings.enabled)
+    # Missing queues are named all at once; the check stops at the first.
+    if any(each.code == "queues_missing" for each in seen):
+        errors = [each for each in errors if each.code != "not_set_up"]
+    # A broker that is away fails both that look at it.
+    return Status(datetime.now(UTC), broker, database, (*dict.fromkeys(errors), *seen))
+
+
+async def _broker(settings: Settings, management: Management) -> BrokerStatus:
+    version, queues = await asyncio.gather(management.version(), management.queues())
+    ours = sorted(
+        (_queue(each) for each in queues if each["name"].startswith((_OURS, _JOBS))),
+        key=lambda queue: [part.zfill(12) for part in queue.name.split(".")],
+    )
+    ours = [await _with_consumers(queue, settings) for queue in ours]
+    listening = (_viewer_of(each["name"]) for each in queues)
+    return BrokerStatus(version, tuple(ours), frozenset(filter(None, listening)))
+
+
+def _viewer_of(queue: str) -> str | None:
+    """The viewer for whose results a queue is: by AMQP, or a subscription by MQTT."""
+    found = _RESULTS_QUEUE.fullmatch(queue)
+    return None if found is None else found[1] or found[2]
+
+
+_OURS: Final = amqp.ATTEMPTS_QUEUE
+_JOBS: Final = amqp.FOLLOWUPS_EXCHANGE
+_RESULTS_QUEUE: Final = re.compile(r"study\.results\.(.+)|mqtt-subscription-(.+)qos[01]")
+
+
+def _queue(found: Json) -> QueueStatus:
+    stats = found.get("message_stats") or {}
+
+    def rate(what: str) -> float | None:
+        value = (stats.get(f"{what}_details") or {}).get("rate")
+        return None if value is None else float(value)
+
+    return QueueStatus(
+        found["name"],
+        # A queue that was just declared has no counts yet.
+        found.get("messages_ready", 0),
+        found.get("messages_unacknowledged", 0),
+        found.get("consumers", 0),
+        rate("publish"),
+        rate("ack"),
+    )
+
+
+async def _with_consumers(queue: QueueStatus, settings: Settings) -> QueueStatus:
+    """The queue with the consumers that it really has where the API, which lags, knows of none."""
+    if queue.name != amqp.ATTEMPTS_QUEUE or queue.consumers:
+        return queue
+    return replace(queue, consumers=await consumer_count(settings, queue.name))
+
+
+async def _database(engine: AsyncEngine) -> DatabaseStatus:
+    at, head = await schema.current(engine), schema.head()
+    if at != head:
+        return DatabaseStatus(at, head, None, None, None, 0)
+    async with transaction(engine) as connection:
+        return DatabaseStatus(
+            at,
+            head,
+            await pause.find(connection),
+            await outbox.backlog(connection),
+            await dead.overview(connection),
+            await hanging_commits(connection),
+            frozenset(await grants.all_of(connection)),
+        )
