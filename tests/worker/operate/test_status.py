@@ -101,8 +101,9 @@ async def test_a_schema_that_does_not_fit_needs_attention(site: Site) -> None:
 
 
 async def test_all_missing_queues_are_named_at_once(site: Site) -> None:
-    await site.broker.channel.queue_delete(amqp.NEWER_QUEUE)
-    await site.broker.channel.queue_delete(amqp.followups_queue(amqp.REVIEW_REQUESTED))
+    channel = await site.broker.channel()
+    await channel.queue_delete(amqp.NEWER_QUEUE)
+    await channel.queue_delete(amqp.followups_queue(amqp.REVIEW_REQUESTED))
 
     def told(found: dict[str, Any]) -> bool:
         return "queues_missing" in codes_of(found)
@@ -117,7 +118,7 @@ async def test_all_missing_queues_are_named_at_once(site: Site) -> None:
 
 async def test_jobs_that_nobody_takes_and_viewers_that_nobody_hears(site: Site) -> None:
     await site.broker.publish(
-        b"{}", exchange=amqp.FOLLOWUPS_EXCHANGE, key=amqp.EXPLANATION_REQUESTED
+        b"{}", exchange=amqp.FOLLOWUPS_EXCHANGE, routing_key=amqp.EXPLANATION_REQUESTED
     )
     await make.grant(site.engine, "deaf", 7)
 
