@@ -197,6 +197,13 @@ def _of_the_database(database: DatabaseStatus) -> Iterator[Attention]:
             f"Ingest is paused since {since} by {pause.actor}{because}.",
             "`study-ingest resume` ends the pause.",
         )
+    if database.hanging_commits:
+        yield Attention(
+            "commits_hang",
+            "danger",
+            f"{_count(database.hanging_commits, 'commit hangs', 'commits hang')}.",
+            "See that the replicas in synchronous_standby_names are there.",
+        )
     if database.outbox is not None and database.outbox.oldest_age > _OUTBOX_LAG:
         yield Attention(
             "outbox_lag",

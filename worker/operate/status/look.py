@@ -16,9 +16,9 @@ from worker.broker import topology
 from worker.broker.management import Json, Management
 from worker.broker.subscription import consumer_count
 from worker.errors import IngestError
+from worker.ingest.trial import hanging_commits
 from worker.operate.status.attention import Attention, of_error, of_servers
 from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
-from worker.ingest.trial import hanging_commits
 from worker.settings import Settings
 from worker.store import outbox, pause, schema
 from worker.store.engine import transaction
