@@ -24,16 +24,18 @@ IngestError                 every error that the worker reports to a person
 class IngestError(Exception):
     """An error that the worker reports to a person: what was found, and what to do about it.
 
-    `found` names the value. `remedy` is empty if there is nothing to do. The text of the exception
-    is both of them: `found: remedy`.
+    `found` names the value. `remedy` is what to do, as a clause; a class may have one for all of
+    its errors. The text of the exception is `found: remedy` where the error has one of its own.
     """
 
     exit_code = 1
+    remedy = ""
 
     def __init__(self, found: str, remedy: str = "") -> None:
         super().__init__(f"{found}: {remedy}" if remedy else found)
         self.found = found
-        self.remedy = remedy
+        if remedy:
+            self.remedy = remedy
 
 
 class SettingsError(IngestError):
@@ -86,12 +88,14 @@ class DatabaseAway(IngestError):
     """Raised by the store if the database is unreachable. It says nothing about any message."""
 
     exit_code = 5
+    remedy = "start it, or correct INGEST_DATABASE_URL."
 
 
 class BrokerAway(IngestError):
     """Raised by commands if the broker is unreachable."""
 
     exit_code = 6
+    remedy = "start it, or correct INGEST_AMQP_URL and INGEST_MANAGEMENT_URL."
 
 
 class DatabaseRefused(IngestError):

@@ -62,6 +62,14 @@ class Address(NamedTuple):
     words: Mapping[str, str]
 
     @property
+    def places(self) -> str:
+        """The hosts with their ports, for people; empty where the URL names none."""
+        ports = self.ports if len(self.ports) != 1 else self.ports * len(self.hosts)
+        if not ports:
+            return ", ".join(self.hosts)
+        return ", ".join(f"{host}:{port}" for host, port in zip(self.hosts, ports, strict=False))
+
+    @property
     def is_verified(self) -> bool:
         """Whether the server must prove who it is."""
         return self.words.get("sslmode") == VERIFIED

@@ -443,5 +443,8 @@ def load_settings() -> Settings:
         name = f"INGEST_{str(problem['loc'][0]).upper()}" if problem["loc"] else "INGEST_*"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "missing":
-            raise SettingsError(f"{name} is not set: set it in the environment.") from None
+            raise SettingsError(
+                f"{name} is not set",
+                "set it in the environment.",
+            ) from None
         raise SettingsError(f"{name} is not valid: {message}.") from None

@@ -89,11 +89,13 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
     except (LoginRefused, AuthenticationError):
         user = unquote(parts.username or "guest")
         raise BrokerAway(
-            f"{where} refuses user {user!r}: correct the login in INGEST_AMQP_URL."
+            f"{where} refuses user {user!r}",
+            "correct the login in INGEST_AMQP_URL.",
         ) from None
     except CLIENT_ERRORS as error:
         raise BrokerAway(
-            f"{where} can't be reached ({describe(error)}): start it, or correct INGEST_AMQP_URL."
+            f"{where} can't be reached ({describe(error)})",
+            "start it, or correct INGEST_AMQP_URL.",
         ) from None
 
 

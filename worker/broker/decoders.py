@@ -53,8 +53,8 @@ def install() -> None:
         ({UNREADABLE_HEADERS: True}, None, None),
     ):
         raise InstallationError(
-            "The installed version of pamqp can't be protected against unreadable messages: install"
-            " the versions in requirements.lock."
+            "The installed version of pamqp can't be protected against unreadable messages",
+            "install the versions in requirements.lock.",
         )
 
 

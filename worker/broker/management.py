@@ -198,7 +198,8 @@ class Management:
         except (httpx.HTTPError, OSError) as error:
             raise BrokerAway(
                 f"RabbitMQ's management API at {self._base} can't be reached"
-                f" ({type(error).__name__}): start it, or correct INGEST_MANAGEMENT_URL."
+                f" ({type(error).__name__})",
+                "start it, or correct INGEST_MANAGEMENT_URL.",
             ) from None
         if response.is_success:
             return response
@@ -209,24 +210,31 @@ class Management:
         match response.status_code:
             case 401:
                 return TopologyError(
-                    f"{where} refuses user {self.user!r}: correct the login, or give the user"
-                    " the tag 'monitoring' (to check) or 'administrator' (to apply)."
+                    f"{where} refuses user {self.user!r}",
+                    "correct the login, or give the user"
+                    " the tag 'monitoring' (to check) or 'administrator' (to apply).",
                 )
             case 403:
                 return TopologyError(
-                    f"{where} denies user {self.user!r} what was asked in vhost {self.vhost!r}:"
-                    " use a login with permissions there and the tag 'policymaker'."
+                    f"{where} denies user {self.user!r} what was asked in vhost {self.vhost!r}",
+                    "use a login with permissions there and the tag 'policymaker'.",
                 )
             case 404:
                 asked = unquote(response.request.url.path)
                 return TopologyError(
-                    f"{where} finds nothing at {asked}: create vhost {self.vhost!r} and run"
-                    " `study-ingest topology`, or correct INGEST_AMQP_URL."
+                    f"{where} finds nothing at {asked}",
+                    f"create vhost {self.vhost!r} and run"
+                    " `study-ingest topology`, or correct INGEST_AMQP_URL.",
                 )
             case status if status >= 500:
-                return BrokerAway(f"{where} answers {status}: wait, or look at the broker's log.")
+                return BrokerAway(
+                    f"{where} answers {status}",
+                    "wait, or look at the broker's log.",
+                )
             case status:
-                return TopologyError(f"{where} answers {status}: {_reason(response)}.")
+                return TopologyError(
+                    f"{where} answers {status}: {_reason(response)}", "look at the broker's log."
+                )
 
 
 def _reason(response: httpx.Response) -> str:

@@ -276,14 +276,14 @@ async def check(management: Management, settings: Settings) -> None:
     _check_immutable(must, found)
     for exchange in must.exchanges:
         if exchange.name not in found.exchanges:
-            raise TopologyError(f"Exchange {exchange.name} is missing: {_REMEDY}.")
+            raise TopologyError(f"Exchange {exchange.name} is missing", f"{_REMEDY}.")
     for queue in must.queues:
         if queue.name not in found.queues:
-            raise TopologyError(f"Queue {queue.name} is missing: {_REMEDY}.")
+            raise TopologyError(f"Queue {queue.name} is missing", f"{_REMEDY}.")
     wanted_bindings: tuple[Binding | Link, ...] = (*must.bindings, *must.links)
     for binding in wanted_bindings:
         if binding not in (found.links if isinstance(binding, Link) else found.bindings):
-            raise TopologyError(f"The {_describe(binding)} is missing: {_REMEDY}.")
+            raise TopologyError(f"The {_describe(binding)} is missing", f"{_REMEDY}.")
     for policy in must.policies:
         _check_policy(policy, found)
     for queue in must.queues:
@@ -333,7 +333,8 @@ async def _check_broker(management: Management) -> None:
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < _OLDEST:
         raise TopologyError(
-            f"RabbitMQ {version} can't dead-letter at least once: upgrade it to 3.10 or later."
+            f"RabbitMQ {version} can't dead-letter at least once",
+            "upgrade it to 3.10 or later.",
         )
     if numbers >= _STREAMS_ALWAYS:
         return
@@ -345,7 +346,8 @@ async def _check_broker(management: Management) -> None:
         if flag["name"] == "stream_queue" and flag["state"] == "disabled":
             raise TopologyError(
                 "The broker's feature flag stream_queue is off, so it can't dead-letter at least"
-                " once: run `rabbitmqctl enable_feature_flag stream_queue`."
+                " once",
+                "run `rabbitmqctl enable_feature_flag stream_queue`.",
             )
 
 
@@ -373,7 +375,8 @@ def _same(what: str, key: str, has: object, must: object) -> None:
         )
         raise TopologyError(
             f"{what} has {key} {_shown(has)} where it must be {_shown(must)}, which can't be"
-            f" changed while it exists: {instead} delete it and {_REMEDY}."
+            " changed while it exists",
+            f"{instead} delete it and {_REMEDY}.",
         )
 
 
@@ -414,7 +417,7 @@ def _check_policy(policy: Policy, found: _Found) -> None:
     """
     matching = _matching(policy.queue, found.policies)
     if not any(p["name"] == policy.name for p in matching):
-        raise TopologyError(f"Policy {policy.name} is missing: {_REMEDY}.")
+        raise TopologyError(f"Policy {policy.name} is missing", f"{_REMEDY}.")
     highest = max(p["priority"] for p in matching)
     # If two have the same priority, the broker's choice is undefined, so all must be right.
     for winner in (p for p in matching if p["priority"] == highest):
@@ -424,8 +427,8 @@ def _check_policy(policy: Policy, found: _Found) -> None:
             if definition.get(key) != must:
                 raise TopologyError(
                     f"Policy {winner['name']} rules queue {policy.queue} and gives it"
-                    f" {key} {_shown(definition.get(key))} where it must be {_shown(must)}:"
-                    f" {remedy}."
+                    f" {key} {_shown(definition.get(key))} where it must be {_shown(must)}",
+                    f"{remedy}.",
                 )
 
 
@@ -442,8 +445,8 @@ def _check_kept(queue: Queue, found: _Found) -> None:
                 remedy = _REMEDY if policy["name"] == ATTEMPTS_POLICY else _LET_GO
                 raise TopologyError(
                     f"{kind} {policy['name']} gives queue {queue.name} {key}"
-                    f" {_shown(policy['definition'][key])}, which takes waiting messages away:"
-                    f" {remedy}."
+                    f" {_shown(policy['definition'][key])}, which takes waiting messages away",
+                    f"{remedy}.",
                 )
 
 

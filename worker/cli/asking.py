@@ -60,7 +60,8 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise NotConfirmed(
-            "There is no terminal to ask for confirmation, so nothing was done: add --yes."
+            "There is no terminal to ask for confirmation, so nothing was done",
+            "add --yes.",
         )
     typer.confirm(question, abort=True, err=True)
 

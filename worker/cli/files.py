@@ -29,8 +29,8 @@ def written(path: Path) -> Iterator[TextIO]:
     else:
         if not stat.S_ISREG(found.st_mode):
             raise IngestError(
-                f"{path} is {_kind(found.st_mode)}, but only a regular file can be replaced: choose"
-                " another name, or write to standard output."
+                f"{path} is {_kind(found.st_mode)}, but only a regular file can be replaced",
+                "choose another name, or write to standard output.",
             )
     try:
         # In the same folder, so that replacing is one step. The mode is 0600 from the start.

@@ -193,8 +193,8 @@ def _served(settings: Settings, watch: Watch | RelayWatch) -> Iterator[None]:
             )
         except OSError as error:
             raise SettingsError(
-                f"INGEST_HTTP_PORT {settings.http_port} can't be used ({error.strerror}):"
-                " choose another port."
+                f"INGEST_HTTP_PORT {settings.http_port} can't be used ({error.strerror})",
+                "choose another port.",
             ) from None
         _log.info("http.serving", host=settings.http_host, port=port)
         yield

@@ -80,8 +80,9 @@ def add(
     settings = load_settings()
     if mqtt and settings.mqtt_exchange is None:
         raise SettingsError(
-            "INGEST_MQTT_EXCHANGE is not set: set it to the exchange of the broker's MQTT plugin,"
-            " usually amq.topic, here and for the workers."
+            "INGEST_MQTT_EXCHANGE is not set",
+            "set it to the exchange of the broker's MQTT plugin,"
+            " usually amq.topic, here and for the workers.",
         )
     users = user or []
 

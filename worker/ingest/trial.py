@@ -82,8 +82,8 @@ async def _try(connection: AsyncConnection) -> NoReturn:
     await pause.is_paused(connection)
     if hanging := await hanging_commits(connection):
         raise DatabaseAway(
-            f"{hanging} of this role's commits hang: check that the replicas in"
-            " synchronous_standby_names are there."
+            f"{hanging} of this role's commits hang",
+            "check that the replicas in synchronous_standby_names are there.",
         )
     await publications.resolve(connection, {""}, {""}, {_VIEWER})
     await progress.standing(connection, [])

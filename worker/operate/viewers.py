@@ -102,8 +102,8 @@ async def add(
     _check_name(viewer)
     if viewer in await accounts.users():
         raise ViewerError(
-            f"The broker has a user {viewer!r} already: `study-ingest viewer rotate` gives a"
-            " viewer a new password, or choose another name."
+            f"The broker has a user {viewer!r} already",
+            "`study-ingest viewer rotate` gives a viewer a new password, or choose another name.",
         )
     # The grants come first: until the login exists, nobody can use them.
     async with transaction(engine) as connection:
@@ -118,7 +118,8 @@ async def add(
 def _check_name(viewer: str) -> None:
     if not amqp.is_viewer(viewer):
         raise ViewerError(
-            f"{viewer!r} can't name a viewer: take 1 to 64 letters, digits, '-' or '_'."
+            f"{viewer!r} can't name a viewer",
+            "take 1 to 64 letters, digits, '-' or '_'.",
         )
 
 
@@ -172,8 +173,9 @@ async def grant(
     _check_name(viewer)
     if viewer not in await accounts.users():
         raise ViewerError(
-            f"The broker has no user {viewer!r}: `study-ingest viewer add` creates a viewer, and"
-            " `study-ingest viewer list` names them."
+            f"The broker has no user {viewer!r}",
+            "`study-ingest viewer add` creates a viewer, and"
+            " `study-ingest viewer list` names them.",
         )
     async with transaction(engine) as connection:
         if await grants.add(connection, viewer, users):
@@ -242,7 +244,10 @@ async def _logins(accounts: Accounts) -> dict[str, list[str]]:
 async def _access(accounts: Accounts, viewer: str) -> Access:
     tags = (await _logins(accounts)).get(viewer)
     if tags is None:
-        raise ViewerError(f"There is no viewer {viewer!r}: `study-ingest viewer list` names them.")
+        raise ViewerError(
+            f"There is no viewer {viewer!r}",
+            "`study-ingest viewer list` names them.",
+        )
     mqtt = next(
         (
             exchange

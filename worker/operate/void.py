@@ -39,8 +39,8 @@ async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, b
         user_id = await stored.principal(connection, client_session_uuid)
         if user_id is None:
             raise IngestError(
-                f"No session {client_session_uuid} is on record: it was never ingested, or its"
-                " user is erased."
+                f"No session {client_session_uuid} is on record",
+                "it was never ingested, or its user is erased.",
             )
         await principals.lock(connection, [user_id])
         voided = await stored.void(connection, client_session_uuid)

@@ -125,7 +125,8 @@ def _readable(word: str, value: str) -> Iterator[None]:
     except (OSError, KeyError, ValueError) as error:  # the library's own errors are OSErrors
         why = getattr(error, "strerror", None) or "it is not what it should be"
         raise SettingsError(
-            f"INGEST_DATABASE_URL names a {word} that can't be used, {value!r} ({why}): correct it."
+            f"INGEST_DATABASE_URL names a {word} that can't be used, {value!r} ({why})",
+            "correct it.",
         ) from None
 
 

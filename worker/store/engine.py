@@ -51,6 +51,8 @@ Isolation = Literal["read_committed", "repeatable_read"]
 
 _opened: Final = count(1)
 """Numbers the sessions, and the moments at which all earlier ones were declared doubtful."""
+_addressed: Final[WeakKeyDictionary[Engine, str]] = WeakKeyDictionary()
+"""Where each engine connects, for errors: ` at host:port`, without its login."""
 _doubted: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
 """The last such moment of each engine."""
 
@@ -79,6 +81,8 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         connect_args=arguments(address, settings, name),
     )
     pool = engine.sync_engine
+    if places := address.places:
+        _addressed[pool] = f" at {places}"
 
     def number(_: object, record: Any) -> None:
         record.info["opened"] = next(_opened)
@@ -135,7 +139,8 @@ async def transaction(
                     await connection.invalidate()
     except PoolTimeout as error:
         raise DatabaseAway(
-            "No database connection became free in time: raise `max_connections`."
+            "No database connection became free in time",
+            "raise `max_connections`.",
         ) from error
     except (DBAPIError, PostgresError, InterfaceError) as error:
         said = error.orig if isinstance(error, DBAPIError) else error
@@ -147,7 +152,10 @@ async def transaction(
     except InternalClientError as error:
         raise DatabaseAway("The database is away: it closed the connection.") from error
     except (OSError, TimeoutError) as error:
-        raise DatabaseAway(f"The database can't be reached: {_first_line(error)}.") from error
+        where = _addressed.get(engine.sync_engine, "")
+        raise DatabaseAway(
+            f"The database{where} can't be reached: {_first_line(error)}."
+        ) from error
 
 
 @asynccontextmanager

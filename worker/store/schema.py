@@ -57,16 +57,19 @@ async def check(engine: AsyncEngine) -> None:
     if found == wanted:
         return
     if found is None:
-        raise SchemaError("The database has no schema: run `study-ingest migrate`.")
+        raise SchemaError(
+            "The database has no schema",
+            "run `study-ingest migrate`.",
+        )
     known = {script.revision for script in _scripts().walk_revisions()}
     if found in known:
         raise SchemaError(
-            f"The database's schema {found} is older than this program's {wanted}:"
-            " run `study-ingest migrate`."
+            f"The database's schema {found} is older than this program's {wanted}",
+            "run `study-ingest migrate`.",
         )
     raise SchemaError(
-        f"The database's schema {found} is newer than this program's {wanted}:"
-        " run a newer study-ingest."
+        f"The database's schema {found} is newer than this program's {wanted}",
+        "run a newer study-ingest.",
     )
 
 
@@ -86,14 +89,16 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     except CommandError:
         known = ", ".join(sorted(script.revision for script in _scripts().walk_revisions()))
         raise SchemaError(
-            f"There is no version {target!r}: use head, base or one of {known}."
+            f"There is no version {target!r}",
+            f"use head, base or one of {known}.",
         ) from None
     except DBAPIError as error:
         if said := _REFUSED.get(getattr(error.orig, "sqlstate", None) or ""):
             raise SchemaError(said) from error
         if error.connection_invalidated:
             raise DatabaseAway(
-                "The connection to the database was lost: run `migrate` again."
+                "The connection to the database was lost",
+                "run `migrate` again.",
             ) from error
         raise
     return before, await current(engine)
@@ -104,8 +109,8 @@ async def _check_encoding(engine: AsyncEngine) -> None:
         encoding = await connection.scalar(text("SHOW server_encoding"))
     if encoding != "UTF8":
         raise SchemaError(
-            f"The database's encoding is {encoding}, which can't store every id and name: create"
-            " one with ENCODING 'UTF8', move the data there with pg_dump, and migrate that."
+            f"The database's encoding is {encoding}, which can't store every id and name",
+            "create one with ENCODING 'UTF8', move the data there with pg_dump, and migrate that.",
         )
 
 

@@ -134,11 +134,14 @@ def _read(line: str, number: int) -> dict[str, Any]:
         raise IngestError(f"Line {number} is not part of an export of study-ingest.")
     if (record["record"] == "export") is not (number == 1):
         raise IngestError(
-            f"Line {number} begins another export, or the first line is missing: import each file"
-            " whole and by itself."
+            f"Line {number} begins another export, or the first line is missing",
+            "import each file whole and by itself.",
         )
     if number == 1 and record.get("version") not in _READ:
-        raise IngestError(f"The export's version is not {VERSION}: use a newer study-ingest.")
+        raise IngestError(
+            f"The export's version is not {VERSION}",
+            "use a newer study-ingest.",
+        )
     return record
 
 

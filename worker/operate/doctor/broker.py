@@ -13,7 +13,7 @@ from worker.broker.inspection import Inspection
 from worker.broker.management import Json
 from worker.broker.message_size import MAX_MESSAGE_SIZE, accepts
 from worker.errors import BrokerAway, TopologyError
-from worker.operate.doctor.finding import Finding, by_sentence
+from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
 
 _ACK_TIMEOUT = 1_800.0
@@ -40,7 +40,7 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
         await topology.check(inspection, settings)
         found.append(Finding("topology", "ok", "Exchanges, queues and policies are right."))
     except TopologyError as error:
-        found.append(by_sentence("topology", str(error)))
+        found.append(of_error("topology", error))
     queues = await _queues(inspection)
     if (attempts := queues.get(amqp.ATTEMPTS_QUEUE)) is not None:
         found += [

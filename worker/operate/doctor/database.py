@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.errors import SchemaError, TransientFault
 from worker.operate.doctor import session
-from worker.operate.doctor.finding import Finding, by_sentence
+from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import transaction
@@ -52,7 +52,7 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
             Finding("schema", "ok", f"The schema has this program's version {schema.head()}.")
         )
     except SchemaError as error:
-        found.append(by_sentence("schema", str(error)))
+        found.append(of_error("schema", error))
     async with transaction(engine) as connection:
         facts = (await connection.execute(_FACTS)).one()
         now = datetime.now(UTC)

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.broker.inspection import Inspection
 from worker.errors import IngestError
 from worker.operate.doctor import broker, database, local
-from worker.operate.doctor.finding import Finding, by_sentence
+from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
 
 
@@ -26,7 +26,7 @@ async def _survived(place: str, examination: Awaitable[list[Finding]]) -> list[F
         async with asyncio.timeout(60):
             return await examination
     except IngestError as error:
-        return [by_sentence(place, str(error))]
+        return [of_error(place, error)]
     except TimeoutError:
         return [
             Finding(

@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from worker.errors import IngestError
+
 Severity = Literal["ok", "note", "warning", "danger"]
 """`danger`: messages or data can be lost, or nothing works. `warning`: it will cause trouble one
 day. `note`: worth knowing, but nothing has to be done.
@@ -19,9 +21,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def by_sentence(check: str, sentence: str) -> Finding:
-    """A danger from one of our errors, whose text is `what was found: what to do.`"""
-    found, colon, remedy = sentence.rpartition(": ")
-    if not colon:
-        return Finding(check, "danger", sentence, "")
+def of_error(check: str, error: IngestError) -> Finding:
+    """An error of ours as a finding of the worst kind, in two whole sentences."""
+    found, remedy = error.found.rstrip("."), error.remedy
     return Finding(check, "danger", f"{found}.", f"{remedy[:1].upper()}{remedy[1:]}")

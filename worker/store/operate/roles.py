@@ -71,12 +71,14 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
     """
     if not role or len(role.encode(errors="replace")) > _NAME_BYTES or not role.isprintable():
         raise RoleError(
-            f"{role!r} can't name a role: choose 1 to {_NAME_BYTES} bytes of printable text."
+            f"{role!r} can't name a role",
+            f"choose 1 to {_NAME_BYTES} bytes of printable text.",
         )
     if await connection.scalar(_TROUBLE, {"role": role}):
         raise RoleError(
             f"Role {role!r} is a superuser or the current role, and would be reduced to a"
-            " worker's rights: choose another name."
+            " worker's rights",
+            "choose another name.",
         )
     password = secrets.token_urlsafe(24)
     quoted = (
@@ -90,8 +92,8 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
             # Not the error itself, which shows the statement and with it what a password becomes.
             said = str(error.orig).partition("\n")[0].rpartition(">: ")[2]
             raise RoleError(
-                f"The database refused to make role {role!r} a worker's ({said}): run this as the"
-                " owner of the tables, with a login that may create roles."
+                f"The database refused to make role {role!r} a worker's ({said})",
+                "run this as the owner of the tables, with a login that may create roles.",
             ) from None
     return password
 
