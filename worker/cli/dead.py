@@ -273,7 +273,10 @@ def discard(
     settings = load_settings()
     wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
     if wanted.is_everything and not everything:
-        raise SettingsError("No filter is given: add one, or --all for every dead letter.")
+        raise SettingsError(
+            "No filter is given",
+            "add one, or --all for every dead letter.",
+        )
 
     async def work() -> int:
         async with _database(settings, "discard") as engine:
