@@ -18,7 +18,6 @@ from worker.cli.answers import ANSWERS, document
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 
-pytest_plugins = ["tests.worker.operate.conftest"]
 pytestmark = pytest.mark.broker
 
 PUBLISHED = Path(__file__).parents[3] / "docs" / "commands.schema.json"
