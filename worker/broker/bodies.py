@@ -79,5 +79,5 @@ def _warn_of_whole_bodies() -> None:
         "consumer.whole_bodies",
         aiormq=version("aiormq"),
         meaning="bodies are read whole, so a prefetch of large ones can take all the memory",
-        mend="install the versions in requirements.lock",
+        remedy="install the versions in requirements.lock",
     )

@@ -266,7 +266,7 @@ def _warn_of_no_bursts() -> None:
         "publisher.no_bursts",
         aiormq=version("aiormq"),
         meaning="publishing works, and takes three times the CPU time",
-        mend="install the versions in requirements.lock",
+        remedy="install the versions in requirements.lock",
     )
 
 

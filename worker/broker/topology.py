@@ -119,7 +119,7 @@ class Topology:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Step:
     """What `apply` did to one object. `left` means that it found the object and did not change
     it.
     """
@@ -208,7 +208,7 @@ def _waiting(name: str, delay: float) -> Queue:
     )
 
 
-async def apply(management: Management, settings: Settings) -> list[Change]:
+async def apply(management: Management, settings: Settings) -> list[Step]:
     """Creates what is missing, updates policies, deletes nothing. Returns what it did, in order.
 
     Call `check` afterwards, because another policy may still override what was applied.
@@ -257,7 +257,7 @@ async def apply(management: Management, settings: Settings) -> list[Change]:
     )
     known = {queue.name for queue in must.queues}
     changes += [
-        Change("left", f"queue {name}", "no retry delay uses it; delete it once it is empty")
+        Step("left", f"queue {name}", "no retry delay uses it; delete it once it is empty")
         for name in sorted(found.queues)
         if name.startswith(amqp.RETRY_QUEUE_PREFIX) and name not in known
     ]
@@ -384,7 +384,7 @@ def _shown(value: object) -> str:
     return "none" if value is None else str(value)[:100]
 
 
-async def _apply_policy(management: Management, found: _Found, policy: Policy) -> Change:
+async def _apply_policy(management: Management, found: _Found, policy: Policy) -> Step:
     what = f"policy {policy.name}"
     there = next((p for p in found.policies if p["name"] == policy.name), None)
     same_place = there is not None and (there["pattern"], there["apply-to"]) == (
@@ -392,7 +392,7 @@ async def _apply_policy(management: Management, found: _Found, policy: Policy) -
         "queues",
     )
     if there is not None and same_place and there["definition"] == policy.definition:
-        return Change("unchanged", what)
+        return Step("unchanged", what)
     await management.set_policy(
         policy.name,
         pattern=policy.pattern,
@@ -401,14 +401,14 @@ async def _apply_policy(management: Management, found: _Found, policy: Policy) -
         definition=dict(policy.definition),
     )
     if there is None:
-        return Change("created", what)
+        return Step("created", what)
     before = there["definition"]
     differences = [
         f"{key} {_shown(before.get(key))} -> {_shown(policy.definition.get(key))}"
         for key in sorted({*before, *policy.definition})
         if before.get(key) != policy.definition.get(key)
     ]
-    return Change("changed", what, ", ".join(differences) or "pattern")
+    return Step("changed", what, ", ".join(differences) or "pattern")
 
 
 def _check_policy(policy: Policy, found: _Found) -> None:
@@ -476,13 +476,13 @@ def _matches(pattern: str, name: str) -> bool:
 
 async def _create(
     objects: Iterable[tuple[str, bool, Callable[[], Awaitable[None]]]],
-) -> list[Change]:
+) -> list[Step]:
     """Creates the missing ones of these (object, whether it exists, how to create it), all at
     once.
     """
     objects = tuple(objects)
     await asyncio.gather(*(create() for _, exists, create in objects if not exists))
-    return [Change("unchanged" if exists else "created", what) for what, exists, _ in objects]
+    return [Step("unchanged" if exists else "created", what) for what, exists, _ in objects]
 
 
 def _describe(binding: Binding | Link) -> str:

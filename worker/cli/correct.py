@@ -35,16 +35,16 @@ def void(
 
     Example: study-ingest void 0b9c6a52-4c1e-4a9b-9c43-6d3b1f0a7a11 --reason 'a test'
     """
-    from worker.operate import void as voiding
+    from worker.operate import void as operation
     from worker.store import schema
 
     settings = load_settings()
     confirm(f"Take session {session} out of its user's progress?", yes)
 
-    async def work() -> voiding.Effect:
+    async def work() -> operation.VoidCounts:
         async with engine_of(settings, connections=1, name="study-ingest void") as engine:
             await schema.check(engine)
-            return await voiding.void(engine, session, settings.policy(), by(reason))
+            return await operation.void(engine, session, settings.policy(), by(reason))
 
     done = run(work())
     if as_json:
@@ -86,7 +86,7 @@ def rescore(
 
     Example: study-ingest rescore 17 --correct-choice 3 --reason 'typo in the key'
     """
-    from worker.operate import rescore as rescoring
+    from worker.operate import rescore as operation
     from worker.store import schema
 
     if (question is None) is (pub_id is None):
@@ -95,11 +95,11 @@ def rescore(
     named = f"question {question}" if pub_id is None else f"question {pub_id!r}"
     confirm(f"Score all attempts on {named} again?", yes)
 
-    async def work() -> rescoring.Effect:
+    async def work() -> operation.RescoreCounts:
         async with engine_of(settings, connections=1, name="study-ingest rescore") as engine:
             await schema.check(engine)
-            question_id = question or await rescoring.published_as(engine, pub_id or "")
-            return await rescoring.rescore(
+            question_id = question or await operation.published_as(engine, pub_id or "")
+            return await operation.rescore(
                 engine, question_id, correct_choice, settings.policy(), by(reason)
             )
 
@@ -131,7 +131,7 @@ def erase(
 
     Example: study-ingest erase --user 42 --reason 'asked to be forgotten'
     """
-    from worker.operate import erase as erasing
+    from worker.operate import erase as operation
     from worker.store import schema
 
     settings = load_settings()
@@ -140,13 +140,13 @@ def erase(
         async with engine_of(settings, connections=1, name="study-ingest erase") as engine:
             await schema.check(engine)
             with bar("Reading the dead letters") as progress:
-                found = await erasing.survey(engine, user, progress)
+                found = await operation.survey(engine, user, progress)
             confirm(
                 f"Erase {found.attempts} attempts in {found.batches} batches and"
                 f" {len(found.letters)} dead letters of user {user} permanently?",
                 yes,
             )
-            erased, letters = await erasing.erase(engine, user, found, by(reason))
+            erased, letters = await operation.erase(engine, user, found, by(reason))
             return erased._asdict() | {
                 "dead_letters": letters,
                 "unattributed_dead_letters": found.unattributed,

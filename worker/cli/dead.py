@@ -204,7 +204,7 @@ def replay(
 
     Example: study-ingest dead replay --dry-run && study-ingest dead replay --wait
     """
-    from worker.operate.dead import replay as replaying
+    from worker.operate.dead import replay as operation
     from worker.store.engine import transaction
     from worker.store.operate import dead as stored
 
@@ -222,12 +222,12 @@ def replay(
             if len(chosen) > _ASKED_ABOVE:
                 confirm(f"Replay {len(chosen)} dead letters?", yes)
             with bar("Replaying") as progress:
-                asked = await replaying.replay(engine, chosen, by(because), progress, rate)
+                asked = await operation.replay(engine, chosen, by(because), progress, rate)
             left_out = meant - len(chosen) if limit is None else 0
             if not wait or not asked:
                 return len(asked), left_out, {}
             with bar("Waiting") as progress:
-                ends = await replaying.outcomes(engine, asked, progress, _PATIENCE)
+                ends = await operation.outcomes(engine, asked, progress, _PATIENCE)
             return len(asked), left_out, ends
 
     count, left_out, outcomes = run(work())
@@ -266,7 +266,7 @@ def discard(
 
     Example: study-ingest dead discard --reason malformed --older-than 30d
     """
-    from worker.operate.dead import discard as discarding
+    from worker.operate.dead import discard as operation
     from worker.store.engine import transaction
     from worker.store.operate import dead as stored
 
@@ -286,7 +286,7 @@ def discard(
                 return 0
             confirm(f"Delete {len(chosen)} dead letters for good?", yes)
             with bar("Discarding") as progress:
-                return await discarding.discard(engine, chosen, by(because), progress)
+                return await operation.discard(engine, chosen, by(because), progress)
 
     count = run(work())
     typer.echo(json.dumps({"discarded": count}) if as_json else f"Discarded {count} dead letters.")

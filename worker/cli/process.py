@@ -61,13 +61,13 @@ def _warn(settings: Settings) -> None:
         _log.warning(
             "identity.off",
             meaning="anybody who can publish can write anybody's history: for local use only",
-            mend="unset INGEST_REQUIRE_USER_ID, and create viewers with `study-ingest viewer add`",
+            remedy="unset INGEST_REQUIRE_USER_ID, and create viewers with `study-ingest viewer add`",
         )
     for variable in settings.unprotected():
         _log.warning(
             "connection.unprotected",
             variable=variable,
-            mend="use amqps:// or https://, or ?sslmode=verify-full for PostgreSQL",
+            remedy="use amqps:// or https://, or ?sslmode=verify-full for PostgreSQL",
         )
 
 

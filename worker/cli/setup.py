@@ -68,7 +68,7 @@ def apply_topology(as_json: Json = False) -> None:
 
     settings = load_settings()
 
-    async def work() -> list[topology.Change]:
+    async def work() -> list[topology.Step]:
         async with Management(settings) as management:
             changes = await topology.apply(management, settings)
             await topology.check(management, settings)

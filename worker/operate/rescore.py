@@ -31,7 +31,7 @@ from worker.store.operate import rescore as stored
 from worker.store.operate.rescore import Answer, Told
 
 
-class Effect(NamedTuple):
+class RescoreCounts(NamedTuple):
     """What a rescore changed, for one principal or in total. All zero if there was nothing to
     change.
     """
@@ -64,7 +64,7 @@ async def rescore(
     correct_choice: int | None,
     policy: Policy,
     by: By,
-) -> Effect:
+) -> RescoreCounts:
     """Scores all attempts on a question by `correct_choice`, or by the question's own key if it is
     None.
 
@@ -76,12 +76,12 @@ async def rescore(
         user_ids = await stored.answered_by(connection, question_id)
     if user_ids is None:
         raise IngestError(f"There is no question {question_id}.")
-    total = Effect()
+    total = RescoreCounts()
     for user_id in user_ids:
         async with transaction(engine) as connection:
             await principals.lock(connection, [user_id])
             done = await _rescore_one(connection, user_id, question_id, correct_choice, policy, by)
-        total = Effect(*(a + b for a, b in zip(total, done, strict=True)))
+        total = RescoreCounts(*(a + b for a, b in zip(total, done, strict=True)))
     return total
 
 
@@ -92,14 +92,14 @@ async def _rescore_one(
     correct_choice: int | None,
     policy: Policy,
     by: By,
-) -> Effect:
+) -> RescoreCounts:
     was = await stored.key(connection, question_id)
     key = was if correct_choice is None else correct_choice
     if key != was:
         await stored.correct(connection, question_id, key)
     scored = _scored(await stored.answers(connection, user_id, question_id), key)
     if not scored and key == was:
-        return Effect()
+        return RescoreCounts()
     await stored.rescore(connection, key, scored)
     changed = await put_right(connection, user_id, policy, [question_id])
     sessions = sorted({answer.quiz_session_id for answer in scored})
@@ -111,7 +111,7 @@ async def _rescore_one(
     }
     await inbox.retell(connection, kept)
     await write(connection, outbox.recording([*jobs, *outgoing]))
-    effect = Effect(len(scored), len(sessions), len(changed), len(outgoing))
+    effect = RescoreCounts(len(scored), len(sessions), len(changed), len(outgoing))
     await audit.record(
         connection,
         by,

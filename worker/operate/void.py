@@ -21,7 +21,7 @@ from worker.store.engine import transaction
 from worker.store.operate import void as stored
 
 
-class Effect(NamedTuple):
+class VoidCounts(NamedTuple):
     """What a void changed. All zero if the session was already void."""
 
     user_id: int
@@ -30,7 +30,9 @@ class Effect(NamedTuple):
     progress: int
 
 
-async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, by: By) -> Effect:
+async def void(
+    engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, by: By
+) -> VoidCounts:
     """Voids all quiz sessions of one batch, in one transaction.
 
     Raises `IngestError` if no such batch is on record.
@@ -53,7 +55,7 @@ async def void(engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, b
         )
         if voided.quiz_session_ids:
             await _tell(connection, user_id, client_session_uuid)
-        effect = Effect(user_id, len(voided.quiz_session_ids), voided.attempts, len(changed))
+        effect = VoidCounts(user_id, len(voided.quiz_session_ids), voided.attempts, len(changed))
         if effect.sessions:
             await audit.record(
                 connection, by, "void", f"session {client_session_uuid}", effect._asdict()

@@ -31,7 +31,7 @@ def changed(settings: Settings, **update: Any) -> Settings:
     return settings.model_copy(update=update)
 
 
-def verbs(changes: list[topology.Change]) -> dict[str, str]:
+def verbs(changes: list[topology.Step]) -> dict[str, str]:
     return {change.what: change.verb for change in changes}
 
 
