@@ -61,7 +61,7 @@ def _warn(settings: Settings) -> None:
         _log.warning(
             "identity.off",
             meaning="anybody who can publish can write anybody's history: for local use only",
-            remedy="unset INGEST_REQUIRE_USER_ID, and create viewers with `study-ingest viewer add`",
+            remedy="unset INGEST_REQUIRE_USER_ID, and create viewers with study-ingest viewer add",
         )
     for variable in settings.unprotected():
         _log.warning(
