@@ -6,8 +6,10 @@ message id.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,10 +20,13 @@ from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Unacceptable
 from worker.errors import IngestError, Unconfirmed
 from worker.settings import Settings
-from worker.store import replays
+from worker.store import dead_letters, replays
 from worker.store.engine import transaction
 from worker.store.replays import Replay
 from worker.telemetry import metrics
+
+_MEASURE_INTERVAL: Final = 30.0
+"""Seconds between two counts of the letters that wait, for the metrics."""
 
 _log = structlog.get_logger(__name__)
 
@@ -34,6 +39,7 @@ class Replays:
         self._publisher = publisher
         self._settings = settings
         self._stopping = asyncio.Event()
+        self._measured_at = float("-inf")
 
     def stop(self) -> None:
         """Ends `run` after the letters that are being published."""
@@ -45,6 +51,7 @@ class Replays:
         while not self._stopping.is_set():
             wait = self._settings.relay_poll_interval
             try:
+                await self._measure()
                 if await self.replay():
                     continue
                 backoff.reset()
@@ -80,6 +87,20 @@ class Replays:
         if ends["unconfirmed"] and not ends["confirmed"]:
             raise _first(fates)
         return len(ends["confirmed"])
+
+    async def _measure(self) -> None:
+        """Counts from time to time the letters that wait, even if nothing can be published."""
+        now = time.monotonic()
+        if now - self._measured_at < _MEASURE_INTERVAL:
+            return
+        self._measured_at = now
+        bound = self._settings.dead_letters_per_viewer
+        async with transaction(self._engine) as connection:
+            by_viewer = await dead_letters.waiting(
+                connection, bound=bound, viewers=metrics.VIEWERS_TOLD_APART
+            )
+        metrics.LETTERS_PER_VIEWER.set(bound)
+        metrics.letters_waiting(by_viewer)
 
     async def _publish(self, taken: Sequence[Replay]) -> list[Unconfirmed | None]:
         messages = [_outgoing(replay) for replay in taken]

@@ -56,6 +56,18 @@ _KEEP: Final = text(
 )
 _NO_PROPERTIES: Final = bytes(4)
 
+# Steps from viewer to viewer in the index, and counts each one's letters up to a bound.
+_WAITING: Final = text(
+    "WITH RECURSIVE step (viewer) AS ("
+    "(SELECT viewer FROM ingest_dead_letters ORDER BY viewer LIMIT 1) UNION ALL"
+    " SELECT (SELECT letter.viewer FROM ingest_dead_letters AS letter"
+    " WHERE letter.viewer > step.viewer ORDER BY letter.viewer LIMIT 1)"
+    " FROM step WHERE step.viewer IS NOT NULL)"
+    " SELECT viewer, (SELECT count(*) FROM (SELECT FROM ingest_dead_letters AS letter"
+    " WHERE letter.viewer = step.viewer LIMIT CAST(:bound AS bigint)) AS counted)"
+    " FROM step WHERE viewer IS NOT NULL LIMIT CAST(:viewers AS bigint)"
+)
+
 
 async def keep(connection: AsyncConnection, letters: Sequence[DeadLetter], policy: Policy) -> None:
     """Keeps the letters that are not kept yet; the last thing that a transaction does.
@@ -100,6 +112,15 @@ async def keep(connection: AsyncConnection, letters: Sequence[DeadLetter], polic
                 "digests": digests,
             },
         )
+
+
+async def waiting(connection: AsyncConnection, *, bound: int, viewers: int) -> dict[str, int]:
+    """The number of letters by viewer, for the first `viewers` of them in the order of their names.
+
+    Each count stops at `bound`. The viewer of letters without one is "". Locks no row.
+    """
+    rows = await fetch(connection, _WAITING, {"bound": bound, "viewers": viewers})
+    return {row[0]: row[1] for row in rows}
 
 
 def _may_be_cut(letter: DeadLetter) -> bool:

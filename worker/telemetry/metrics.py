@@ -1,10 +1,10 @@
 """The worker's metrics, by Prometheus' conventions: base units, `_total`, `_seconds`.
 
 Each process has one set. Whoever knows a fact records it here with one line. Labels have few
-values, and are never a uuid, a user or a viewer.
+values. They are never a uuid or a user, and name a viewer only among a limited number of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal
 
@@ -105,6 +105,16 @@ REPLAYED: Final = Counter(
     "Dead letters published once more, by whether the broker confirmed.",
     ["outcome"],
 )
+_LETTERS: Final = Gauge(
+    "study_ingest_dead_letters_waiting",
+    "Dead letters that wait for a decision, by viewer. Each viewer's are counted up to"
+    " INGEST_DEAD_LETTERS_PER_VIEWER.",
+    ["viewer"],
+)
+LETTERS_PER_VIEWER: Final = Gauge(
+    "study_ingest_dead_letters_per_viewer_max",
+    "The number of dead letters from which a viewer's hopeless ones are cut.",
+)
 OUTBOX_ROWS: Final = Gauge(
     "study_ingest_outbox_waiting_messages", "Outbox rows that are not relayed yet (up to 100,000)."
 )
@@ -119,7 +129,7 @@ POOL_MAX: Final = Gauge(
     "The most database connections that this process opens.",
 )
 
-_VIEWERS_TOLD_APART: Final = 200
+VIEWERS_TOLD_APART: Final = 200
 """The number of viewers with a label of their own. All later ones share one label."""
 _MINORS_TOLD_APART: Final = 20
 """The number of minor versions with a label of their own, because anybody can send any version."""
@@ -137,13 +147,27 @@ def stage(name: Stage) -> Iterator[None]:
 def time_replaced(viewer: str | None, time_was: str) -> None:
     """Counts one attempt whose time was replaced."""
     label = viewer or "unknown"
-    if label not in _viewers_seen and len(_viewers_seen) == _VIEWERS_TOLD_APART:
+    if label not in _viewers_seen and len(_viewers_seen) == VIEWERS_TOLD_APART:
         label = "others"
     _viewers_seen.add(label)
     _TIMES_REPLACED.labels(label, time_was).inc()
 
 
 _viewers_seen: Final = {"others"}
+
+
+def letters_waiting(by_viewer: Mapping[str, int]) -> None:
+    """Replaces what was known of the dead letters that wait."""
+    labels = {viewer or "unknown": letters for viewer, letters in by_viewer.items()}
+    for gone in _viewers_with_letters - labels.keys():
+        _LETTERS.remove(gone)
+    for label, letters in labels.items():
+        _LETTERS.labels(label).set(letters)
+    _viewers_with_letters.clear()
+    _viewers_with_letters.update(labels)
+
+
+_viewers_with_letters: Final[set[str]] = set()
 
 
 def reason_label(reason: str) -> str:

@@ -219,3 +219,20 @@ async def test_past_a_viewers_bound_only_what_nothing_can_make_good_is_cut(
     for whole in (b"b", b"c", b"d"):
         assert found[whole]["body_sha256"] is None
         assert len(found[whole]["body"]) == found[whole]["body_bytes"]
+
+
+async def test_letters_that_wait_are_counted_by_viewer_up_to_a_bound(engine: AsyncEngine) -> None:
+    async def waiting(bound: int, viewers: int) -> dict[str, int]:
+        async with transaction(engine) as connection:
+            return await dead_letters.waiting(connection, bound=bound, viewers=viewers)
+
+    assert await waiting(10, 10) == {}
+    sent_by = {"ann": 1, "bob": 4, "cid": 2}
+    ingest = Ingest(engine, Policy())
+    for viewer, count in sent_by.items():
+        await ingest([refused(bytes([n]), viewer=viewer) for n in range(count)])
+    await ingest([refused(b"a", RejectReason.UNIDENTIFIED_PUBLISHER, viewer=None)])
+
+    assert await waiting(10, 10) == sent_by | {"": 1}
+    assert await waiting(3, 10) == sent_by | {"": 1, "bob": 3}
+    assert await waiting(10, 2) == {"": 1, "ann": 1}
