@@ -26,7 +26,6 @@ _STATISTICS_COME_WITHIN = 12
 _PUBLISHES_TO = (
     amqp.RESULTS_EXCHANGE,
     amqp.FOLLOWUPS_EXCHANGE,
-    amqp.DEAD_EXCHANGE,
     amqp.RETURN_EXCHANGE,
     "amq.default",
 )
