@@ -402,6 +402,11 @@ def _park_unsent(found: Evidence) -> None:
     found.parked.append(Parked(None, "strange-9", "malformed"))
 
 
+def _keep_twice(found: Evidence) -> None:
+    twice = Parked(None, None, "malformed", b"one message")
+    found.parked += [twice, twice]
+
+
 def _leave_waiting(found: Evidence) -> None:
     found.waiting["the queue study.attempts"] = 1
 
@@ -503,6 +508,7 @@ def test_every_rule_can_fail(story: Evidence) -> None:
         checker.results_on_the_wire_are_right: _double_result,
         checker.followups_are_right: _lose_job,
         checker.strangers_were_answered: _park_unsent,
+        checker.letters_are_kept_once: _keep_twice,
         checker.nothing_waits: _leave_waiting,
     }
     assert {*fails} == {*checker.RULES}
