@@ -98,7 +98,7 @@ async def fuzz_transaction(engine: AsyncEngine, seed: int, groups: int) -> set[t
     kinds: set[type] = set()
     sent: list[Incoming] = []
     for _ in range(groups):
-        uuids = [f"00000000-0000-0000-0000-{chance.randrange(400):012x}" for _ in range(12)]
+        uuids = [f"00000000-0000-0000-0000-{chance.randrange(1, 401):012x}" for _ in range(12)]
         some = pub_ids[: len(pub_ids) if chance.random() < 0.2 else 18]
         group = [
             chance.choice(sent)
