@@ -88,7 +88,7 @@ class Model:
             self.outbox.append(("explanation.requested", job))
         for topic_id, job in done.reviews.items():
             self.outbox.append(("review.requested", job | {"topic_id": topic_id, "of": uuid}))
-        self._say(told)
+        self._say(dict(told))
         return "ingested"
 
     def void(self, uuid: UUID) -> None:
@@ -97,6 +97,8 @@ class Model:
         if kept.voided:
             return
         kept.voided = True
+        # Whoever is told of it again hears that none of its sessions counts.
+        kept.told["sessions"] = {}
         self.outbox = [each for each in self.outbox if each[1].get("of") != uuid]
         for counted in kept.verdict.counted:
             key = (kept.verdict.user_id or 0, counted.question["id"])
@@ -110,6 +112,7 @@ class Model:
             elif before.answers:
                 self.replay.explained.discard(key)
                 self.outbox = [each for each in self.outbox if not _explains(each, key)]
+        self._say(kept.told | {"status": "already_ingested"})
 
     def relay(self) -> None:
         """All that waits has left."""

@@ -163,7 +163,10 @@ class Publisher:
                     " behind it is full or has no majority."
                 )
             case ChannelPreconditionFailed():
-                return Unacceptable(str(self._lost(wire, error)))
+                lost = self._lost(wire, error)
+                # The broker is there, and only this message is to blame: the others need not wait.
+                self._not_before = 0.0
+                return Unacceptable(str(lost))
             case _:
                 return self._lost(wire, error)
 

@@ -117,7 +117,7 @@ async def test_no_statement_of_ingest_scans_a_whole_table(
         async with transaction(engine) as connection:
             taken = await outbox.take(connection, results=40, jobs=40)
         assert len(taken) == 80
-    for user_id in range(1, 9):
+    for user_id in range(1, 7):
         assert len(await verify(engine, user_id, Policy())) > 0
         assert (await rebuild(engine, user_id, Policy())).progress > 0
     await engine.dispose()
@@ -127,7 +127,7 @@ async def test_no_statement_of_ingest_scans_a_whole_table(
     # Nor by way of an index that leads to every row.
     read = await _counts(filled, "idx_tup_fetch")
     for table in ("study_question_attempts", "study_question_progress"):
-        assert read[table] - fetched[table] < await make.count(filled, table) / 2
+        assert read[table] - fetched[table] < await make.count(filled, table) / 2, table
     # A question is looked up to be resolved, to be scored, and because an attempt refers to it.
     looked_up = 8 * (len(fresh) + len(group)) * 2 * 3
     repaired = 8 * QUESTIONS * 4
