@@ -3,4 +3,25 @@
 The servers are real, and come from the environment: `./dev test` sets it.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
 pytest_plugins = ["tests.database_fixtures", "tests.broker_fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_that_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that configures the logs must not leave loggers behind that the next one can't
+    capture: a cached logger keeps its configuration for as long as the process lives.
+    """
+    configure = structlog.configure
+
+    def without_cache(**given: Any) -> None:
+        configure(**given | {"cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", without_cache)
+    yield
+    structlog.reset_defaults()
