@@ -13,7 +13,7 @@ pytest_plugins = ["tests.database_fixtures", "tests.broker_fixtures"]
 
 
 @pytest.fixture(autouse=True)
-def _loggers_that_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _loggers_that_can_be_captured() -> Iterator[None]:
     """A test that configures the logs must not leave loggers behind that the next one can't
     capture: a cached logger keeps its configuration for as long as the process lives.
     """
@@ -22,6 +22,8 @@ def _loggers_that_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     def without_cache(**given: Any) -> None:
         configure(**given | {"cache_logger_on_first_use": False})
 
-    monkeypatch.setattr(structlog, "configure", without_cache)
-    yield
+    # Not the test's own `monkeypatch`: that would then be undone after the test's database is gone.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", without_cache)
+        yield
     structlog.reset_defaults()
