@@ -2,7 +2,7 @@
 
 The key of a letter is the SHA-256 of its viewer, its reason, its routing key, its properties (the
 message id among them) and headers without the broker's own counters, and the SHA-256 of its body.
-So a rejection that is delivered again is the same letter, and the same batch published anew is
+So a rejection that is delivered again is the same letter, and the same batch published again is
 another one.
 """
 

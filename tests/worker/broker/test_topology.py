@@ -14,7 +14,7 @@ from worker.settings import Settings
 
 pytestmark = pytest.mark.broker
 
-MEND = "run `study-ingest topology`"
+REMEDY = "run `study-ingest topology`"
 
 
 async def refusal(management: Management, settings: Settings) -> str:
@@ -102,7 +102,7 @@ async def test_apply_changes_nothing_if_an_object_can_not_be_changed(
 
 async def test_an_empty_broker_is_refused(bare_broker: Broker, management: Management) -> None:
     assert await refusal(management, bare_broker.settings) == (
-        f"Exchange study.ingest is missing: {MEND}."
+        f"Exchange study.ingest is missing: {REMEDY}."
     )
 
 
@@ -114,13 +114,13 @@ async def test_a_missing_queue_is_refused(
     queue: str, broker: Broker, management: Management
 ) -> None:
     await broker.delete_queue(queue)
-    assert await refusal(management, broker.settings) == f"Queue {queue} is missing: {MEND}."
+    assert await refusal(management, broker.settings) == f"Queue {queue} is missing: {REMEDY}."
 
 
 async def test_a_missing_exchange_is_refused(broker: Broker, management: Management) -> None:
     await broker.delete("exchanges", amqp.DEAD_EXCHANGE)
     assert await refusal(management, broker.settings) == (
-        f"Exchange study.attempts.dlx is missing: {MEND}."
+        f"Exchange study.attempts.dlx is missing: {REMEDY}."
     )
 
 
@@ -128,7 +128,7 @@ async def test_a_missing_binding_is_refused(broker: Broker, management: Manageme
     source, queue = amqp.RETURN_EXCHANGE, amqp.ATTEMPTS_QUEUE
     await broker.delete("bindings", f"e/{source}/q/{queue}/~")
     assert await refusal(management, broker.settings) == (
-        f"The binding of study.attempts to study.attempts.return is missing: {MEND}."
+        f"The binding of study.attempts to study.attempts.return is missing: {REMEDY}."
     )
 
 
@@ -138,7 +138,7 @@ async def test_another_delivery_limit_is_refused_and_named(
     sentence = await refusal(management, changed(broker.settings, delivery_limit=7))
     assert sentence == (
         "Queue study.attempts has x-delivery-limit 20 where it must be 7, which can't be changed"
-        f" while it exists: set INGEST_DELIVERY_LIMIT to 20, or delete it and {MEND}."
+        f" while it exists: set INGEST_DELIVERY_LIMIT to 20, or delete it and {REMEDY}."
     )
 
 
@@ -185,7 +185,7 @@ async def test_another_type_of_exchange_is_refused(broker: Broker, management: M
 async def test_a_missing_policy_is_refused(broker: Broker, management: Management) -> None:
     await broker.delete("policies", "study.attempts")
     assert await refusal(management, broker.settings) == (
-        f"Policy study.attempts is missing: {MEND}."
+        f"Policy study.attempts is missing: {REMEDY}."
     )
 
 
@@ -199,7 +199,7 @@ async def test_a_policy_that_drops_is_refused(broker: Broker, management: Manage
     )
     assert await refusal(management, broker.settings) == (
         "Policy study.attempts rules queue study.attempts and gives it overflow drop-head where"
-        f" it must be reject-publish: {MEND}."
+        f" it must be reject-publish: {REMEDY}."
     )
 
 
@@ -290,7 +290,7 @@ async def test_a_policy_that_lets_batches_expire_is_refused(
     sentence = await refusal(management, broker.settings)
     assert sentence == (
         "Policy study.attempts gives queue study.attempts message-ttl 60000, which takes waiting"
-        f" messages away: {MEND}."
+        f" messages away: {REMEDY}."
     )
 
 
