@@ -19,8 +19,8 @@ from worker.ingest.transaction import Ingest
 from worker.ingest.trial import try_writing
 from worker.operate import viewers
 from worker.operate.viewers import Access
-from worker.relay import Relay
-from worker.replays import Replays
+from worker.relay.relay import Relay
+from worker.relay.replays import Replays
 from worker.settings import Settings
 from worker.store.audit import By
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from worker.consume.consumer import Consumer
 from worker.errors import Stuck
-from worker.relay import Relay
+from worker.relay.relay import Relay
 from worker.settings import Settings
 from worker.telemetry import metrics
 from worker.telemetry.http import Health

@@ -17,7 +17,7 @@ from tests.broker_fixtures import Broker, publish, until
 from worker.broker.publisher import Publisher, Unroutable
 from worker.domain.records import Message
 from worker.errors import DatabaseAway
-from worker.relay import Relay
+from worker.relay.relay import Relay
 from worker.settings import Settings
 from worker.store import outbox
 from worker.store.driver import write

@@ -20,7 +20,7 @@ from worker.broker.management import Json, Management
 _SHORT_STRING_BYTES_MAX: Final = 255
 
 
-class Found:
+class ShownMessage:
     """A message that the API has shown."""
 
     def __init__(self, found: Json) -> None:
@@ -61,7 +61,7 @@ class Found:
 class DeadQueue(Management):
     """The queue `study.attempts.dead`. Raises as `Management` does."""
 
-    async def head(self, *, take: bool = False) -> Found | None:
+    async def head(self, *, take: bool = False) -> ShownMessage | None:
         """The message at the head, which stays where it is unless `take`; None when there is none.
 
         A message that stays has been returned once more.
@@ -70,7 +70,7 @@ class DeadQueue(Management):
         mode = "ack_requeue_false" if take else "ack_requeue_true"
         wanted = {"count": 1, "ackmode": mode, "encoding": "base64"}
         found = (await self._send("POST", queue, wanted)).json()
-        return Found(found[0]) if found else None
+        return ShownMessage(found[0]) if found else None
 
 
 def _text(value: object) -> str | None:

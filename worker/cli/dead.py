@@ -22,7 +22,7 @@ from worker.errors import SettingsError
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from worker.operate.dead.compare import Difference
+    from worker.operate.dead.compare import Discrepancy
     from worker.settings import Settings
     from worker.store.operate.dead import Brief, Group, Letter, Wanted
 
@@ -397,7 +397,7 @@ def _group(group: "Group") -> dict[str, Any]:
     return group._asdict() | times
 
 
-def _whole(letter: "Letter", found: "list[Difference] | None") -> dict[str, Any]:
+def _whole(letter: "Letter", found: "list[Discrepancy] | None") -> dict[str, Any]:
     from worker.operate.dead.letters import properties_of
 
     digest = letter.body_sha256
@@ -474,7 +474,7 @@ def _print(table: Table) -> None:
     console.print(table, markup=False, highlight=False)
 
 
-def _print_whole(letter: "Letter", found: "list[Difference] | None") -> None:
+def _print_whole(letter: "Letter", found: "list[Discrepancy] | None") -> None:
     whole = _whole(letter, found)
     body, properties = whole.pop("body"), whole.pop("properties")
     del whole["differences"]

@@ -36,8 +36,8 @@ from worker.errors import (
 from worker.health import RelayWatch, Watch
 from worker.ingest.transaction import Ingest
 from worker.ingest.trial import try_writing
-from worker.relay import Relay
-from worker.replays import Replays
+from worker.relay.relay import Relay
+from worker.relay.replays import Replays
 from worker.settings import Settings
 from worker.store import schema
 from worker.telemetry import logs, metrics, traces

@@ -19,7 +19,7 @@ from schemas import amqp
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from worker.backoff import Backoff
-from worker.broker.dead_queue import DeadQueue, Found
+from worker.broker.dead_queue import DeadQueue, ShownMessage
 from worker.broker.subscription import Delivery, Subscription
 from worker.consume import intake
 from worker.domain.records import DeadLetter, Message
@@ -63,7 +63,7 @@ class Death:
 class _Before:
     """The message as it was before it died: how it came to the workers' queue, and with what."""
 
-    message: Delivery | Found
+    message: Delivery | ShownMessage
     exchange: str
     routing_key: str
     headers: dict[str, Any]
@@ -86,7 +86,7 @@ class _Before:
         return self.message.identity()
 
 
-def read(message: Delivery | Found, settings: Settings) -> Death:
+def read(message: Delivery | ShownMessage, settings: Settings) -> Death:
     """Reads one message of the queue of dead letters; never raises."""
     headers = message.headers
     death = _death(headers)
@@ -290,7 +290,7 @@ class Collector:
         except (BrokerAway, TopologyError) as error:
             _log.error("collector.blocked", problem=str(error))
 
-    async def _take(self, queue: DeadQueue, head: Found) -> None:
+    async def _take(self, queue: DeadQueue, head: ShownMessage) -> None:
         """Keeps the message at the head, then takes it out of the queue."""
         await self._keep([read(head, self._settings)])
         taken = await queue.head(take=True)

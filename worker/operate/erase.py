@@ -45,7 +45,7 @@ _AT_ONCE: Final = 200
 
 
 @dataclass(slots=True)
-class Found:
+class Survey:
     """What exists of a user before the erasure."""
 
     attempts: int
@@ -58,13 +58,13 @@ class Found:
     """The number of dead letters that name no known question, so that their user is unknown."""
 
 
-async def survey(engine: AsyncEngine, user_id: int, progress: Progress) -> Found:
+async def survey(engine: AsyncEngine, user_id: int, progress: Progress) -> Survey:
     """Looks for everything of the user, and changes nothing.
 
     Raises `DatabaseAway`.
     """
     async with transaction(engine) as connection:
-        found = Found(*await stored.count(connection, user_id))
+        found = Survey(*await stored.count(connection, user_id))
         letters = await dead.count(connection, Wanted())
     seen, after = 0, None
     while True:
@@ -83,7 +83,7 @@ async def survey(engine: AsyncEngine, user_id: int, progress: Progress) -> Found
         progress(seen, max(seen, letters))
 
 
-async def erase(engine: AsyncEngine, user_id: int, found: Found, by: By) -> tuple[Erased, int]:
+async def erase(engine: AsyncEngine, user_id: int, found: Survey, by: By) -> tuple[Erased, int]:
     """Erases what `survey` found, in one transaction; returns the rows gone, and the dead letters
     gone.
     """

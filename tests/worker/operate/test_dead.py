@@ -22,7 +22,7 @@ from worker.operate.dead.compare import differences
 from worker.operate.dead.discard import discard
 from worker.operate.dead.letters import batch_in, letters, properties_of, replayed
 from worker.operate.dead.rehearse import Rehearsal, rehearse
-from worker.replays import Replays
+from worker.relay.replays import Replays
 from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate import dead as stored

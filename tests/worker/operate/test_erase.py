@@ -14,7 +14,7 @@ from tests.worker.operate.conftest import Site
 from worker.domain.dispositions import Duplicate, Ingested
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
-from worker.operate.erase import Found, erase, survey
+from worker.operate.erase import Survey, erase, survey
 from worker.operate.repair import verify
 from worker.store import schema
 from worker.store.audit import By
@@ -29,7 +29,7 @@ def quietly(seen: int, total: int) -> None:
     """No progress bar."""
 
 
-async def _erase(site: Site, user_id: int) -> tuple[Found, Erased, int]:
+async def _erase(site: Site, user_id: int) -> tuple[Survey, Erased, int]:
     found = await survey(site.engine, user_id, quietly)
     erased, letters = await erase(site.engine, user_id, found, BY)
     return found, erased, letters
@@ -195,7 +195,7 @@ async def test_an_erasure_waits_for_batches_being_ingested_without_deadlock(site
     (question,) = await make.publish(site.engine, user_id=7)
     delivery = sent(right(question, at(0)))
     assert delivery.client_session_uuid is not None
-    found = Found(attempts=0, batches=0, uuids={delivery.client_session_uuid})
+    found = Survey(attempts=0, batches=0, uuids={delivery.client_session_uuid})
     async with site.engine.begin() as holder:
         # Ingest has its principal's lock then, and no receipt yet.
         await holder.execute(make.text("LOCK TABLE study_question_progress"))

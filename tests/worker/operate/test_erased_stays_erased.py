@@ -28,7 +28,7 @@ from worker.domain.dispositions import Disposition, Duplicate, Ingested, Rejecte
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.archive.json_lines import export, import_lines
-from worker.operate.erase import Found, erase
+from worker.operate.erase import Survey, erase
 from worker.operate.repair import verify
 from worker.settings import Settings
 from worker.store.audit import By
@@ -60,7 +60,7 @@ def ingest(engine: AsyncEngine) -> Ingest:
 
 async def _erase(engine: AsyncEngine, user_id: int = USER) -> datetime:
     """Erases, having seen no dead letter: what is parked just now is not seen either."""
-    await erase(engine, user_id, Found(0, 0), BY)
+    await erase(engine, user_id, Survey(0, 0), BY)
     (row,) = await make.rows(engine, "SELECT erased_at FROM ingest_erasures")
     erased_at: datetime = row["erased_at"]
     return erased_at

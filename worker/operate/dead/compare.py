@@ -13,7 +13,7 @@ from worker.store.operate import compare as stored
 from worker.store.operate.compare import StoredAnswer
 
 
-class Difference(NamedTuple):
+class Discrepancy(NamedTuple):
     """What differs at one position: `field` of the attempt, or `attempt` where one is missing."""
 
     position: int
@@ -22,7 +22,7 @@ class Difference(NamedTuple):
     in_letter: str
 
 
-async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[Difference] | None:
+async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[Discrepancy] | None:
     """Each difference, in order; None when no batch with this uuid is known.
 
     Of an attempt that was skipped only the published id was kept, so only that is compared.
@@ -36,13 +36,13 @@ async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[
     behind = await publications.behind(
         connection, {attempt.question_pub_id for attempt in batch.attempts}
     )
-    found: list[Difference] = []
+    found: list[Discrepancy] = []
     for position in range(max([len(batch.attempts), *(n + 1 for n in (*answers, *skipped))])):
         attempt = batch.attempts[position] if position < len(batch.attempts) else None
         was = answers.get(position) or skipped.get(position)
         if attempt is None or was is None:
             found.append(
-                Difference(
+                Discrepancy(
                     position,
                     "attempt",
                     "none" if was is None else _whole(was),
@@ -52,7 +52,7 @@ async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[
         elif isinstance(was, Skipped):
             if was.question_pub_id != attempt.question_pub_id:
                 found.append(
-                    Difference(
+                    Discrepancy(
                         position, "question_pub_id", was.question_pub_id, attempt.question_pub_id
                     )
                 )
@@ -64,7 +64,7 @@ async def differences(connection: AsyncConnection, batch: AttemptBatch) -> list[
                 ("is_unsure", str(was.is_unsure), str(attempt.is_unsure)),
                 ("answered_at", _at(was.sent_at), _at(storable(attempt.sent_at()))),
             )
-            found += [Difference(position, *pair) for pair in pairs if pair[1] != pair[2]]
+            found += [Discrepancy(position, *pair) for pair in pairs if pair[1] != pair[2]]
     return found
 
 
