@@ -123,6 +123,8 @@ study_question_attempts = Table(
     Column("answered_at_sent", _TIME),
     Column("time_was", Text),
     Column("utc_offset", SmallInteger),
+    # Null means that nothing was ever corrected: see `worker.store.operate.replaced`.
+    Column("replaced", JSONB),
     UniqueConstraint("quiz_session_id", "position"),
     CheckConstraint("position >= 0", name="position"),
     CheckConstraint(f"outcome IN {_OUTCOMES}", name="outcome"),
@@ -143,6 +145,7 @@ study_question_attempts = Table(
         " END",
         name="time_was",
     ),
+    CheckConstraint("jsonb_typeof(replaced) = 'array'", name="replaced"),
     Index(None, "study_question_id"),
 )
 

@@ -190,6 +190,10 @@ async def test_rebuild_applies_the_rule_to_the_rows_of_an_older_worker(
     await make.execute(engine, AS_0_1_0)
     assert (await rebuild(engine, 1, Policy())).times == 4
     again = await _attempts(engine)
+    kept = [row.pop("replaced") for row in again]
+    assert [each is not None for each in kept] == [row["time_was"] is not None for row in whole]
+    for row in whole:
+        row.pop("replaced")
     for row in (*whole, *again):
         row.pop("utc_offset")
     assert again == whole

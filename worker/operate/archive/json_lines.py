@@ -22,7 +22,8 @@ from worker.store.engine import transaction
 from worker.store.operate import archive as stored
 
 VERSION: Final = 2
-"""2 added the records `erasure`, and why an attempt's time was replaced."""
+"""2 added the records `erasure`, and to attempts why a time was replaced, the offset with which it
+was sent, and what corrections replaced."""
 _READ: Final = (1, VERSION)
 
 _LINES_AT_ONCE: Final = 200

@@ -1,8 +1,12 @@
 """Attempts as xAPI statements (version 1.0.3): one `answered` for each, and `voided` if it is void.
 
-Pure. A statement's id is derived from the session's uuid and the attempt's position, so that an
-export that is sent twice to a learning record store gives one set of statements. The IRIs of
-questions, topics and extensions are `urn:study-ingest:...`.
+Pure. A statement's id is derived from the session's uuid, the attempt's position and the number of
+corrections before it, so that an export that is sent twice to a learning record store gives one set
+of statements. A statement never changes, because stores refuse an id that comes back with other
+content. After a correction, an export repeats the statement that was true before, voids it, and
+states the attempt anew. It repeats it because some stores refuse to void what they do not have.
+
+The IRIs of questions, topics and extensions are `urn:study-ingest:...`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,16 +32,34 @@ def statements(batch: Mapping[str, Any], home_page: str) -> Iterator[dict[str, A
         (attempt, session) for session in batch["sessions"] for attempt in session["attempts"]
     ]
     for attempt, session in sorted(attempts, key=lambda each: each[0]["position"]):
-        statement = _answered(batch, session, attempt, home_page)
-        yield statement
-        if session["voided_at"] is not None:
-            yield _voided(statement["id"], session["voided_at"], home_page)
+        for number, (state, until) in enumerate(_states(attempt, session["voided_at"])):
+            statement = _answered(batch, session, attempt | state, number, home_page)
+            yield statement
+            if until is not None:
+                yield _voided(statement["id"], until, home_page)
+
+
+def _states(
+    attempt: Mapping[str, Any], voided_at: str | None
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """What the attempt was, the oldest first, and what it is; each with the time at which it was
+    replaced or voided.
+
+    A void is final: nothing is stated of corrections after it.
+    """
+    for earlier in attempt["replaced"] or ():
+        if earlier["was_void"]:
+            yield earlier, voided_at
+            return
+        yield earlier, earlier["replaced_at"]
+    yield {}, voided_at
 
 
 def _answered(
     batch: Mapping[str, Any],
     session: Mapping[str, Any],
     attempt: Mapping[str, Any],
+    corrections: int,
     home_page: str,
 ) -> dict[str, Any]:
     context: dict[str, Any] = {
@@ -54,7 +76,7 @@ def _answered(
     if batch["viewer"] is not None:
         context["platform"] = batch["viewer"]
     return {
-        "id": _id(batch["client_session_uuid"], attempt["position"]),
+        "id": _id(batch["client_session_uuid"], attempt["position"], corrections),
         "actor": _agent(home_page, str(batch["user_id"])),
         "verb": _ANSWERED,
         "object": {
@@ -103,5 +125,6 @@ def _agent(home_page: str, name: str) -> dict[str, Any]:
     return {"objectType": "Agent", "account": {"homePage": home_page, "name": name}}
 
 
-def _id(client_session_uuid: str, position: int) -> str:
-    return str(uuid5(_NAMESPACE, f"answered/{client_session_uuid}/{position}"))
+def _id(client_session_uuid: str, position: int, corrections: int) -> str:
+    name = f"answered/{client_session_uuid}/{position}"
+    return str(uuid5(_NAMESPACE, f"{name}/{corrections}" if corrections else name))

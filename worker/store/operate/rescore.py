@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
 from schemas.words import Outcome
+from worker.store.operate.replaced import KEPT
 
 
 class Answer(NamedTuple):
@@ -53,9 +54,10 @@ _ANSWERS: Final = text(
 
 _RESCORE: Final = text(
     "UPDATE study_question_attempts AS attempt SET correct_choice = :choice,"
-    " is_correct = scored.is_correct, outcome = scored.outcome"
+    f" is_correct = scored.is_correct, outcome = scored.outcome, {KEPT}"
     " FROM unnest(CAST(:ids AS bigint[]), CAST(:rights AS boolean[]), CAST(:outcomes AS text[]))"
-    " AS scored (id, is_correct, outcome) WHERE attempt.id = scored.id"
+    " AS scored (id, is_correct, outcome), study_quiz_sessions AS session"
+    " WHERE attempt.id = scored.id AND session.id = attempt.quiz_session_id"
 )
 
 _RECOUNT: Final = text(
@@ -109,7 +111,10 @@ async def answers(connection: AsyncConnection, user_id: int, question_id: int) -
 
 
 async def rescore(connection: AsyncConnection, choice: int, scored: Sequence[Answer]) -> None:
-    """Writes the new outcomes of the attempts, and updates the counts of their sessions."""
+    """Writes the new outcomes of the attempts, and updates the counts of their sessions.
+
+    What they were is kept with the attempts.
+    """
     await connection.execute(
         _RESCORE,
         {

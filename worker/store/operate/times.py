@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import TimeWas
+from worker.store.operate.replaced import KEPT
 
 
 class Timed(NamedTuple):
@@ -54,9 +55,10 @@ _SESSIONS: Final = text(
 
 _RETIME: Final = text(
     "UPDATE study_question_attempts AS attempt"
-    " SET answered_at = retimed.answered_at, time_was = retimed.time_was"
+    f" SET answered_at = retimed.answered_at, time_was = retimed.time_was, {KEPT}"
     " FROM unnest(CAST(:ids AS bigint[]), CAST(:times AS timestamptz[]), CAST(:reasons AS text[]))"
-    " AS retimed (id, answered_at, time_was) WHERE attempt.id = retimed.id"
+    " AS retimed (id, answered_at, time_was), study_quiz_sessions AS session"
+    " WHERE attempt.id = retimed.id AND session.id = attempt.quiz_session_id"
 )
 
 _FINISHED: Final = text(
@@ -89,7 +91,10 @@ async def unjudged(
 
 
 async def retime(connection: AsyncConnection, retimed: Sequence[Retimed]) -> None:
-    """Writes the attempts' new times, and when their sessions were finished by these."""
+    """Writes the attempts' new times, and when their sessions were finished by these.
+
+    What the attempts were is kept with them.
+    """
     ids = [each.id for each in retimed]
     times = [each.answered_at for each in retimed]
     reasons = [each.time_was for each in retimed]
