@@ -6,13 +6,19 @@
 from alembic import context
 from sqlalchemy import text
 
+from worker.store import version
 from worker.store.tables import METADATA
 
 _LOCK = 7_415_983_204_117_023
 """Advisory lock (any constant): two migrations at once run one after the other."""
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=METADATA, transaction_per_migration=False)
+context.configure(
+    connection=connection,
+    target_metadata=METADATA,
+    transaction_per_migration=False,
+    version_table=version.TABLE,
+)
 with context.begin_transaction():
     # Another migration may take long; a table that somebody holds must not be waited for as long,
     # because everybody else then waits behind us.
@@ -20,4 +26,6 @@ with context.begin_transaction():
     connection.execute(text("SET LOCAL lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     connection.execute(text(f"SET LOCAL lock_timeout = '{patience}'"))
+    version.take_over(connection, {script.revision for script in context.script.walk_revisions()})
     context.run_migrations()
+    version.hand_back(connection)

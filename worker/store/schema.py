@@ -5,7 +5,6 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
@@ -14,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import migrations
 from worker.errors import DatabaseAway, SchemaError
+from worker.store import version
 from worker.store.engine import transaction
 
 _REFUSED: Final = {
@@ -36,6 +36,10 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
 
 
+def _known() -> set[str]:
+    return {script.revision for script in _scripts().walk_revisions()}
+
+
 def head() -> str:
     """The version that this program needs."""
     revision = _scripts().get_current_head()
@@ -46,9 +50,7 @@ def head() -> str:
 async def current(engine: AsyncEngine) -> str | None:
     """The version of the database. None if nothing was ever migrated."""
     async with transaction(engine) as connection:
-        return await connection.run_sync(
-            lambda sync: MigrationContext.configure(sync).get_current_revision()
-        )
+        return await connection.run_sync(version.read, _known())
 
 
 async def check(engine: AsyncEngine) -> None:
@@ -61,8 +63,7 @@ async def check(engine: AsyncEngine) -> None:
             "The database has no schema",
             "run `study-ingest migrate`.",
         )
-    known = {script.revision for script in _scripts().walk_revisions()}
-    if found in known:
+    if found in _known():
         raise SchemaError(
             f"The database's schema {found} is older than this program's {wanted}",
             "run `study-ingest migrate`.",
@@ -84,13 +85,12 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     try:
         async with engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="READ COMMITTED")
-            await connection.run_sync(_run, target)
+            await connection.run_sync(_run, before, target)
             await connection.commit()
     except CommandError:
-        known = ", ".join(sorted(script.revision for script in _scripts().walk_revisions()))
         raise SchemaError(
             f"There is no version {target!r}",
-            f"use head, base or one of {known}.",
+            f"use head, base or one of {', '.join(sorted(_known()))}.",
         ) from None
     except DBAPIError as error:
         if said := _REFUSED.get(getattr(error.orig, "sqlstate", None) or ""):
@@ -114,9 +114,8 @@ async def _check_encoding(engine: AsyncEngine) -> None:
         )
 
 
-def _run(connection: Connection, target: str) -> None:
+def _run(connection: Connection, at: str | None, target: str) -> None:
     config = _config(connection)
-    at = MigrationContext.configure(connection).get_current_revision()
     older = _scripts().iterate_revisions(at, "base") if at else ()
     if target == "base" or target in {script.revision for script in older} - {at}:
         command.downgrade(config, target)

@@ -367,7 +367,7 @@ async def test_a_reused_uuid_is_shown_with_the_difference(site: Site) -> None:
 
 
 async def test_an_error_is_one_sentence_and_a_code(site: Site) -> None:
-    await make.execute(site.engine, "UPDATE alembic_version SET version_num = '0001'")
+    await make.execute(site.engine, "UPDATE study_ingest_version SET version_num = '0001'")
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("study-ingest"),
         "dead",

@@ -85,7 +85,7 @@ async def test_attempts_of_0_1_0_with_times_that_cannot_be_true_are_counted(site
 
 
 async def test_a_schema_that_does_not_fit_is_found(site: Site) -> None:
-    await make.execute(site.engine, "DELETE FROM alembic_version")
+    await make.execute(site.engine, "DELETE FROM study_ingest_version")
     (finding,) = (await examined(site))["danger"]
     assert finding["check"] == "schema" and "`study-ingest migrate`" in finding["remedy"]
 

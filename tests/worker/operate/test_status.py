@@ -94,7 +94,7 @@ async def test_a_server_that_is_away_is_part_of_the_picture(site: Site) -> None:
 
 
 async def test_a_schema_that_does_not_fit_needs_attention(site: Site) -> None:
-    await make.execute(site.engine, "UPDATE alembic_version SET version_num = '0001'")
+    await make.execute(site.engine, "UPDATE study_ingest_version SET version_num = '0001'")
     found = await seen(site)
     (wrong,) = (each for each in found["attention"] if each["code"] == "schema")
     assert "`study-ingest migrate`" in wrong["remedy"]

@@ -90,7 +90,7 @@ async def _counts(engine: AsyncEngine, column: str) -> dict[str, int]:
     rows = await make.rows(
         engine,
         f"SELECT relname, {column} AS n FROM pg_stat_user_tables"
-        " WHERE relname NOT IN ('alembic_version', 'study_topics')",
+        " WHERE relname NOT IN ('study_ingest_version', 'study_topics')",
     )
     return {row["relname"]: row["n"] for row in rows}
 

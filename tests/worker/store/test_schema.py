@@ -25,7 +25,7 @@ from worker.errors import DatabaseAway, SchemaError
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import verify
 from worker.settings import Settings
-from worker.store import attempts, inbox, schema
+from worker.store import attempts, inbox, schema, version
 from worker.store.engine import make_engine
 from worker.store.tables import METADATA
 
@@ -62,7 +62,7 @@ async def _shape(engine: AsyncEngine) -> dict[str, set[tuple[object, ...]]]:
         name: {
             tuple(str(value) for value in row.values())
             for row in await make.rows(engine, query)
-            if row["table_name"] != "alembic_version"
+            if row["table_name"] != "study_ingest_version"
         }
         for name, query in queries.items()
     }
@@ -74,7 +74,10 @@ async def test_migrations_make_exactly_the_tables_that_the_code_knows(
     async with engine.connect() as connection:
         differences = await connection.run_sync(
             lambda sync: compare_metadata(
-                MigrationContext.configure(sync, opts={"compare_server_default": True}), METADATA
+                MigrationContext.configure(
+                    sync, opts={"compare_server_default": True, "version_table": version.TABLE}
+                ),
+                METADATA,
             )
         )
     assert differences == []
@@ -96,9 +99,65 @@ async def test_downgrading_removes_everything_and_upgrading_again_gives_the_same
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
         " UNION SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace",
     )
-    assert {row["relname"] for row in left} <= {"alembic_version", "alembic_version_pkc"}
+    assert left == []
     assert await schema.migrate(empty) == (None, schema.head())
     assert await _shape(empty) == up
+
+
+async def _versions(engine: AsyncEngine, table: str) -> list[str]:
+    return [row["version_num"] for row in await make.rows(engine, f"SELECT * FROM {table}")]
+
+
+async def test_a_version_of_ours_is_moved_out_of_the_application_s_table_and_back(
+    engine: AsyncEngine,
+) -> None:
+    await schema.migrate(engine, "0007")  # the schema of version 0.1.0
+    assert await _versions(engine, "alembic_version") == ["0007"]
+    assert await schema.current(engine) == "0007"
+    role = f"tests_{uuid4().hex}"
+    await make.execute(engine, f"CREATE ROLE {role}")
+    await make.execute(engine, f"GRANT SELECT ON alembic_version TO {role}")
+
+    assert await schema.migrate(engine) == ("0007", schema.head())
+    assert await _versions(engine, "study_ingest_version") == [schema.head()]
+    (found,) = await make.rows(
+        engine,
+        "SELECT to_regclass('alembic_version') AS old,"
+        f" has_table_privilege('{role}', 'study_ingest_version', 'SELECT') AS may_read",
+    )
+    assert found == {"old": None, "may_read": True}
+    await make.execute(engine, f"DROP OWNED BY {role}")
+    await make.execute(engine, f"DROP ROLE {role}")
+
+    # What development between two versions left in the old place is found there as well.
+    await make.execute(engine, "ALTER TABLE study_ingest_version RENAME TO alembic_version")
+    renamed = "RENAME CONSTRAINT study_ingest_version_pkc TO alembic_version_pkc"
+    await make.execute(engine, f"ALTER TABLE alembic_version {renamed}")
+    await schema.check(engine)
+    assert await schema.migrate(engine) == (schema.head(), schema.head())
+    assert await _versions(engine, "study_ingest_version") == [schema.head()]
+
+
+@pytest.mark.parametrize("theirs", ["a1b2c3d4e5f6", "0003"])
+async def test_the_application_s_own_versions_are_neither_read_nor_written(
+    theirs: str, empty: AsyncEngine
+) -> None:
+    await make.execute(
+        empty,
+        "CREATE TABLE alembic_version (version_num varchar(32)"
+        " CONSTRAINT alembic_version_pkc PRIMARY KEY)",
+    )
+    await make.execute(empty, f"INSERT INTO alembic_version VALUES ('{theirs}')")
+    assert await schema.current(empty) is None
+    assert await schema.migrate(empty) == (None, schema.head())
+    await schema.check(empty)
+    with pytest.raises(SchemaError, match=r"^The program of schema 0007 keeps [^\n]+: choose"):
+        await schema.migrate(empty, "0007")
+    assert await schema.current(empty) == schema.head()
+    assert await _versions(empty, "alembic_version") == [theirs]
+    assert await schema.migrate(empty, "base") == (schema.head(), None)
+    assert await _versions(empty, "alembic_version") == [theirs]
+    assert await schema.migrate(empty) == (None, schema.head())
 
 
 async def test_a_schema_that_is_there_is_left_as_it_is(engine: AsyncEngine) -> None:
@@ -317,7 +376,7 @@ async def test_a_worker_works_on_its_own_schema_alone(
         with pytest.raises(SchemaError, match=r"is older than this program's 9999: run [^\n]+\.$"):
             await schema.check(engine)
 
-    await make.execute(engine, "UPDATE alembic_version SET version_num = '9999'")
+    await make.execute(engine, "UPDATE study_ingest_version SET version_num = '9999'")
     with pytest.raises(SchemaError, match=r"9999 is newer than this program's [^\n]+\.$"):
         await schema.check(engine)
 

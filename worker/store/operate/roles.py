@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.errors import RoleError
 
 RIGHTS: Final = {
-    "alembic_version": "SELECT",
+    "study_ingest_version": "SELECT",
     "published": "SELECT",
     "study_questions": "SELECT",
     "study_quiz_sessions": "SELECT, INSERT",
