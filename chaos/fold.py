@@ -66,9 +66,13 @@ class History:
         correct = outcomes.count(CORRECT)
         last_correct = outcomes[-1] == CORRECT
         last_three = self.answers[-3:]
-        days = {answer.answered_at.date() for answer in last_three}
+        spaced = all(
+            fsrs6.days_between(earlier.answered_at, later.answered_at) >= 1
+            for earlier, later in itertools.pairwise(last_three)
+        )
         if (
-            len(days) == 3
+            len(last_three) == 3
+            and spaced
             and all(answer.outcome == CORRECT for answer in last_three)
             and self.memory.stability >= _MASTERED_DAYS
         ):

@@ -28,6 +28,11 @@ class Memory(NamedTuple):
     due_at: datetime
 
 
+def days_between(earlier: datetime, later: datetime) -> int:
+    """The time between two reviews in days, rounded to the nearest whole number."""
+    return int((later - earlier + timedelta(hours=12)) // timedelta(days=1))
+
+
 def first(grade: int, at: datetime) -> Memory:
     """The memory after the first review."""
     return _memory(W[grade - 1], _clamped(_initial_difficulty(grade)), at)
@@ -35,7 +40,7 @@ def first(grade: int, at: datetime) -> Memory:
 
 def next_(memory: Memory, reviewed_at: datetime, grade: int, at: datetime) -> Memory:
     """The memory after one more review at `at`. `reviewed_at` is the time of the previous one."""
-    days = (at - reviewed_at).days
+    days = days_between(reviewed_at, at)
     if days < 1:
         stability = _same_day(memory.stability, grade)
     elif grade == AGAIN:

@@ -207,4 +207,7 @@ async def test_version_0_1_0_is_upgraded_under_load_and_nothing_is_lost(
     assert statuses <= {"ingested", "already_ingested"}
     assert await broker.depth(amqp.DEAD_QUEUE) == 0
     assert await make.count(engine, "outbox") == 0
+    # Both schedulers folded while both versions ran, each for what it ingested. Nothing is lost by
+    # that, and the rebuild that the manual asks for now brings the rest over.
+    await command(settings, PROGRAM, "rebuild")
     await command(settings, PROGRAM, "verify")

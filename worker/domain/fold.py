@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from schemas.words import CORRECT, UNSURE, WRONG, Outcome
-from worker.domain.schedule import Memory, review
+from worker.domain.schedule import Memory, elapsed_days, review
 from worker.domain.scoring import ScoredAttempt
 
 _RECENT = 4
@@ -27,7 +27,7 @@ class Progress(NamedTuple):
     best_run: int
     """The longest run of correct attempts in the whole history."""
     spaced_run: int
-    """Correct attempts in a row at the end, each on a later UTC day than the one before."""
+    """Correct attempts in a row at the end, each at least one elapsed day after the one before."""
     recent_unsure: int
     """Which of the last four attempts were unsure. Bit 0 is the last attempt."""
     lapse_count: int
@@ -87,8 +87,7 @@ def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
     ) = progress
     if correct:
         correct_run += 1
-        same_day = at.date() == last_answered_at.date()
-        spaced_run = 1 if same_day else spaced_run + 1
+        spaced_run = spaced_run + 1 if elapsed_days(last_answered_at, at) else 1
     else:
         correct_run = spaced_run = 0
         lapse_count += last_outcome is CORRECT

@@ -1,11 +1,17 @@
-"""The schedule: FSRS-6, equal to the package `fsrs` to the last bit.
+"""The schedule: FSRS-6, equal to the package `fsrs` to the last bit for reviews whole days apart.
 
 The formulas are those of https://github.com/open-spaced-repetition/awesome-fsrs/wiki/The-Algorithm
 (FSRS-6, default parameters), without learning steps and without random variation, so that the same
 history always gives the same schedule. The package is the reference. Its parameters are read from
 it, its name and version are stored beside every schedule, and a test compares each result with the
-package's, bit for bit. The arithmetic is written out here because the package also copies a card,
-matches on its state and makes a review log, which takes ten times as long as the formulas.
+package's, bit for bit.
+
+Between two reviews the package counts the full periods of 24 hours, so somebody who studies five
+minutes earlier each day never has a day between two of them. Here the time is rounded to whole
+days (`elapsed_days`), which also predicts real reviews better (docs/contract.md).
+
+The arithmetic is written out here because the package also copies a card, matches on its state and
+makes a review log, which takes ten times as long as the formulas.
 """
 
 import hashlib
@@ -24,13 +30,17 @@ from worker.domain.scoring import ScoredAttempt
 
 _SCHEDULER: Final = Scheduler(learning_steps=(), relearning_steps=(), enable_fuzzing=False)
 
-SCHEDULER_NAME: Final = "fsrs-6/{}/{}".format(
+SCHEDULER_NAME: Final = "fsrs-6/{}/{}/rounded-days".format(
     version("fsrs"),
     hashlib.sha256(json.dumps(_SCHEDULER.to_dict(), sort_keys=True).encode()).hexdigest()[:12],
 )
-"""The algorithm, the package's version and a digest of the parameters. It is stored beside every
-schedule. A schedule by another scheduler is never continued: its history is folded again.
+"""The algorithm, the package's version, a digest of the parameters and how days are counted. It is
+stored beside every schedule. A schedule by another scheduler is never continued: its history is
+folded again.
 """
+
+_DUE_AHEAD: Final = timedelta(hours=12)
+_HALF_A_DAY: Final = 12 * 60 * 60
 
 
 class Memory(NamedTuple):
@@ -41,6 +51,23 @@ class Memory(NamedTuple):
     stability: float
     difficulty: float
     due_at: datetime
+
+
+def elapsed_days(before: datetime, after: datetime) -> int:
+    """The time between two moments, rounded to whole days: 0 means less than 12 hours.
+
+    `after` must not be before `before`.
+    """
+    passed = after - before
+    return passed.days + (passed.seconds >= _HALF_A_DAY)
+
+
+def due_from(due_at: datetime) -> datetime:
+    """The moment from which a question that is due at `due_at` counts as due: 12 hours earlier.
+
+    It matches `elapsed_days`: whoever studies a little earlier each day gets the day's questions.
+    """
+    return due_at - _DUE_AHEAD
 
 
 def rating_of(attempt: ScoredAttempt) -> Rating:
@@ -67,7 +94,7 @@ def review(
         stability, difficulty, interval = _FIRST[rating - 1]
         return Memory(stability, difficulty, attempt.answered_at + interval)
     stability, difficulty, _ = memory
-    days = (attempt.answered_at - last_answered_at).days
+    days = elapsed_days(last_answered_at, attempt.answered_at)
     if days < 1:
         factor = _SAME_DAY[rating - 1] * stability ** -_P[19]
         if rating is not _AGAIN and factor < 1.0:
@@ -103,7 +130,7 @@ def _bounded(days: int) -> timedelta:
 
 def retrievability(memory: Memory, last_answered_at: datetime, now: datetime) -> float:
     """The predicted probability, 0..1, that the question would be recalled at `now`."""
-    days = max(0, (now - last_answered_at).days)
+    days = max(0, elapsed_days(last_answered_at, now))
     return float((1 + _FACTOR * days / memory.stability) ** _DECAY)
 
 

@@ -7,7 +7,7 @@ no state, and FSRS-6 is written from its published formulas.
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise, takewhile
-from math import exp
+from math import exp, floor
 from typing import Any, Final
 
 from schemas.words import Outcome, Pattern
@@ -72,9 +72,9 @@ def pattern(attempts: Sequence[ScoredAttempt], stability: float) -> Pattern:
         for each in attempts
     )
     lapses = sum(a == "c" and b != "c" for a, b in pairwise(letters))
-    last_days = {each.answered_at.date() for each in attempts[-3:]}
+    waits = [days_between(a.answered_at, b.answered_at) for a, b in pairwise(attempts[-3:])]
     run = len(list(takewhile(lambda letter: letter == "c", reversed(letters))))
-    if letters[-3:] == "ccc" and len(last_days) == 3 and stability >= 21:
+    if letters[-3:] == "ccc" and min(waits) >= 1 and stability >= 21:
         return Pattern.MASTERED
     if lapses >= 4:
         return Pattern.LEECH
@@ -91,6 +91,11 @@ def pattern(attempts: Sequence[ScoredAttempt], stability: float) -> Pattern:
     return Pattern.LEARNING
 
 
+def days_between(earlier: datetime, later: datetime) -> int:
+    """The elapsed days of docs/contract.md."""
+    return floor(((later - earlier) / timedelta(hours=1) + 12) / 24)
+
+
 def schedule(attempts: Sequence[ScoredAttempt]) -> tuple[float, float, datetime]:
     """Stability, difficulty and due time by the formulas of FSRS-6."""
     stability = difficulty = 0.0
@@ -100,7 +105,7 @@ def schedule(attempts: Sequence[ScoredAttempt]) -> tuple[float, float, datetime]
         if last is None:
             stability, difficulty = W[grade - 1], _limited(_first_difficulty(grade))
         else:
-            days = (each.answered_at - last).days
+            days = days_between(last, each.answered_at)
             if days < 1:
                 growth = exp(W[17] * (grade - 3 + W[18])) * stability ** -W[19]
                 next_stability = stability * (growth if grade == 1 else max(growth, 1.0))

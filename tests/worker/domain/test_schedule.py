@@ -14,7 +14,15 @@ from tests.factories import MONDAY, RIGHT, WRONG, at, history, scored
 from tests.worker.domain import naive
 from tests.worker.domain.strategies import ANSWERS, MINUTES
 from worker.domain.fold import advance, fold
-from worker.domain.schedule import SCHEDULER_NAME, Memory, rating_of, retrievability, review
+from worker.domain.schedule import (
+    SCHEDULER_NAME,
+    Memory,
+    due_from,
+    elapsed_days,
+    rating_of,
+    retrievability,
+    review,
+)
 from worker.domain.scoring import ScoredAttempt
 
 START = datetime(2022, 11, 29, 12, 30, tzinfo=UTC)
@@ -124,15 +132,16 @@ def test_the_clock_of_the_machine_plays_no_part() -> None:
 
 
 def test_the_scheduler_has_one_name_until_it_schedules_differently() -> None:
-    """A new name folds every history again: it changes only with package or parameters."""
-    assert SCHEDULER_NAME == "fsrs-6/6.3.2/e827cad83d79"
+    """A new name folds every history again: it changes only with package, parameters or days."""
+    assert SCHEDULER_NAME == "fsrs-6/6.3.2/e827cad83d79/rounded-days"
 
 
 def test_retrievability_is_one_at_once_and_nine_tenths_after_the_stability() -> None:
     memory = Memory(stability=10.0, difficulty=5.0, due_at=at(10))
     assert retrievability(memory, at(0), at(0)) == 1
     assert retrievability(memory, at(0), at(10)) == pytest.approx(0.9)
-    assert retrievability(memory, at(0), at(10, hours=23)) == pytest.approx(0.9), "whole days"
+    assert retrievability(memory, at(0), at(10, hours=11)) == pytest.approx(0.9), "whole days"
+    assert retrievability(memory, at(0), at(9, hours=12)) == pytest.approx(0.9), "rounded"
     assert retrievability(memory, at(5), at(0)) == 1, "a clock behind the answer"
 
 
@@ -154,3 +163,49 @@ def test_outcomes_alone_do_not_make_the_schedule() -> None:
     stable, shaken = (fold(None, each) for each in (right, other))
     assert stable is not None and shaken is not None
     assert stable.memory.stability > shaken.memory.stability
+
+
+@pytest.mark.parametrize(
+    "earlier", [timedelta(minutes=5), timedelta(minutes=-5), timedelta(hours=11)]
+)
+def test_a_learner_who_studies_a_little_earlier_each_day_learns_as_well(earlier: timedelta) -> None:
+    """With full periods of 24 hours, five minutes earlier each day left a stability of 2.3 days."""
+    shifted = [START + n * (timedelta(days=1) - earlier) for n in range(3)]
+    steady = [START + n * timedelta(days=1) for n in range(3)]
+
+    for ours, reference in zip(_studied("ccc", shifted), _studied("ccc", steady), strict=True):
+        assert (ours.stability, ours.difficulty) == (reference.stability, reference.difficulty)
+
+
+def test_thirty_correct_answers_on_thirty_days_are_well_known() -> None:
+    five_minutes_earlier = [START + n * timedelta(days=1, minutes=-5) for n in range(30)]
+    assert _studied("c" * 30, five_minutes_earlier)[-1].stability == pytest.approx(109, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("wait", "days"),
+    [
+        (timedelta(), 0),
+        (timedelta(hours=12) - timedelta.resolution, 0),
+        (timedelta(hours=12), 1),
+        (timedelta(hours=36) - timedelta.resolution, 1),
+        (timedelta(hours=36), 2),
+        (timedelta(days=3650), 3650),
+    ],
+)
+def test_elapsed_days_are_rounded(wait: timedelta, days: int) -> None:
+    assert elapsed_days(START, START + wait) == days
+
+
+@given(st.timedeltas(timedelta(), timedelta(days=9_999)))
+def test_elapsed_days_are_those_of_the_contract(wait: timedelta) -> None:
+    assert elapsed_days(START, START + wait) == (wait + timedelta(hours=12)) // timedelta(days=1)
+
+
+@given(st.timedeltas(timedelta(), timedelta(days=400)))
+def test_a_question_is_due_exactly_when_its_interval_has_elapsed(wait: timedelta) -> None:
+    memory = review(None, None, scored(answered_at=START))
+    interval = (memory.due_at - START).days
+    assert (due_from(memory.due_at) <= START + wait) == (
+        elapsed_days(START, START + wait) >= interval
+    )

@@ -1,4 +1,8 @@
-"""The arithmetic of `worker.domain.schedule` is the `fsrs` package's, bit for bit."""
+"""The arithmetic of `worker.domain.schedule` is the `fsrs` package's, bit for bit.
+
+The package counts full periods of 24 hours between two reviews. So it gets the same history on a
+calendar of its own, on which the elapsed days of docs/contract.md are such periods.
+"""
 
 import random
 from datetime import timedelta
@@ -14,24 +18,27 @@ from worker.domain.scoring import ScoredAttempt
 
 _REFERENCE = Scheduler(learning_steps=(), relearning_steps=(), enable_fuzzing=False)
 
+_DAY = timedelta(days=1)
+_HALF_A_DAY = timedelta(hours=12)
 _WAITS = st.one_of(MINUTES, st.integers(0, 60 * 24 * 4_000))
 
 
 def _agree(attempts: list[ScoredAttempt]) -> None:
-    card = Card(card_id=1, due=attempts[0].answered_at)
+    calendar = attempts[0].answered_at
+    card = Card(card_id=1, due=calendar)
     memory: Memory | None = None
-    last = None
-    for attempt in attempts:
-        memory = review(memory, last, attempt)
-        card, _ = _REFERENCE.review_card(card, rating_of(attempt), attempt.answered_at)
-        # Equal, not close: a fold that goes on from a stored state must come to the same.
-        assert memory == (card.stability, card.difficulty, card.due)
+    last = calendar
+    for position, attempt in enumerate(attempts):
+        memory = review(memory, last if position else None, attempt)
+        calendar += (attempt.answered_at - last + _HALF_A_DAY) // _DAY * _DAY
+        card, _ = _REFERENCE.review_card(card, rating_of(attempt), calendar)
         last = attempt.answered_at
+        # Equal, not close: a fold that goes on from a stored state must come to the same.
+        assert memory == (card.stability, card.difficulty, last + (card.due - calendar))
         for days in (0, 1, 30):
-            now = last + timedelta(days=days, minutes=1)
-            assert retrievability(memory, last, now) == _REFERENCE.get_card_retrievability(
-                card, now
-            )
+            assert retrievability(
+                memory, last, last + timedelta(days=days, hours=-11 if days else 11)
+            ) == _REFERENCE.get_card_retrievability(card, calendar + timedelta(days=days))
 
 
 @given(st.lists(st.tuples(_WAITS, ANSWERS), min_size=1, max_size=40))

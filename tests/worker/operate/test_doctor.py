@@ -84,6 +84,32 @@ async def test_attempts_of_0_1_0_with_times_that_cannot_be_true_are_counted(site
     assert await said() == []
 
 
+async def test_schedules_of_another_scheduler_are_counted_until_a_rebuild(site: Site) -> None:
+    async def said() -> list[str]:
+        found = await examined(site)
+        return [each["found"] for each in found["warning"] if each["check"] == "schedules"]
+
+    async def noted() -> bool:
+        await make.execute(site.engine, "ANALYZE study_question_progress")
+        status = json.loads((await invoke(site, "status", "--json")).stdout)
+        return "other_schedules" in {each["code"] for each in status["attention"]}
+
+    questions = await make.publish(site.engine, 4)
+    await Ingest(site.engine, Policy())([make.sent(*map(right, questions))])
+    assert await said() == [] and not await noted()
+    old = "fsrs-6/6.3.2/e827cad83d79"
+    await make.execute(
+        site.engine,
+        f"UPDATE study_question_progress SET scheduler = '{old}'"
+        f" WHERE study_question_id IN ({questions[0].question_id}, {questions[1].question_id})",
+    )
+    (found,) = await said()
+    assert found.startswith("2 questions have a schedule of another scheduler")
+    assert await noted()
+    assert (await invoke(site, "rebuild")).exit_code == 0
+    assert await said() == [] and not await noted()
+
+
 async def test_a_schema_that_does_not_fit_is_found(site: Site) -> None:
     await make.execute(site.engine, "DELETE FROM study_ingest_version")
     (finding,) = (await examined(site))["danger"]

@@ -53,12 +53,12 @@ def test_the_forecast_tells_what_is_overdue_apart_from_each_day() -> None:
         1,
         [
             question(1, due=timedelta(days=-40)),
-            question(2, due=timedelta(hours=-13)),  # yesterday
-            question(3, due=timedelta(hours=-1)),
-            question(4, due=timedelta(hours=1)),
-            question(5, due=timedelta(hours=12)),  # tomorrow at 0:00
-            question(6, due=timedelta(days=DAYS - 1)),
-            question(7, due=timedelta(days=DAYS)),  # beyond
+            question(2, due=timedelta(hours=-1)),  # from yesterday on
+            question(3, due=timedelta(hours=11)),
+            question(4, due=timedelta(hours=13)),
+            question(5, due=timedelta(hours=24)),  # from tomorrow at 0:00 on
+            question(6, due=timedelta(days=DAYS - 1, hours=12)),
+            question(7, due=timedelta(days=DAYS, hours=12)),  # beyond
         ],
         [],
         NOW,

@@ -12,7 +12,7 @@ from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import transaction
-from worker.store.operate import times
+from worker.store.operate import schedules, times
 from worker.store.operate.roles import RIGHTS
 from worker.store.tables import METADATA
 
@@ -63,6 +63,7 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
     found += await session.examine(settings, engine, has_schema=found[0].severity == "ok")
     if found[0].severity == "ok":
         found.append(await _times(settings, engine))
+        found.append(await _schedules(engine))
     return found
 
 
@@ -86,6 +87,28 @@ async def _times(settings: Settings, engine: AsyncEngine) -> Finding:
         f"{count}{' or more' if count == _MOST_COUNTED else ''} attempts of 0.1.0, or from before"
         " INGEST_EARLIEST_ANSWER, may have times that can't be true.",
         "Run `study-ingest rebuild`: they get the times of their neighbors.",
+    )
+
+
+async def _schedules(engine: AsyncEngine) -> Finding:
+    try:
+        async with transaction(engine) as connection:
+            count = await schedules.count_others(connection, _MOST_COUNTED)
+    except TransientFault:  # there is too much progress to look at each row
+        return Finding(
+            "schedules",
+            "note",
+            "Whether an older scheduler computed some schedules was not found out in time.",
+            "Run `study-ingest rebuild` once after an upgrade from 0.1.0.",
+        )
+    if not count:
+        return Finding("schedules", "ok", "This program's scheduler computed all schedules.")
+    return Finding(
+        "schedules",
+        "warning",
+        f"{count}{' or more' if count == _MOST_COUNTED else ''} questions have a schedule of"
+        " another scheduler, which other versions of this program use.",
+        "When no worker of another version runs any more, run `study-ingest rebuild`.",
     )
 
 

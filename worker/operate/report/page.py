@@ -187,7 +187,7 @@ def _patterns(picture: Picture) -> str:
                         each.pattern.value,
                         each.lapses,
                         each.attempts,
-                        _day(each.due_at.date()),
+                        _day(each.due_from.date()),
                     )
                     for each in picture.stubborn
                 ],

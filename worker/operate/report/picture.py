@@ -10,7 +10,7 @@ from datetime import date, datetime, timedelta
 from typing import Final
 
 from schemas.words import Outcome, Pattern
-from worker.domain.schedule import Memory, retrievability
+from worker.domain.schedule import Memory, due_from, retrievability
 from worker.store.operate.report import QuestionNow, Week
 
 DAYS: Final = 30
@@ -45,7 +45,7 @@ class Stubborn:
     pattern: Pattern
     lapses: int
     attempts: int
-    due_at: datetime
+    due_from: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,11 @@ def picture(
         questions=len(questions),
         attempts=sum(question.attempts for question in questions),
         known=sum(map(_is_known, questions)),
-        due=sum(question.due_at <= now for question in questions),
+        due=sum(due_from(question.due_at) <= now for question in questions),
         recall=_mean_recall(questions, now),
         retention=sum(week.recalled for week in recalls) / reviews if reviews else None,
         topics=_topics(questions, now),
-        overdue=sum(question.due_at.date() < now.date() for question in questions),
+        overdue=sum(due_from(question.due_at).date() < now.date() for question in questions),
         forecast=_forecast(questions, now),
         weeks=recalls,
         patterns={pattern: found[pattern] for pattern in Pattern},
@@ -135,7 +135,7 @@ def _topics(questions: Sequence[QuestionNow], now: datetime) -> tuple[Topic, ...
             seen=len(its),
             mastered=sum(question.pattern is Pattern.MASTERED for question in its),
             known=sum(map(_is_known, its)),
-            due=sum(question.due_at <= now for question in its),
+            due=sum(due_from(question.due_at) <= now for question in its),
             recall=_mean_recall(its, now),
         )
         for topic_id, its in by_topic.items()
@@ -144,7 +144,7 @@ def _topics(questions: Sequence[QuestionNow], now: datetime) -> tuple[Topic, ...
 
 
 def _forecast(questions: Iterable[QuestionNow], now: datetime) -> tuple[Day, ...]:
-    due = Counter(question.due_at.date() for question in questions)
+    due = Counter(due_from(question.due_at).date() for question in questions)
     days = [now.date() + timedelta(days=n) for n in range(DAYS)]
     return tuple(Day(day, due[day]) for day in days)
 
@@ -160,7 +160,7 @@ def _stubborn(questions: Iterable[QuestionNow]) -> tuple[Stubborn, ...]:
             each.pattern,
             each.lapses,
             each.attempts,
-            each.due_at,
+            due_from(each.due_at),
         )
         for each in found[:_WORST]
     )

@@ -204,6 +204,14 @@ def _of_the_database(database: DatabaseStatus) -> Iterator[Attention]:
             f"{_count(database.hanging_commits, 'commit hangs', 'commits hang')}.",
             "See that the replicas in synchronous_standby_names are there.",
         )
+    if database.other_schedules:
+        yield Attention(
+            "other_schedules",
+            "note",
+            f"About {max(database.other_schedules, 0.01):.0%} of all questions have a schedule that"
+            " another version of this program computed.",
+            "When no worker of another version runs any more, run `study-ingest rebuild`.",
+        )
     if database.outbox is not None and database.outbox.oldest_age > _OUTBOX_LAG:
         yield Attention(
             "outbox_lag",

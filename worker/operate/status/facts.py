@@ -45,3 +45,5 @@ class DatabaseStatus:
     """Sessions of this role that have been waiting in COMMIT, for a replica, say."""
     granted: frozenset[str] = frozenset()
     """The viewers that may write for somebody."""
+    other_schedules: float = 0.0
+    """The share of progress that another scheduler computed, from 0 to 1, as an estimate."""

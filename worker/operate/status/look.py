@@ -22,7 +22,7 @@ from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatu
 from worker.settings import Settings
 from worker.store import outbox, pause, schema
 from worker.store.engine import transaction
-from worker.store.operate import dead, grants
+from worker.store.operate import dead, grants, schedules
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +129,5 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
             await dead.overview(connection),
             await hanging_commits(connection),
             frozenset(await grants.all_of(connection)),
+            await schedules.share_of_others(connection),
         )

@@ -27,8 +27,8 @@ class QuestionNow(NamedTuple):
 
 
 class Week(NamedTuple):
-    """The reviews of one week, by its Monday (UTC). A review is an attempt a day or more after the
-    last.
+    """The reviews of one week, by its Monday (UTC). A review is an attempt at least one elapsed day
+    (12 hours, when rounded to whole days) after the last.
     """
 
     monday: date
@@ -65,7 +65,7 @@ _WEEKS: Final = text(
     " SELECT CAST(date_trunc('week', answered_at AT TIME ZONE 'UTC') AS date) AS monday,"
     " count(*), count(*) FILTER (WHERE is_correct)"
     " FROM answered"
-    " WHERE answered_at >= before + interval '1 day' AND answered_at >= :since"
+    " WHERE answered_at >= before + interval '12 hours' AND answered_at >= :since"
     " GROUP BY monday ORDER BY monday"
 )
 
