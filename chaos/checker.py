@@ -256,8 +256,7 @@ def results_on_the_wire_are_right(case: Case) -> Iterator[Violation]:
 
 
 def followups_are_right(case: Case) -> Iterator[Violation]:
-    """An explanation was requested once for each (user, question), and a review once for each
-    session that needs it.
+    """Each follow-up job was requested exactly once, with the right content, and no other was.
 
     The same message may be published again. Other content, or another id, is a second job.
     """
@@ -271,19 +270,13 @@ def followups_are_right(case: Case) -> Iterator[Violation]:
     for message_id, body in contents.items():
         session = sessions.get(UUID(body["quiz_session_id"]), {})
         uuid, topic_id = session.get("client_session_uuid"), session.get("study_topic_id")
-        if kinds[message_id] == "explanation.requested":
-            key = ("explanation", uuid, body["user_id"], body["question_id"])
-        else:
-            key = ("review", uuid, topic_id, body["user_id"])
-        jobs[key].append(body | {"topic_id": body["topic_id"]})
+        jobs[uuid, kinds[message_id], topic_id, body.get("question_id")].append(body)
     for uuid, done in case.accepted.items():
-        for (user_id, question_id), must in done.explanations.items():
-            place = f"explanation for user {user_id} of question {question_id}"
-            yield from _one(place, jobs.pop(("explanation", uuid, user_id, question_id), []), must)
-        for topic_id, must in done.reviews.items():
-            rows = jobs.pop(("review", uuid, topic_id, must["user_id"]), [])
-            yield from _one(f"review of batch {uuid} on topic {topic_id}", rows, must)
-    for kind, uuid, *rest in jobs:
+        for (kind, topic_id, question_id), must in done.jobs.items():
+            place = f"job {kind} from batch {uuid} on topic {topic_id}, question {question_id}"
+            rows = jobs.pop((uuid, kind, topic_id, question_id), [])
+            yield from _one(place, rows, must | {"topic_id": topic_id})
+    for uuid, kind, *rest in jobs:
         yield doubled(f"There is a job {kind} {rest} from batch {uuid} that should not be.")
 
 

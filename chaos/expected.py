@@ -48,8 +48,8 @@ class Ingested:
     sessions: dict[int, Row] = field(default_factory=dict)
     attempts: dict[int, Row] = field(default_factory=dict)
     summaries: dict[int, Row] = field(default_factory=dict)
-    explanations: dict[tuple[int, int], Row] = field(default_factory=dict)
-    reviews: dict[int, Row] = field(default_factory=dict)
+    jobs: dict[tuple[str, int, int | None], Row] = field(default_factory=dict)
+    """The follow-up jobs by routing key, topic, and question if the job is about a single one."""
 
 
 def verdict(recorded: Recorded, published: Mapping[str, Row]) -> Verdict:
@@ -167,7 +167,10 @@ class Replay:
                 summary["relapsed"] += known_before
                 if key not in self.explained:
                     self.explained.add(key)
-                    done.explanations[key] = {"topic_id": topic_id, "outcome": some[-1].outcome}
+                    done.jobs["explanation.requested", topic_id, question_id] = {
+                        "user_id": _user(verdict),
+                        "outcome": some[-1].outcome,
+                    }
             if history.pattern in _WANTS_REVIEW:
                 to_review.append({"question_id": question_id, "pattern": history.pattern})
         done.summaries[topic_id] = summary
@@ -180,7 +183,10 @@ class Replay:
             "finished_at": max(answer.answered_at for answer in answers),
         }
         if to_review:
-            done.reviews[topic_id] = {"user_id": _user(verdict), "questions": to_review}
+            done.jobs["review.requested", topic_id, None] = {
+                "user_id": _user(verdict),
+                "questions": to_review,
+            }
 
 
 def _scored(verdict: Verdict, each: Counted, received_at: datetime) -> tuple[Answer, Row]:

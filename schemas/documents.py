@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from . import amqp
-from .advice import OF_REJECTION, OF_SKIP
 from .attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
 from .examples import BATCH, HEADERS, INGESTED, REJECTED
 from .followups import KINDS, Kind
@@ -179,8 +178,8 @@ def asyncapi() -> Json:
                     message_id="The same if the same result is sent again.",
                     examples={"ingested": INGESTED, "rejected": REJECTED},
                     reasons={
-                        "rejected": {str(word): what for word, what in OF_REJECTION.items()},
-                        "skipped": {str(word): what for word, what in OF_SKIP.items()},
+                        "rejected": {str(reason): reason.advice for reason in RejectReason},
+                        "skipped": {str(reason): reason.advice for reason in SkipReason},
                     },
                 ),
                 **{

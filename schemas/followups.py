@@ -8,7 +8,6 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from . import amqp
 from .model import WireModel
 from .words import Outcome, Pattern
 
@@ -51,25 +50,25 @@ class Kind(NamedTuple):
     """A kind of follow-up job as it travels."""
 
     routing_key: str
-    """The routing key, as `noun.participle`. The names of its schema and its channel are derived
-    from it.
-    """
-    message_type: str
+    """The routing key, as `noun.participle`. All other names of the kind are derived from it."""
     model: type[BaseModel]
     how_often: str
     summary: str
 
+    @property
+    def message_type(self) -> str:
+        """The property `type` of its messages."""
+        return f"study.{self.routing_key.replace('.', '_')}.v1"
+
 
 EXPLANATION: Final = Kind(
-    amqp.EXPLANATION_REQUESTED,
-    amqp.EXPLANATION_REQUESTED_TYPE,
+    "explanation.requested",
     ExplanationRequested,
     "Once for each (user, question).",
     "Ask for an explanation of a question that was not answered correctly.",
 )
 REVIEW: Final = Kind(
-    amqp.REVIEW_REQUESTED,
-    amqp.REVIEW_REQUESTED_TYPE,
+    "review.requested",
     ReviewRequested,
     "At most once for each quiz session.",
     "Ask for a review of questions that are relapsed, stuck or leeches.",

@@ -1,11 +1,11 @@
 """The words with a fixed set of values, as they appear in messages, columns, logs and metrics.
 
-These are plain enumerations without a message model or a library, so that the pure core of the
-worker can import them.
+These are enumerations without a message model or a library, so that the pure core of the worker can
+import them.
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 
 class Outcome(StrEnum):
@@ -44,14 +44,27 @@ class Status(StrEnum):
     REJECTED = "rejected"
 
 
-class SkipReason(StrEnum):
+class Reason(StrEnum):
+    """A word that says why something did not count, with what its viewer does about it."""
+
+    advice: str
+    """A sentence for the viewer's author. The published documents contain it."""
+
+    def __new__(cls, word: str, advice: str) -> Self:
+        reason = str.__new__(cls, word)
+        reason._value_ = word
+        reason.advice = advice
+        return reason
+
+
+class SkipReason(Reason):
     """Why an attempt was skipped while the rest of its batch was ingested."""
 
-    UNKNOWN_PUBLICATION = "unknown_publication"
-    WITHDRAWN = "withdrawn"
-    QUESTION_DELETED = "question_deleted"
-    NO_ANSWER = "no_answer"
-    ERASED = "erased"
+    UNKNOWN_PUBLICATION = "unknown_publication", "Update the questions: no question has this id."
+    WITHDRAWN = "withdrawn", "Remove the question: its publication was withdrawn."
+    QUESTION_DELETED = "question_deleted", "Remove the question: its owner deleted it."
+    NO_ANSWER = "no_answer", "Nothing: it had neither a choice nor is_unsure."
+    ERASED = "erased", "Delete the answer: it was given before the person's history was erased."
 
 
 class TimeWas(StrEnum):
@@ -63,18 +76,43 @@ class TimeWas(StrEnum):
     IN_THE_FUTURE = "in_the_future"
 
 
-class RejectReason(StrEnum):
+class RejectReason(Reason):
     """Why a delivery became a dead letter."""
 
-    MALFORMED = "malformed"
-    TOO_LARGE = "too_large"
-    UNSUPPORTED_VERSION = "unsupported_version"
-    UNIDENTIFIED_PUBLISHER = "unidentified_publisher"
-    NOTHING_RESOLVED = "nothing_resolved"
-    MIXED_PRINCIPALS = "mixed_principals"
-    PRINCIPAL_NOT_GRANTED = "principal_not_granted"
-    NOTHING_TO_SCORE = "nothing_to_score"
-    UUID_REUSED = "uuid_reused"
-    RETRIES_EXHAUSTED = "retries_exhausted"
-    DELIVERY_LIMIT = "delivery_limit"
-    EXPIRED = "expired"
+    MALFORMED = (
+        "malformed",
+        "Correct the viewer: the body does not match the schema. Do not send this batch again.",
+    )
+    TOO_LARGE = "too_large", "Correct the viewer: record shorter batches."
+    UNSUPPORTED_VERSION = (
+        "unsupported_version",
+        "Publish a version that the workers know, or ask the operator to upgrade them. A newer"
+        " major version waits for such a worker instead.",
+    )
+    UNIDENTIFIED_PUBLISHER = (
+        "unidentified_publisher",
+        "Set user_id to the login, and use it in the routing key. Then publish the session under a"
+        " new uuid.",
+    )
+    NOTHING_RESOLVED = (
+        "nothing_resolved",
+        "Tell the person that the questions are no longer published, and update them.",
+    )
+    MIXED_PRINCIPALS = "mixed_principals", "Record one batch for each owner of questions."
+    PRINCIPAL_NOT_GRANTED = (
+        "principal_not_granted",
+        "Ask the operator to grant this viewer the owner of the questions, and to replay the"
+        " batch.",
+    )
+    NOTHING_TO_SCORE = "nothing_to_score", "Do not record sessions without an answer."
+    UUID_REUSED = (
+        "uuid_reused",
+        "Correct the viewer: other content came under this uuid before. Make a new uuid for each"
+        " session.",
+    )
+    RETRIES_EXHAUSTED = (
+        "retries_exhausted",
+        "Keep the batch. An operator can replay it; then it is ingested after all.",
+    )
+    DELIVERY_LIMIT = "delivery_limit", "Keep the batch, and ask the operator to look at it."
+    EXPIRED = "expired", "Publish the batch again, without the property expiration."

@@ -27,6 +27,7 @@ from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.domain.times import effective_times
 from worker.ingest import messages
+from worker.ingest.followups import explanation_requested, review_requested
 from worker.ingest.resolve import Incoming
 
 _POLICY = Policy()
@@ -270,7 +271,7 @@ def _followups(
         asked = question_id in rows and rows[question_id].explanation_requested
         if change.after is not Outcome.CORRECT and not asked:
             jobs.append(
-                messages.explanation_requested(
+                explanation_requested(
                     user_id, question_id, topic_id, session_id, change.after, None
                 )
             )
@@ -278,5 +279,5 @@ def _followups(
         if wants_review(pattern):
             to_review.append((question_id, pattern))
     if to_review:
-        jobs.append(messages.review_requested(user_id, topic_id, session_id, to_review, None))
+        jobs.append(review_requested(user_id, topic_id, session_id, to_review, None))
     return jobs

@@ -35,6 +35,7 @@ from chaos.evidence import (
 from chaos.quiz import session
 from schemas import amqp
 from schemas.attempt_batch import AttemptBatch
+from schemas.followups import KINDS
 from schemas.ingest_result import IngestResult
 from study_viewer import Outbox
 from tests.database_fixtures import _named, _settings
@@ -152,7 +153,11 @@ def test_the_correct_history_contains_every_case_of_the_rules(found: Evidence) -
     assert len(found.inbox) > 40
     assert {parked.reason for parked in found.parked} >= {"mixed_principals", "nothing_resolved"}
     assert any(told.body["status"] == "already_ingested" for told in found.told)
-    assert {job.routing_key for job in found.jobs} == {"explanation.requested", "review.requested"}
+    models = {kind.routing_key: kind.model for kind in KINDS}
+    assert {job.routing_key for job in found.jobs} == set(models)
+    for job in found.jobs:
+        model = models[job.routing_key].model_validate(job.body)
+        assert model.model_dump(mode="json") == job.body
     assert len({row["pattern"] for row in found.progress}) >= 4
 
 

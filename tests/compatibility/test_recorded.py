@@ -10,17 +10,19 @@ import json
 import os
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from chaos.evidence import Evidence, Recorded, read_database
+from chaos.expected import verdict
 from schemas import amqp
+from schemas.words import SkipReason
 from tests import factories
 from tests.broker_fixtures import VIEWER, Broker
 from tests.compatibility.bank import ROWS
 from tests.whole_worker import working
-
-pytestmark = pytest.mark.broker
 
 FILES: Final = sorted((Path(__file__).parent / "v1").glob("*.json"))
 
@@ -42,6 +44,7 @@ def holds(told: Any, recorded: Any) -> bool:
     return bool(told == recorded)
 
 
+@pytest.mark.broker
 async def test_every_recorded_batch_is_taken_as_it_was(broker: Broker, engine: AsyncEngine) -> None:
     for statement in ROWS.split(";"):
         await factories.execute(engine, statement)
@@ -62,7 +65,30 @@ async def test_every_recorded_batch_is_taken_as_it_was(broker: Broker, engine: A
     assert differing == {}
 
 
+async def test_the_chaos_checker_reads_every_recorded_batch_as_the_worker_did(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    """The checker's rules are a second implementation, so a new rule must be taught to both."""
+    for statement in ROWS.split(";"):
+        await factories.execute(engine, statement)
+    evidence = Evidence()
+    await read_database(evidence, database_url)
+    for path in FILES:
+        recording = json.loads(path.read_text(encoding="utf-8"))
+        result = recording["result"]
+        if result.get("reason") == "uuid_reused":  # which is not a matter of the batch alone
+            continue
+        uuid, body = UUID(result["client_session_uuid"]), json.loads(recording["body"])
+        found = verdict(Recorded("viewer", uuid, b"", body, "settled", None, 1), evidence.published)
+        assert found.reason == result.get("reason"), path.name
+        if found.reason is None:
+            assert found.skipped == result["skipped"], path.name
+
+
 def test_the_recordings_are_of_every_kind() -> None:
     results = [json.loads(path.read_text(encoding="utf-8"))["result"] for path in FILES]
     assert {result["status"] for result in results} == {"ingested", "already_ingested", "rejected"}
     assert len(results) >= 12
+    reasons = {each["reason"] for result in results for each in result.get("skipped", [])}
+    # Only an operator's command leads to `erased`: see tests/worker/operate.
+    assert reasons == set(SkipReason) - {SkipReason.ERASED}

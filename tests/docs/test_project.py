@@ -9,6 +9,7 @@ from packaging.version import Version
 
 import study_viewer
 import worker
+from schemas.words import Pattern, SkipReason, TimeWas
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +39,11 @@ def test_the_installed_package_names_its_license_and_authors() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
 def test_the_pages_that_people_read_first_stay_short(page: str) -> None:
     assert len((ROOT / page).read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("words", [SkipReason, TimeWas, Pattern])
+def test_the_contract_names_every_word_of_the_law(
+    words: type[SkipReason | TimeWas | Pattern],
+) -> None:
+    page = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
+    assert {word for word in words if f"`{word}`" not in page} == set()

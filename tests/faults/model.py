@@ -83,11 +83,9 @@ class Model:
             "skipped": must.skipped,
         }
         self.inbox[uuid] = Kept(must, done, told)
-        for (user_id, question_id), job in done.explanations.items():
-            job = job | {"user_id": user_id, "question_id": question_id}
-            self.outbox.append(("explanation.requested", job))
-        for topic_id, job in done.reviews.items():
-            self.outbox.append(("review.requested", job | {"topic_id": topic_id, "of": uuid}))
+        for (kind, topic_id, question_id), job in done.jobs.items():
+            about = {"of": uuid} if question_id is None else {"question_id": question_id}
+            self.outbox.append((kind, job | {"topic_id": topic_id} | about))
         self._say(dict(told))
         return "ingested"
 
@@ -154,13 +152,10 @@ def _explains(said: Said, key: tuple[int, int]) -> bool:
 
 def as_said(routing_key: str, body: Row, batch_of: dict[str, Any]) -> Said:
     """A row of the outbox, in the model's words; `batch_of` has the batch of each session's id."""
-    match routing_key:
-        case "explanation.requested":
-            kept = ("user_id", "question_id", "topic_id", "outcome")
-            return routing_key, {name: body[name] for name in kept}
-        case "review.requested":
-            said = {name: body[name] for name in ("user_id", "topic_id", "questions")}
-            return routing_key, said | {"of": batch_of[body["quiz_session_id"]]}
+    if not routing_key.startswith("result."):
+        job = dict(body)
+        batch = batch_of[job.pop("quiz_session_id")]
+        return routing_key, job if "question_id" in job else job | {"of": batch}
     said = {"client_session_uuid": body["client_session_uuid"], "status": body["status"]}
     if body["status"] == "rejected":
         return routing_key, said | {"reason": body["reason"]}

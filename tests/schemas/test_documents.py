@@ -14,12 +14,18 @@ from schemas import amqp
 from schemas.__main__ import PUBLISHED, main
 from schemas.attempt_batch import AttemptBatch
 from schemas.documents import ATTEMPT_BATCH, INGEST_RESULT, asyncapi, documents, json_schema
-from schemas.followups import ExplanationRequested, ReviewRequested
+from schemas.followups import KINDS
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, SkipReason
 
-EXPLANATION = "explanation_requested.v1.json"
-REVIEW = "review_requested.v1.json"
+FILES = {f"{kind.routing_key.replace('.', '_')}.v1.json": kind.model for kind in KINDS}
+"""The model of each kind of follow-up job, by the name of its published schema."""
+CHANNELS = {
+    noun + participle.capitalize(): kind
+    for kind in KINDS
+    for noun, _, participle in [kind.routing_key.partition(".")]
+}
+"""Each kind by its name in the AsyncAPI document, such as `explanationRequested`."""
 
 Json = dict[str, Any]
 
@@ -39,7 +45,7 @@ def test_each_document_is_json_and_names_no_host(name: str) -> None:
     assert "://" not in text.replace("https://json-schema.org/draft/2020-12/schema", "")
 
 
-@pytest.mark.parametrize("name", [ATTEMPT_BATCH, INGEST_RESULT, EXPLANATION, REVIEW])
+@pytest.mark.parametrize("name", [ATTEMPT_BATCH, INGEST_RESULT, *FILES])
 def test_each_schema_is_a_schema(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads(documents()[name]))
 
@@ -62,7 +68,7 @@ def test_check_names_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [(IngestResult, INGEST_RESULT), (ExplanationRequested, EXPLANATION), (ReviewRequested, REVIEW)],
+    [(IngestResult, INGEST_RESULT), *((model, name) for name, model in FILES.items())],
 )
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
@@ -164,16 +170,15 @@ def test_asyncapi_tells_the_names_that_the_code_uses() -> None:
     )
     assert address("attemptsQueue") == amqp.ATTEMPTS_QUEUE
     assert address("resultsQueue") == amqp.results_queue("ada")
-    assert address("explanationRequested") == amqp.EXPLANATION_REQUESTED
-    assert address("reviewRequested") == amqp.REVIEW_REQUESTED
+    for channel, kind in CHANNELS.items():
+        assert (exchange(channel), address(channel)) == (amqp.FOLLOWUPS_EXCHANGE, kind.routing_key)
 
 
 def test_asyncapi_tells_each_messages_properties() -> None:
     types = {
         "attemptBatch": amqp.ATTEMPT_BATCH_TYPE,
         "ingestResult": amqp.INGEST_RESULT_TYPE,
-        "explanationRequested": amqp.EXPLANATION_REQUESTED_TYPE,
-        "reviewRequested": amqp.REVIEW_REQUESTED_TYPE,
+        **{channel: kind.message_type for channel, kind in CHANNELS.items()},
     }
     messages = asyncapi()["components"]["messages"]
     assert set(messages) == set(types)

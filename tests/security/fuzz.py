@@ -32,8 +32,7 @@ from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from tests.broker_fixtures import make_settings
 from tests.worker.consume.test_intake import BODY, delivery
-from worker.broker import copies, decoders
-from worker.broker.field_table import read as read_table
+from worker.broker import copies, decoders, field_table
 from worker.consume import intake
 from worker.consume.intake import Taken, read
 
@@ -203,8 +202,8 @@ def fuzz_properties(chance: random.Random) -> str:
     taken = read(sent, _SETTINGS)
     outcome = check(taken)
     assert taken.incoming.original is not None
-    read_table(taken.incoming.original.message.field_table())
-    copy = copies.replay(sent.body, taken.envelope)
+    field_table.values_in(taken.incoming.original.message.field_table())
+    copy = copies.replay_copy(sent.body, taken.envelope)
     assert len(ContentHeader(0, len(copy.body), copy.properties).marshal()) < 4_096
     assert {*(copy.properties.headers or {})} <= OURS
     return outcome

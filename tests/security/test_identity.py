@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
+from schemas.followups import EXPLANATION
 from schemas.words import RejectReason
 from study_viewer import Outbox, Relay, RelaySettings, Status
 from tests import factories
@@ -156,7 +157,7 @@ def forbidden(login: Login, other: Login) -> dict[str, Callable[[AbstractChannel
         ),
         "park a dead letter": lambda c: publish(c, b"{}", "", exchange=amqp.DEAD_EXCHANGE),
         "cause a follow-up job": lambda c: publish(
-            c, b"{}", amqp.EXPLANATION_REQUESTED, exchange=amqp.FOLLOWUPS_EXCHANGE
+            c, b"{}", EXPLANATION.routing_key, exchange=amqp.FOLLOWUPS_EXCHANGE
         ),
         "publish by MQTT's exchange": lambda c: publish(
             c, b"{}", amqp.attempts_key(login.name), exchange="amq.topic"

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from schemas import amqp
+from schemas.followups import EXPLANATION, REVIEW
 from tests import factories as make
 from tests.broker_fixtures import Broker, publish, until
 from worker.broker.publisher import Publisher, Unroutable
@@ -33,7 +34,7 @@ _SETTINGS = Settings(
 )
 
 
-def _job(key: str = amqp.EXPLANATION_REQUESTED) -> Message:
+def _job(key: str = EXPLANATION.routing_key) -> Message:
     return Message(uuid4(), amqp.FOLLOWUPS_EXCHANGE, key, "t", {}, "{}")
 
 
@@ -64,8 +65,8 @@ async def test_a_database_that_is_read_only_lets_nothing_leave(
     await engine.dispose()  # the setting is for new connections
     with pytest.raises(DatabaseAway):
         await Relay(engine, publisher, _SETTINGS).relay()
-    await publish(publisher, amqp.FOLLOWUPS_EXCHANGE, amqp.EXPLANATION_REQUESTED, b"the first")
-    found = await broker.take(amqp.followups_queue(amqp.EXPLANATION_REQUESTED))
+    await publish(publisher, amqp.FOLLOWUPS_EXCHANGE, EXPLANATION.routing_key, b"the first")
+    found = await broker.take(amqp.followups_queue(EXPLANATION.routing_key))
     assert found.body == b"the first"
 
 
@@ -98,7 +99,7 @@ async def test_nothing_to_relay_does_not_mean_that_the_broker_is_back(engine: As
 async def test_confirmed_rows_are_deleted_and_an_unconfirmed_one_stays_with_all_after_it(
     broker: Broker, publisher: Publisher, engine: AsyncEngine
 ) -> None:
-    taken = [_job(), _job(amqp.REVIEW_REQUESTED), _job()]
+    taken = [_job(), _job(REVIEW.routing_key), _job()]
     refused = [_job("nobody.is.bound"), _job("nobody.is.bound")]
     await _recorded(engine, [taken[0], refused[0], *taken[1:], refused[1]])
 
@@ -108,8 +109,8 @@ async def test_confirmed_rows_are_deleted_and_an_unconfirmed_one_stays_with_all_
     with pytest.raises(Unroutable):
         await Relay(engine, publisher, _SETTINGS).relay()
     assert await _left(engine) == [each.message_id for each in refused]
-    await broker.until_depth(amqp.followups_queue(amqp.EXPLANATION_REQUESTED), 2)
-    await broker.until_depth(amqp.followups_queue(amqp.REVIEW_REQUESTED), 1)
+    await broker.until_depth(amqp.followups_queue(EXPLANATION.routing_key), 2)
+    await broker.until_depth(amqp.followups_queue(REVIEW.routing_key), 1)
 
 
 @pytest.mark.broker

@@ -15,7 +15,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-Answer = asyncio.Future[object]
+Confirm = asyncio.Future[object]
 """The broker's answer to one message: a confirm, or the client's exception."""
 
 
@@ -58,7 +58,7 @@ def can_burst(channel: object) -> TypeGuard[Books]:
     return isinstance(channel, Books) and frame and hasattr(ChannelFrame, "marshall")
 
 
-async def burst(channel: Books, messages: Sequence[Outgoing]) -> list[Answer]:
+async def burst(channel: Books, messages: Sequence[Outgoing]) -> list[Confirm]:
     """Writes all messages in order, on a channel with confirms, and returns their answers.
 
     The broker returns a message that no queue takes before it confirms it.
@@ -79,12 +79,12 @@ async def burst(channel: Books, messages: Sequence[Outgoing]) -> list[Answer]:
     return answers
 
 
-def one_by_one(channel: AbstractChannel, messages: Iterable[Outgoing]) -> list[Answer]:
+def one_by_one(channel: AbstractChannel, messages: Iterable[Outgoing]) -> list[Confirm]:
     """Publishes the messages in order by the client's own publish, at three times the cost."""
     return [_publish(channel, message) for message in messages]
 
 
-def _publish(channel: AbstractChannel, message: Outgoing) -> Answer:
+def _publish(channel: AbstractChannel, message: Outgoing) -> Confirm:
     publish = channel.basic_publish(
         message.body,
         exchange=message.exchange,
@@ -92,7 +92,7 @@ def _publish(channel: AbstractChannel, message: Outgoing) -> Answer:
         properties=message.properties,
         mandatory=True,
     )
-    answer: Answer = asyncio.ensure_future(publish)
+    answer: Confirm = asyncio.ensure_future(publish)
     # Nobody asks for the exception after a wait that was given up, and asyncio would log that.
     answer.add_done_callback(lambda done: done.cancelled() or done.exception())
     return answer

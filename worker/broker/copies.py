@@ -56,7 +56,7 @@ def envelope_of(
     replay_id: UUID | None = None,
 ) -> Envelope:
     """The envelope of a dead letter, whose properties are `table`; as if it was never tried."""
-    properties = field_table.read(table)
+    properties = field_table.values_in(table)
     headers = properties.get("headers")
     said, encoding = properties.get("type"), properties.get("content_encoding")
     key = routing_key.decode(errors="replace")
@@ -91,7 +91,7 @@ async def postpone(publisher: Publisher, body: bytes, envelope: Envelope) -> Non
     await _send(publisher, amqp.NEWER_QUEUE, body, unread, envelope.retries)
 
 
-def replay(body: bytes, envelope: Envelope) -> Outgoing:
+def replay_copy(body: bytes, envelope: Envelope) -> Outgoing:
     """The message that puts a dead letter back into the queue that workers consume.
 
     Its message id is `envelope.replay_id`, however often it is published.

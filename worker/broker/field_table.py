@@ -111,17 +111,17 @@ def entries(table: bytes) -> Iterator[Entry]:
         at = stop
 
 
-def read(table: bytes) -> dict[str, Any]:
+def values_in(table: bytes) -> dict[str, Any]:
     """What a table says, for people and programs: never raises, and shows what can't be read."""
     try:
-        return {key.decode("utf-8", "backslashreplace"): _read(v) for key, v in entries(table)}
+        return {key.decode("utf-8", "backslashreplace"): _decoded(v) for key, v in entries(table)}
     except (ValueError, struct.error):
         return {_UNREADABLE.decode(): table}
 
 
-def _read(value: bytes) -> Any:
+def _decoded(value: bytes) -> Any:
     if value[:1] == b"F":
-        return read(value[1:])
+        return values_in(value[1:])
     decoders.install()
     try:
         return decode.embedded_value(value)[1]

@@ -23,7 +23,7 @@ from pamqp.commands import Basic
 
 from schemas import amqp
 from worker.backoff import Backoff
-from worker.broker.burst import Answer, Outgoing, burst, can_burst, forget, one_by_one
+from worker.broker.burst import Confirm, Outgoing, burst, can_burst, forget, one_by_one
 from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
 from worker.errors import BrokerAway, Unconfirmed
 from worker.settings import Settings
@@ -121,7 +121,7 @@ class Publisher:
                 )
             ids.add(message_id)
         wire.in_flight |= ids
-        answers: list[Answer] = []
+        answers: list[Confirm] = []
         lost: Unconfirmed | None = None
         try:
             with client_errors():
@@ -145,7 +145,7 @@ class Publisher:
             self._confirmed()
         return fates
 
-    def _fate(self, wire: "_Wire", message: Outgoing, answer: Answer) -> Unconfirmed | None:
+    def _fate(self, wire: "_Wire", message: Outgoing, answer: Confirm) -> Unconfirmed | None:
         error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
         match error:
             case None:
@@ -249,7 +249,7 @@ class _Wire:
     def is_open(self) -> bool:
         return not (self._channel.is_closed or self.connection.is_closed)
 
-    async def write(self, messages: Sequence[Outgoing], answers: list[Answer]) -> None:
+    async def write(self, messages: Sequence[Outgoing], answers: list[Confirm]) -> None:
         """Writes the messages, adds an answer to `answers` for each, and waits for all of them."""
         books = self._books
         for start in range(0, len(messages), _AT_ONCE):

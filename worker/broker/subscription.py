@@ -344,7 +344,7 @@ class Subscription:
             return False
         return True
 
-    async def check(self, management: Management | None) -> None:
+    async def check_consumer(self, management: Management | None) -> None:
         """Asks the broker whether it lists our consumer. If it says no, the subscription is lost.
 
         A client may believe that it consumes long after the broker has dropped its consumer. Only

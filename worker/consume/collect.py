@@ -86,7 +86,7 @@ class _Before:
         return self.message.identity()
 
 
-def read(message: Delivery | ShownMessage, settings: Settings) -> Death:
+def death_of(message: Delivery | ShownMessage, settings: Settings) -> Death:
     """Reads one message of the queue of dead letters; never raises."""
     headers = message.headers
     death = _death(headers)
@@ -204,7 +204,7 @@ class Collector:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not (getting.done() or stopping.done()):
-                    await subscription.check(None)
+                    await subscription.check_consumer(None)
             if not getting.done():
                 return None
             group = [getting.result()]
@@ -219,7 +219,7 @@ class Collector:
     async def _keep_all(self, group: Sequence[Delivery]) -> int:
         """Keeps the messages, and acks them; one that can't be kept costs only itself."""
         try:
-            await self._keep([read(delivery, self._settings) for delivery in group])
+            await self._keep([death_of(delivery, self._settings) for delivery in group])
         except (DatabaseAway, TransientFault):
             raise
         except Exception as fault:  # noqa: BLE001  # one message costs only itself
@@ -292,11 +292,11 @@ class Collector:
 
     async def _take(self, queue: DeadQueue, head: ShownMessage) -> None:
         """Keeps the message at the head, then takes it out of the queue."""
-        await self._keep([read(head, self._settings)])
+        await self._keep([death_of(head, self._settings)])
         taken = await queue.head(take=True)
         if taken is not None and taken.identity() != head.identity():
             # Another worker was faster, and this is the next one.
-            await self._keep([read(taken, self._settings)])
+            await self._keep([death_of(taken, self._settings)])
 
     async def _stops_within(self, seconds: float) -> None:
         try:

@@ -341,7 +341,7 @@ class Consumer:
         while not await self._drains_within(self._settings.consumer_check_interval):
             if self._subscription is not None:
                 try:
-                    await self._subscription.check(self._management)
+                    await self._subscription.check_consumer(self._management)
                 except Exception:  # noqa: BLE001  # a check that fails proves nothing
                     _log.exception("consumer.check_failed")
                 self.changed.tell()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from schemas import followups
-from schemas.followups import Kind
+from pydantic_core import to_json
+
+from schemas.followups import EXPLANATION, REVIEW, Kind
 from schemas.words import CORRECT, Outcome, Pattern
 from worker.domain.history import Change
 from worker.domain.patterns import wants_review
@@ -64,6 +65,27 @@ class Followup(NamedTuple):
     """The jobs that a correction causes."""
 
 
+def explanation_requested(
+    user_id: int,
+    question_id: int,
+    topic_id: int,
+    quiz_session_id: UUID,
+    outcome: Outcome,
+    traceparent: str | None,
+) -> Message:
+    """A request for an explanation. It has the same id every time for this user and question."""
+    # `ExplanationRequested` as JSON, written directly: see `messages`.
+    body = (
+        f'{{"user_id":{user_id},"question_id":{question_id},"topic_id":{topic_id},'
+        f'"quiz_session_id":"{quiz_session_id}","outcome":"{outcome}"}}'
+    )
+    return messages.followup(EXPLANATION, _explained(user_id, question_id), body, traceparent)
+
+
+def _explained(user_id: int, question_id: int) -> str:
+    return f"{user_id}/{question_id}"
+
+
 def _explanations(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
     """A request for each question whose last answer is not correct and that was never asked
     about.
@@ -71,7 +93,7 @@ def _explanations(session: FinalizedSession, explained: set[int]) -> Iterable[Me
     for question_id, change in session.changes.items():
         if change.after is not CORRECT and question_id not in explained:
             explained.add(question_id)
-            yield messages.explanation_requested(
+            yield explanation_requested(
                 session.user_id,
                 question_id,
                 session.topic_id,
@@ -84,11 +106,37 @@ def _explanations(session: FinalizedSession, explained: set[int]) -> Iterable[Me
 def _explanations_withdrawn(voided: VoidedSessions) -> Iterable[UUID]:
     # Where the question was answered in another session, the explanation is still wanted: it is
     # requested once for all of them.
-    return [messages.explanation_id(voided.user_id, each) for each in voided.unanswered]
+    return [
+        messages.followup_id(EXPLANATION, _explained(voided.user_id, each))
+        for each in voided.unanswered
+    ]
 
 
 def _explanation_after_all(corrected: Corrected) -> Iterable[Message]:
-    return [messages.explanation_requested(*corrected, None)]
+    return [explanation_requested(*corrected, None)]
+
+
+def review_requested(
+    user_id: int,
+    topic_id: int,
+    quiz_session_id: UUID,
+    questions: Iterable[tuple[int, Pattern]],
+    traceparent: str | None,
+) -> Message:
+    """A request for a review of the questions of a session that are relapsed, stuck or leeches.
+
+    `questions` are (question_id, pattern).
+    """
+    # `ReviewRequested` as JSON.
+    body = to_json(
+        {
+            "user_id": user_id,
+            "topic_id": topic_id,
+            "quiz_session_id": quiz_session_id,
+            "questions": [{"question_id": id, "pattern": pattern} for id, pattern in questions],
+        }
+    ).decode()
+    return messages.followup(REVIEW, str(quiz_session_id), body, traceparent)
 
 
 def _review(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
@@ -98,7 +146,7 @@ def _review(session: FinalizedSession, explained: set[int]) -> Iterable[Message]
     if not to_review:
         return []
     return [
-        messages.review_requested(
+        review_requested(
             session.user_id,
             session.topic_id,
             session.quiz_session_id,
@@ -109,7 +157,7 @@ def _review(session: FinalizedSession, explained: set[int]) -> Iterable[Message]
 
 
 def _reviews_withdrawn(voided: VoidedSessions) -> Iterable[UUID]:
-    return [messages.review_id(each) for each in voided.quiz_session_ids]
+    return [messages.followup_id(REVIEW, str(each)) for each in voided.quiz_session_ids]
 
 
 def _no_review(corrected: Corrected) -> Iterable[Message]:
@@ -118,6 +166,6 @@ def _no_review(corrected: Corrected) -> Iterable[Message]:
 
 
 FOLLOWUPS: Final = (
-    Followup(followups.EXPLANATION, _explanations, _explanations_withdrawn, _explanation_after_all),
-    Followup(followups.REVIEW, _review, _reviews_withdrawn, _no_review),
+    Followup(EXPLANATION, _explanations, _explanations_withdrawn, _explanation_after_all),
+    Followup(REVIEW, _review, _reviews_withdrawn, _no_review),
 )

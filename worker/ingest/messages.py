@@ -14,8 +14,9 @@ from uuid import UUID, uuid4
 from pydantic_core import to_json
 
 from schemas import amqp
+from schemas.followups import Kind
 from schemas.ingest_result import IngestResult, ReplacedTime, Skipped
-from schemas.words import Outcome, Pattern, Status
+from schemas.words import Status
 from worker.domain.ids import derived_id
 from worker.domain.records import Message
 from worker.domain.summary import Summary
@@ -88,68 +89,21 @@ def _result(
     ]
 
 
-def explanation_requested(
-    user_id: int,
-    question_id: int,
-    topic_id: int,
-    quiz_session_id: UUID,
-    outcome: Outcome,
-    traceparent: str | None,
-) -> Message:
-    """A request for an explanation. It has the same id every time for this user and question."""
-    # `ExplanationRequested` as JSON.
-    body = (
-        f'{{"user_id":{user_id},"question_id":{question_id},"topic_id":{topic_id},'
-        f'"quiz_session_id":"{quiz_session_id}","outcome":"{outcome}"}}'
-    )
+def followup(kind: Kind, subject: str, body: str, traceparent: str | None) -> Message:
+    """A follow-up job. Its id is the same every time for this kind and subject."""
     return Message(
-        explanation_id(user_id, question_id),
+        followup_id(kind, subject),
         amqp.FOLLOWUPS_EXCHANGE,
-        amqp.EXPLANATION_REQUESTED,
-        amqp.EXPLANATION_REQUESTED_TYPE,
+        kind.routing_key,
+        kind.message_type,
         _headers(traceparent),
         body,
     )
 
 
-def explanation_id(user_id: int, question_id: int) -> UUID:
-    """The id of the request for this explanation, always the same."""
-    return derived_id(_NAMESPACE, f"{amqp.EXPLANATION_REQUESTED}/{user_id}/{question_id}")
-
-
-def review_id(quiz_session_id: UUID) -> UUID:
-    """The id of the request for a review of this session, always the same."""
-    return derived_id(_NAMESPACE, f"{amqp.REVIEW_REQUESTED}/{quiz_session_id}")
-
-
-def review_requested(
-    user_id: int,
-    topic_id: int,
-    quiz_session_id: UUID,
-    questions: Iterable[tuple[int, Pattern]],
-    traceparent: str | None,
-) -> Message:
-    """A request for a review of the questions of a session that are relapsed, stuck or leeches.
-
-    `questions` are (question_id, pattern).
-    """
-    # `ReviewRequested` as JSON.
-    body = to_json(
-        {
-            "user_id": user_id,
-            "topic_id": topic_id,
-            "quiz_session_id": quiz_session_id,
-            "questions": [{"question_id": id, "pattern": pattern} for id, pattern in questions],
-        }
-    ).decode()
-    return Message(
-        review_id(quiz_session_id),
-        amqp.FOLLOWUPS_EXCHANGE,
-        amqp.REVIEW_REQUESTED,
-        amqp.REVIEW_REQUESTED_TYPE,
-        _headers(traceparent),
-        body,
-    )
+def followup_id(kind: Kind, subject: str) -> UUID:
+    """The id of the follow-up job about this subject, always the same."""
+    return derived_id(_NAMESPACE, f"{kind.routing_key}/{subject}")
 
 
 def _headers(traceparent: str | None) -> dict[str, str]:

@@ -180,7 +180,7 @@ async def transact(
         if incoming.client_session_uuid not in undecided
     }
     receipts = [*[_receipt(each.plan, done) for each in chosen], *map(Receipt, buried)]
-    await inbox.record(connection, receipts)
+    await inbox.add(connection, receipts)
     await write(
         connection,
         [

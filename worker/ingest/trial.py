@@ -119,7 +119,7 @@ async def _write(
         )
         for plan, each in zip(plans, done, strict=True)
     ]
-    await inbox.record(connection, receipts)
+    await inbox.add(connection, receipts)
     await write(
         connection,
         [

@@ -26,7 +26,7 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
 from worker.ingest import messages
-from worker.operate.dead.letters import Progress, batch_in
+from worker.operate.dead.letters import OnProgress, batch_in
 from worker.store import audit, erasures, outbox, principals, publications
 from worker.store.audit import By
 from worker.store.driver import write
@@ -58,7 +58,7 @@ class Survey:
     """The number of dead letters that name no known question, so that their user is unknown."""
 
 
-async def survey(engine: AsyncEngine, user_id: int, progress: Progress) -> Survey:
+async def survey(engine: AsyncEngine, user_id: int, progress: OnProgress) -> Survey:
     """Looks for everything of the user, and changes nothing.
 
     Raises `DatabaseAway`.

@@ -114,7 +114,7 @@ class Replays:
 
 
 def _outgoing(replay: Replay) -> Outgoing:
-    return copies.replay(
+    return copies.replay_copy(
         replay.body,
         copies.envelope_of(
             replay.properties,

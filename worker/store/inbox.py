@@ -105,7 +105,7 @@ def _told(
     )
 
 
-async def record(connection: AsyncConnection, receipts: Sequence[Receipt]) -> None:
+async def add(connection: AsyncConnection, receipts: Sequence[Receipt]) -> None:
     """Records batches as received in this transaction, at its time, before anything else is
     written.
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from schemas import amqp
+from schemas.followups import KINDS
 from tests.broker_fixtures import VIEWER, Broker, publish
 from worker.broker import topology
 from worker.broker.management import Management
@@ -336,6 +337,6 @@ async def test_a_message_returns_through_the_return_exchange_after_its_delay(
 
 
 async def test_followups_wait_for_their_service(broker: Broker, publisher: Publisher) -> None:
-    for key in (amqp.EXPLANATION_REQUESTED, amqp.REVIEW_REQUESTED):
+    for key in [kind.routing_key for kind in KINDS]:
         await publish(publisher, amqp.FOLLOWUPS_EXCHANGE, key, key.encode())
         assert (await broker.take(amqp.followups_queue(key))).body == key.encode()

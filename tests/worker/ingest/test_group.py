@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from schemas.amqp import RESULTS_EXCHANGE, REVIEW_REQUESTED
+from schemas.amqp import RESULTS_EXCHANGE
 from schemas.attempt_batch import Attempt
 from schemas.errors import Rejection
+from schemas.followups import REVIEW
 from schemas.words import RejectReason
 from tests import factories as make
 from tests.factories import Published, answer, at, incoming, sent
@@ -79,7 +80,7 @@ def _whatever_the_group(contents: dict[str, list[dict[str, Any]]]) -> dict[str, 
         "outbox": [
             row | {"body": plain(row["body"])} if row["exchange"] == RESULTS_EXCHANGE else row
             for row in contents["outbox"]
-            if row["routing_key"] != REVIEW_REQUESTED
+            if row["routing_key"] != REVIEW.routing_key
         ],
     }
 
@@ -150,7 +151,7 @@ async def test_the_results_of_a_group_do_not_depend_on_the_order_of_its_batches(
         await Ingest(engine, Policy())(early)
         await Ingest(engine, Policy())(order)
         contents = await make.contents(engine)
-        reviews = [row for row in contents["outbox"] if row["routing_key"] == REVIEW_REQUESTED]
+        reviews = [row for row in contents["outbox"] if row["routing_key"] == REVIEW.routing_key]
         told.append(
             (
                 contents["progress"],

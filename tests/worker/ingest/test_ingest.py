@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from schemas.errors import Rejection
-from schemas.followups import ExplanationRequested, ReviewRequested
+from schemas.followups import EXPLANATION, REVIEW, ExplanationRequested, ReviewRequested
 from schemas.ingest_result import IngestResult
 from schemas.words import Outcome, Pattern, RejectReason, SkipReason, Status
 from tests import factories as make
@@ -520,7 +520,7 @@ async def _explanations(engine: AsyncEngine) -> list[ExplanationRequested]:
     return [
         ExplanationRequested.model_validate_json(row["body"])
         for row in await make.outbox(engine)
-        if row["type"] == amqp.EXPLANATION_REQUESTED_TYPE
+        if row["type"] == EXPLANATION.message_type
     ]
 
 
@@ -528,7 +528,7 @@ async def _reviews(engine: AsyncEngine) -> list[ReviewRequested]:
     return [
         ReviewRequested.model_validate_json(row["body"])
         for row in await make.outbox(engine)
-        if row["type"] == amqp.REVIEW_REQUESTED_TYPE
+        if row["type"] == REVIEW.message_type
     ]
 
 
@@ -561,7 +561,7 @@ async def test_an_explanation_is_requested_of_what_ended_wrong_or_unsure(
         for question, outcome in ((bad, Outcome.WRONG), (doubtful, Outcome.UNSURE))
     ]
     jobs = [row for row in await make.outbox(engine) if row["exchange"] == amqp.FOLLOWUPS_EXCHANGE]
-    assert {row["routing_key"] for row in jobs} == {amqp.EXPLANATION_REQUESTED}
+    assert {row["routing_key"] for row in jobs} == {EXPLANATION.routing_key}
     assert all(row["headers"] == {amqp.TRACEPARENT_HEADER: "00-11-22-01"} for row in jobs)
 
 
@@ -743,14 +743,14 @@ async def test_a_message_about_a_single_event_always_has_the_same_id(
     again = await make.outbox(engine)
 
     assert [row["type"] for row in first] == [
-        amqp.EXPLANATION_REQUESTED_TYPE,
-        amqp.REVIEW_REQUESTED_TYPE,
+        EXPLANATION.message_type,
+        REVIEW.message_type,
         amqp.INGEST_RESULT_TYPE,
     ]
     assert [row["message_id"] for row in first] == [row["message_id"] for row in again]
     assert [(row["exchange"], row["routing_key"]) for row in first] == [
-        (amqp.FOLLOWUPS_EXCHANGE, amqp.EXPLANATION_REQUESTED),
-        (amqp.FOLLOWUPS_EXCHANGE, amqp.REVIEW_REQUESTED),
+        (amqp.FOLLOWUPS_EXCHANGE, EXPLANATION.routing_key),
+        (amqp.FOLLOWUPS_EXCHANGE, REVIEW.routing_key),
         (amqp.RESULTS_EXCHANGE, amqp.result_key(make.VIEWER)),
     ]
     assert len(await _explanations(engine)) == len(await _reviews(engine)) == 1

@@ -11,7 +11,7 @@ from schemas.followups import ExplanationRequested, QuestionPattern, ReviewReque
 from schemas.ingest_result import Due, IngestResult, ReplacedTime, SessionSummary, Skipped
 from schemas.words import Outcome, Pattern, SkipReason, Status, TimeWas
 from worker.domain.summary import Summary
-from worker.ingest import messages
+from worker.ingest import followups, messages
 
 _IDS = st.integers(1, 2**63 - 1)
 _TIMES = st.datetimes(timezones=st.just(UTC))
@@ -23,7 +23,7 @@ _SUMMARIES = st.builds(Summary, *[st.integers(0, 1_000)] * 6)
 def test_a_request_for_an_explanation_is_the_model_as_json(outcome: Outcome) -> None:
     session_id = UUID("0b1c6b6e-8f0c-4f9e-9d5c-0a9f6f7f2a51")
 
-    body = messages.explanation_requested(2**40, 7, 3, session_id, outcome, None).body
+    body = followups.explanation_requested(2**40, 7, 3, session_id, outcome, None).body
 
     model = ExplanationRequested(
         user_id=2**40, question_id=7, topic_id=3, quiz_session_id=session_id, outcome=outcome
@@ -40,7 +40,7 @@ def test_a_request_for_an_explanation_is_the_model_as_json(outcome: Outcome) -> 
 def test_a_request_for_a_review_is_the_model_as_json(
     user_id: int, topic_id: int, session_id: UUID, questions: list[tuple[int, Pattern]]
 ) -> None:
-    body = messages.review_requested(user_id, topic_id, session_id, questions, None).body
+    body = followups.review_requested(user_id, topic_id, session_id, questions, None).body
 
     model = ReviewRequested(
         user_id=user_id,

@@ -8,6 +8,7 @@ import pytest
 
 from schemas import amqp
 from schemas.attempt_batch import AttemptBatch
+from schemas.followups import EXPLANATION, KINDS, REVIEW
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from tests import factories as make
@@ -254,8 +255,8 @@ async def test_where_no_queue_takes_it_the_letter_stays(site: Site) -> None:
 
 async def test_refused_jobs_do_not_hold_a_replay_up(site: Site) -> None:
     await site.park(nowhere())
-    for key in (amqp.EXPLANATION_REQUESTED, amqp.REVIEW_REQUESTED):
-        await site.broker.delete_queue(amqp.followups_queue(key))
+    for kind in KINDS:
+        await site.broker.delete_queue(amqp.followups_queue(kind.routing_key))
     (question,) = await make.publish(site.engine)
     async with site.working() as worker:
         await site.publish(batch(wrong(question)))
@@ -317,8 +318,8 @@ async def test_a_dry_run_shows_what_a_replay_would_write_and_writes_nothing(site
     assert change.before.progress.attempts_count == 1
     assert change.after.progress.attempts_count == 2
     assert [each.routing_key for each in shown.messages] == [
-        amqp.EXPLANATION_REQUESTED,
-        amqp.REVIEW_REQUESTED,
+        EXPLANATION.routing_key,
+        REVIEW.routing_key,
         amqp.result_key(VIEWER),
     ]
     assert await make.contents(site.engine) == before

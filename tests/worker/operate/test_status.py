@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from schemas import amqp
+from schemas.followups import EXPLANATION, REVIEW
 from tests import factories as make
 from tests.broker_fixtures import until
 from tests.factories import batch, right
@@ -103,7 +104,7 @@ async def test_a_schema_that_does_not_fit_needs_attention(site: Site) -> None:
 async def test_all_missing_queues_are_named_at_once(site: Site) -> None:
     channel = await site.broker.channel()
     await channel.queue_delete(amqp.NEWER_QUEUE)
-    await channel.queue_delete(amqp.followups_queue(amqp.REVIEW_REQUESTED))
+    await channel.queue_delete(amqp.followups_queue(REVIEW.routing_key))
 
     def told(found: dict[str, Any]) -> bool:
         return "queues_missing" in codes_of(found)
@@ -112,13 +113,13 @@ async def test_all_missing_queues_are_named_at_once(site: Site) -> None:
     (missing,) = (each for each in found["attention"] if each["code"] == "queues_missing")
     assert missing["found"].startswith("2 queues are missing:")
     assert amqp.NEWER_QUEUE in missing["found"]
-    assert amqp.followups_queue(amqp.REVIEW_REQUESTED) in missing["found"]
+    assert amqp.followups_queue(REVIEW.routing_key) in missing["found"]
     assert missing["severity"] == "danger"
 
 
 async def test_jobs_that_nobody_takes_and_viewers_that_nobody_hears(site: Site) -> None:
     await site.broker.publish(
-        b"{}", exchange=amqp.FOLLOWUPS_EXCHANGE, routing_key=amqp.EXPLANATION_REQUESTED
+        b"{}", exchange=amqp.FOLLOWUPS_EXCHANGE, routing_key=EXPLANATION.routing_key
     )
     await make.grant(site.engine, "deaf", 7)
 
@@ -149,7 +150,7 @@ async def test_a_narrow_terminal_keeps_whole_names_and_the_alarms_first(
     assert text.lstrip().startswith("danger: Nobody consumes")
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     if columns == 200:
-        assert amqp.followups_queue(amqp.REVIEW_REQUESTED) in text
+        assert amqp.followups_queue(REVIEW.routing_key) in text
 
 
 async def test_top_prints_once_when_piped(site: Site) -> None:

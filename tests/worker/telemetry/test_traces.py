@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
+from schemas.followups import EXPLANATION
 from tests import factories as make
 from tests.broker_fixtures import VIEWER, Broker
 from tests.worker.telemetry.collector import collecting
@@ -42,7 +43,7 @@ async def test_a_trace_goes_on_from_the_viewer_to_the_result_and_the_follow_up(
                 headers={amqp.TRACEPARENT_HEADER: f"00-{TRACE}-{PARENT}-01"},
             )
             result = await broker.take("results")
-            job = await broker.take(amqp.followups_queue(amqp.EXPLANATION_REQUESTED))
+            job = await broker.take(amqp.followups_queue(EXPLANATION.routing_key))
             await worker.logged("delivery.settled")
         spans = await collector.until(2)
 

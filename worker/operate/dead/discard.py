@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.operate.dead.letters import Progress
+from worker.operate.dead.letters import OnProgress
 from worker.store import audit
 from worker.store.audit import By
 from worker.store.engine import transaction
@@ -19,7 +19,7 @@ _AT_ONCE: Final = 5_000
 
 
 async def discard(
-    engine: AsyncEngine, letters: Mapping[int, str], by: By, progress: Progress
+    engine: AsyncEngine, letters: Mapping[int, str], by: By, progress: OnProgress
 ) -> int:
     """Takes away the letters with these ids, of which each has its reason; returns how many.
 

@@ -16,7 +16,7 @@ from worker.store.engine import transaction
 from worker.store.operate import dead as stored
 from worker.store.operate.dead import Letter, Place, Wanted
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told how many letters have been seen, of how many."""
 
 _NO_LIMIT: Final = 2**31
@@ -42,7 +42,7 @@ async def letters(
 
 def properties_of(letter: Letter) -> dict[str, Any]:
     """Its properties by name, `headers` among them; whatever they are, this does not fail."""
-    return field_table.read(letter.properties)
+    return field_table.values_in(letter.properties)
 
 
 def batch_in(letter: Letter) -> AttemptBatch | Rejection:

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.operate.dead.letters import Progress
+from worker.operate.dead.letters import OnProgress
 from worker.store import audit
 from worker.store.audit import By
 from worker.store.engine import transaction
@@ -26,7 +26,7 @@ async def replay(
     engine: AsyncEngine,
     letters: Mapping[int, str],
     by: By,
-    progress: Progress,
+    progress: OnProgress,
     rate: float | None = None,
 ) -> list[Asked]:
     """Asks for the replay of the letters with these ids, of which each has its reason, in their
@@ -51,7 +51,7 @@ async def replay(
 
 
 async def outcomes(
-    engine: AsyncEngine, asked: list[Asked], progress: Progress, patience: float
+    engine: AsyncEngine, asked: list[Asked], progress: OnProgress, patience: float
 ) -> dict[str, int]:
     """What became of replays, once that is decided for all, or nothing has changed for `patience`
     seconds: how many were `ingested`, `rejected: <reason>` again, are `leaving`, or `in the queue`.
