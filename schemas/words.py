@@ -50,7 +50,9 @@ class Reason(StrEnum):
     advice: str
     """A sentence for the viewer's author. The published documents contain it."""
 
-    def __new__(cls, word: str, advice: str) -> Self:
+    # Type checkers take a look-up by the word alone for a call of this, hence the default.
+    def __new__(cls, word: str, advice: str = "") -> Self:
+        assert advice, f"the reason {word} has no advice for its viewer"
         reason = str.__new__(cls, word)
         reason._value_ = word
         reason.advice = advice
