@@ -154,8 +154,8 @@ def as_said(routing_key: str, body: Row, batch_of: dict[str, Any]) -> Said:
     """A row of the outbox, in the model's words; `batch_of` has the batch of each session's id."""
     if not routing_key.startswith("result."):
         job = dict(body)
-        batch = batch_of[job.pop("quiz_session_id")]
-        return routing_key, job if "question_id" in job else job | {"of": batch}
+        session = job.pop("quiz_session_id")
+        return routing_key, job if "question_id" in job else job | {"of": batch_of[session]}
     said = {"client_session_uuid": body["client_session_uuid"], "status": body["status"]}
     if body["status"] == "rejected":
         return routing_key, said | {"reason": body["reason"]}
