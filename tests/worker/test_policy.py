@@ -14,11 +14,11 @@ _SETTING = {"default_deny": "require_user_id"}
 
 
 def _settings(**changed: Any) -> Settings:
-    urls = {
-        "database_url": SecretStr("postgresql://unused"),
-        "amqp_url": SecretStr("amqp://unused"),
-    }
-    return Settings(**urls, **changed)
+    return Settings(
+        database_url=SecretStr("postgresql://unused"),
+        amqp_url=SecretStr("amqp://unused"),
+        **changed,
+    )
 
 
 def test_the_settings_and_the_policy_have_the_same_defaults() -> None:
