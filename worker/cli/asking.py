@@ -19,13 +19,25 @@ from worker.errors import NotConfirmed
 if TYPE_CHECKING:
     from worker.store.audit import By
 
+
+def user_id(text: str) -> int:
+    """Reads the id of a user: any bigint of the study application."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+    if not -(2**63) <= number < 2**63:
+        raise typer.BadParameter(f"{text} does not fit into 64 bits")
+    return number
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object on each line.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 User = Annotated[
     int | None,
     typer.Option(
-        "--user", min=-(2**63), max=2**63 - 1, help="Only this user. The default is all users."
+        "--user", parser=user_id, metavar="ID", help="Only this user. The default is all users."
     ),
 ]
 Reason = Annotated[str, typer.Option("--reason", help="The reason, which is kept in the audit.")]

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import typer
 
-from worker.cli.asking import Json, Reason, Yes, bar, by, confirm
+from worker.cli.asking import Json, Reason, Yes, bar, by, confirm, user_id
 from worker.cli.shared import engine_of, load_settings, run
 
 _INT32 = 2**31
@@ -117,7 +117,7 @@ def rescore(
 
 def erase(
     user: Annotated[
-        int, typer.Option("--user", min=-(2**63), max=_INT64 - 1, help="The user to erase.")
+        int, typer.Option("--user", parser=user_id, metavar="ID", help="The user to erase.")
     ],
     reason: Reason = "",
     yes: Yes = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worker.cli.asking import user_id
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import NoHistory
@@ -23,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 def report(
     user: Annotated[
-        int, typer.Option("--user", min=-(2**63), max=2**63 - 1, help="The user to report on.")
+        int, typer.Option("--user", parser=user_id, metavar="ID", help="The user to report on.")
     ],
     html: Annotated[
         Path | None,
