@@ -152,10 +152,13 @@ def _explains(said: Said, key: tuple[int, int]) -> bool:
 
 def as_said(routing_key: str, body: Row, batch_of: dict[str, Any]) -> Said:
     """A row of the outbox, in the model's words; `batch_of` has the batch of each session's id."""
-    if not routing_key.startswith("result."):
-        job = dict(body)
-        session = job.pop("quiz_session_id")
-        return routing_key, job if "question_id" in job else job | {"of": batch_of[session]}
+    match routing_key:
+        case "explanation.requested":
+            kept = ("user_id", "question_id", "topic_id", "outcome")
+            return routing_key, {name: body[name] for name in kept}
+        case "review.requested":
+            said = {name: body[name] for name in ("user_id", "topic_id", "questions")}
+            return routing_key, said | {"of": batch_of[body["quiz_session_id"]]}
     said = {"client_session_uuid": body["client_session_uuid"], "status": body["status"]}
     if body["status"] == "rejected":
         return routing_key, said | {"reason": body["reason"]}

@@ -23,7 +23,7 @@ def _settings(**changed: Any) -> Settings:
 
 def test_the_settings_and_the_policy_have_the_same_defaults() -> None:
     # A policy without an operator denies nobody.
-    assert _settings().policy() == Policy(default_deny=True)
+    assert _settings(require_user_id=True).policy() == Policy(default_deny=True)
 
 
 @pytest.mark.parametrize("field", Policy._fields)
