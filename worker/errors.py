@@ -9,6 +9,8 @@ IngestError                 every error that the worker reports to a person
 ├── RoleError               a database role cannot become a worker's      exit 2
 ├── NoHistory               the user has no history to report             exit 1
 ├── NotConfirmed            nobody could confirm a destructive command    exit 2
+├── Declined                somebody did not confirm one                  exit 1
+├── UsageError              the command line is not valid                 exit 2
 ├── DatabaseAway            the database is unreachable                   the worker pauses
 ├── BrokerAway              the broker is unreachable                     the worker waits
 ├── DatabaseRefused         the database refused a statement              exit 8
@@ -80,6 +82,16 @@ class ViewerError(IngestError):
 
 class NotConfirmed(IngestError):
     """Raised by a destructive command without --yes if there is no terminal to ask on."""
+
+    exit_code = 2
+
+
+class Declined(IngestError):
+    """Raised by a command if the answer to its question was no."""
+
+
+class UsageError(IngestError):
+    """Raised for a command line that names no command, or an option or value that it can't have."""
 
     exit_code = 2
 

@@ -93,6 +93,37 @@ class Rebuilt(TypedDict):
     times: int
 
 
+class Voided(TypedDict):
+    """`progress` counts the questions whose progress changed. All is zero if it was void before."""
+
+    user_id: int
+    sessions: int
+    attempts: int
+    progress: int
+
+
+class Rescored(TypedDict):
+    """What changed, and the number of results that are sent."""
+
+    attempts: int
+    sessions: int
+    progress: int
+    told: int
+
+
+class Erased(TypedDict):
+    """What is deleted. `unattributed_dead_letters` name no known question, and stay."""
+
+    user_id: int
+    attempts: int
+    sessions: int
+    progress: int
+    batches: int
+    messages: int
+    dead_letters: int
+    unattributed_dead_letters: int
+
+
 class Imported(TypedDict):
     """`known` batches were already there."""
 
@@ -114,6 +145,83 @@ class Examined(TypedDict):
 
     healthy: bool
     findings: list[Finding]
+
+
+class Queue(TypedDict):
+    """Rates are in messages per second. Null means that the broker measures none."""
+
+    name: str
+    ready: int
+    unacknowledged: int
+    consumers: int
+    published_per_second: float | None
+    acknowledged_per_second: float | None
+
+
+class Broker(TypedDict):
+    """`listening` counts the viewers that have a queue for their results."""
+
+    version: str
+    queues: list[Queue]
+    listening: int
+
+
+class PauseInForce(TypedDict):
+    paused_at: str
+    actor: str
+    reason: str
+
+
+class Backlog(TypedDict):
+    """The messages in the outbox, and the age of the oldest in seconds."""
+
+    messages: int
+    oldest_age: float
+
+
+class DeadLetters(TypedDict):
+    """`leaving` counts the replays that are not published yet."""
+
+    by_reason: dict[str, int]
+    oldest: str | None
+    leaving: int
+
+
+class Database(TypedDict):
+    """`granted` counts viewers with a grant. Without the right schema, only versions are known.
+
+    `refusal` says why the database takes no writes. It is only tried while nothing is ingested.
+    `other_schedules` is the share of progress that another scheduler computed, from 0 to 1.
+    """
+
+    schema: str | None
+    schema_wanted: str
+    pause: PauseInForce | None
+    outbox: Backlog | None
+    dead: DeadLetters | None
+    hanging_commits: int
+    granted: int
+    refusal: str | None
+    other_schedules: float
+
+
+class AttentionItem(TypedDict):
+    """`code` is stable. `severity` is note, warning or danger."""
+
+    code: str
+    severity: str
+    found: str
+    remedy: str
+
+
+class Status(TypedDict):
+    """The worst item first. Null stands for a server that is unreachable."""
+
+    healthy: bool
+    at: str
+    broker: Broker | None
+    database: Database | None
+    attention: list[AttentionItem]
 
 
 class AuditEntry(TypedDict):
@@ -178,18 +286,206 @@ class Viewers(TypedDict):
     viewers: list[Viewer]
 
 
+class Letter(TypedDict):
+    """A dead letter without its content. If not `whole`, only the beginning of the body is kept."""
+
+    id: int
+    died_at: str
+    reason: str
+    detail: str
+    viewer: str | None
+    routing_key: str
+    client_session_uuid: str | None
+    bytes: int
+    whole: bool
+    replaying: bool
+
+
+class LetterGroup(TypedDict):
+    """Letters of one reason, detail and viewer. `example` is the id of the oldest."""
+
+    reason: str
+    detail: str
+    viewer: str | None
+    letters: int
+    first: str
+    last: str
+    example: int
+
+
+class LetterList(TypedDict):
+    """The number of all letters that fit, and their groups or (with --letters) the letters."""
+
+    count: int
+    groups: NotRequired[list[LetterGroup]]
+    letters: NotRequired[list[Letter]]
+
+
+class LetterDifference(TypedDict):
+    """A difference from the batch that was ingested under the same uuid, as text."""
+
+    position: int
+    field: str
+    ingested: str
+    in_letter: str
+
+
+class ShownLetter(Letter):
+    """A line of `dead show`. `body_sha256` is null if the body is whole."""
+
+    body_sha256: str | None
+    properties: dict[str, Any]
+    body: str
+    differences: list[LetterDifference] | None
+
+
+class ExportedLetter(Letter):
+    """A line of `dead export`. The properties are also there as an AMQP field table in base64."""
+
+    body_sha256: str | None
+    properties: dict[str, Any]
+    properties_base64: str
+    body_base64: str
+
+
+class Replayed(TypedDict):
+    """The number of letters, and with --wait what became of them."""
+
+    replayed: int
+    left_out: int
+    outcomes: NotRequired[dict[str, int]]
+
+
+class SessionWritten(TypedDict):
+    quiz_session_id: str
+    user_id: int
+    topic_id: int
+    correct: int
+    wrong: int
+    unsure: int
+
+
+class AttemptWritten(TypedDict):
+    position: int
+    question_id: int
+    selected_choice: int | None
+    correct_choice: int
+    outcome: str
+    answered_at: str
+
+
+class ProgressChange(TypedDict):
+    """The columns of a progress row before and after. Null means no row."""
+
+    question_id: int
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class MessageWritten(TypedDict):
+    routing_key: str
+    type: str
+    body: str
+
+
+class Rehearsed(Letter):
+    """A line of `dead replay --dry-run`. `would_be` is ingested, duplicate, rejected or failed."""
+
+    would_be: str
+    would_be_because: str | None
+    would_say: str | None
+    sessions: list[SessionWritten]
+    attempts: list[AttemptWritten]
+    progress: list[ProgressChange]
+    messages: list[MessageWritten]
+
+
+class Discarded(TypedDict):
+    discarded: int
+
+
+class Topic(TypedDict):
+    """`known` questions had a correct last answer. `recall` is the mean predicted for now."""
+
+    topic_id: int
+    name: str
+    seen: int
+    mastered: int
+    known: int
+    due: int
+    recall: float
+
+
+class Stubborn(TypedDict):
+    """`due_at` is the schedule's. The question is due from `due_from` on."""
+
+    question_id: int
+    pub_id: str | None
+    topic: str
+    pattern: str
+    lapses: int
+    attempts: int
+    due_at: str
+    due_from: str
+
+
+class DayDue(TypedDict):
+    day: str
+    due: int
+
+
+class WeekRecalled(TypedDict):
+    monday: str
+    reviews: int
+    recalled: int
+
+
+class Report(TypedDict):
+    """Days are UTC days, and shares are from 0 to 1.
+
+    `overdue` questions were due before today. The days of `forecast` begin with today. `retention`
+    is null without reviews in these weeks.
+    """
+
+    user_id: int
+    made_at: str
+    questions: int
+    attempts: int
+    known: int
+    due: int
+    recall: float
+    retention: float | None
+    topics: list[Topic]
+    overdue: int
+    forecast: list[DayDue]
+    weeks: list[WeekRecalled]
+    patterns: dict[str, int]
+    stubborn: list[Stubborn]
+
+
 ANSWERS: Final[Mapping[str, Any]] = {
     "migrate": Migrated,
     "topology": TopologyApplied,
     "database-role": RoleMade,
     "settings": dict[str, str],
+    "status": Status,
     "doctor": Examined,
     "pause": Paused,
     "resume": Resumed,
     "verify": Verified,
     "rebuild": Rebuilt,
+    "void": Voided,
+    "rescore": Rescored,
+    "erase": Erased,
     "import": Imported,
+    "report": Report,
     "audit": Audit,
+    "dead list": LetterList,
+    "dead show": ShownLetter,
+    "dead replay": Replayed,
+    "dead replay --dry-run": Rehearsed,
+    "dead discard": Discarded,
+    "dead export": ExportedLetter,
     "viewer add": ViewerMade,
     "viewer grant": ViewerGranted,
     "viewer revoke": ViewerRevoked,
@@ -219,13 +515,17 @@ def failed(error: IngestError) -> Failed:
 
 def document() -> str:
     """The JSON Schema of every answer, by command."""
+    return json.dumps(schemas_of(ANSWERS), indent=2, sort_keys=True) + "\n"
+
+
+def schemas_of(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON Schemas of these shapes: under `commands`, and what they share under `$defs`."""
     from pydantic import TypeAdapter
     from pydantic.json_schema import GenerateJsonSchema
 
     found, shared = TypeAdapter.json_schemas(
-        [(name, "serialization", TypeAdapter(shape)) for name, shape in ANSWERS.items()],
+        [(name, "serialization", TypeAdapter(shape)) for name, shape in shapes.items()],
         title="What the commands of study-ingest print with --json",
     )
     commands = {name: schema for (name, _), schema in found.items()}
-    whole = {"$schema": GenerateJsonSchema.schema_dialect, **shared, "commands": commands}
-    return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+    return {"$schema": GenerateJsonSchema.schema_dialect, **shared, "commands": commands}

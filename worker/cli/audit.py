@@ -1,11 +1,11 @@
 """The command `audit`: what operators did, when, and why."""
 
-import json
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
+from worker.cli.answers import answer
 from worker.cli.asking import Json, moment, printable
 from worker.cli.shared import engine_of, load_settings, run
 
@@ -65,7 +65,7 @@ def audit(
     found = run(work())
     if as_json:
         rows = [each._asdict() | {"happened_at": each.happened_at.isoformat()} for each in found]
-        typer.echo(json.dumps({"entries": rows}))
+        answer({"entries": rows})
         return
     for each in found:
         effect = ", ".join(f"{name} {value}" for name, value in each.effect.items())

@@ -1,11 +1,11 @@
 """Commands that correct the record: `void`, `rescore` and `erase`."""
 
-import json
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
+from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, Yes, bar, by, confirm, user_id
 from worker.cli.shared import engine_of, load_settings, run
 
@@ -48,7 +48,7 @@ def void(
 
     done = run(work())
     if as_json:
-        typer.echo(json.dumps(done._asdict()))
+        answer(done._asdict())
     elif not done.sessions:
         typer.echo(f"Session {session} is already void; nothing to do.")
     else:
@@ -105,7 +105,7 @@ def rescore(
 
     done = run(work())
     if as_json:
-        typer.echo(json.dumps(done._asdict()))
+        answer(done._asdict())
     elif not done.attempts:
         typer.echo("All attempts are already scored with this key; nothing to do.")
     else:
@@ -154,7 +154,7 @@ def erase(
 
     done = run(work())
     if as_json:
-        typer.echo(json.dumps({"user_id": user} | done))
+        answer({"user_id": user} | done)
     else:
         typer.echo(
             f"Erased {done['attempts']} attempts, {done['batches']} batches, {done['progress']}"

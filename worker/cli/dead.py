@@ -2,7 +2,6 @@
 
 import base64
 import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,8 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.words import RejectReason
+from worker.cli.answers import answer
 from worker.cli.asking import Json, JsonLines, Yes, bar, by, confirm, duration, printable
+from worker.cli.export import record_export
 from worker.cli.shared import engine_of, load_settings, run
+from worker.cli.tables import fitting
 from worker.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ _Newer = Annotated[
 _Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most this many, the oldest first.")
 ]
+
+_Because = Annotated[str, typer.Option("--because", help="The reason, which is kept in the audit.")]
 
 _commands = typer.Typer(
     name="dead",
@@ -111,7 +115,7 @@ def list_letters(
         found = (
             {"letters": [*map(_brief, briefs)]} if single else {"groups": [*map(_group, groups)]}
         )
-        typer.echo(json.dumps({"count": count} | found))
+        answer({"count": count} | found)
     elif not count:
         typer.echo("There are no dead letters." if wanted.is_everything else "No dead letter fits.")
     elif single:
@@ -163,7 +167,7 @@ def show(
                     async with transaction(engine) as connection:
                         found = await differences(connection, batch)
                 if as_json:
-                    typer.echo(json.dumps(_whole(letter, found)))
+                    answer(_whole(letter, found))
                 else:
                     _print_whole(letter, found)
                 count += 1
@@ -190,9 +194,7 @@ def replay(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what each letter would write; change nothing.")
     ] = False,
-    because: Annotated[
-        str, typer.Option("--because", help="The reason, which is kept in the audit.")
-    ] = "",
+    because: _Because = "",
     yes: Yes = False,
     as_json: JsonLines = False,
 ) -> None:
@@ -233,7 +235,7 @@ def replay(
     count, left_out, outcomes = run(work())
     if as_json:
         told = {"replayed": count, "left_out": left_out}
-        typer.echo(json.dumps(told | ({"outcomes": outcomes} if wait else {})))
+        answer(told | ({"outcomes": outcomes} if wait else {}))
         return
     typer.echo(f"Replayed {count} dead letters." if wait else f"{count} dead letters are replayed.")
     if left_out:
@@ -256,9 +258,7 @@ def discard(
     everything: Annotated[
         bool, typer.Option("--all", help="All dead letters, instead of a filter.")
     ] = False,
-    because: Annotated[
-        str, typer.Option("--because", help="The reason, which is kept in the audit.")
-    ] = "",
+    because: _Because = "",
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -289,7 +289,10 @@ def discard(
                 return await operation.discard(engine, chosen, by(because), progress)
 
     count = run(work())
-    typer.echo(json.dumps({"discarded": count}) if as_json else f"Discarded {count} dead letters.")
+    if as_json:
+        answer({"discarded": count})
+    else:
+        typer.echo(f"Discarded {count} dead letters.")
 
 
 def export(
@@ -300,6 +303,7 @@ def export(
     older_than: _Older = None,
     newer_than: _Newer = None,
     limit: _Limit = None,
+    because: _Because = "",
 ) -> None:
     """Writes dead letters to standard output, one JSON object on each line, bodies in base64.
 
@@ -312,12 +316,13 @@ def export(
 
     async def work() -> None:
         async with _database(settings, "export") as engine:
+            await record_export(engine, "dead export", "dead letters", {}, by(because))
             async for letter in letters(engine, wanted, limit):
                 whole = _whole(letter, None)
                 del whole["body"], whole["differences"]
                 whole["properties_base64"] = base64.b64encode(letter.properties).decode()
                 whole["body_base64"] = base64.b64encode(letter.body).decode()
-                sys.stdout.write(json.dumps(whole) + "\n")
+                answer(whole)
 
     run(work())
 
@@ -368,7 +373,7 @@ async def _rehearse(
             seen = await rehearse(engine, replayed(letter, settings), policy)
             counts[seen.disposition] += 1
             if as_json:
-                typer.echo(json.dumps(_brief(letter.brief) | rehearsed.as_json(seen)))
+                answer(_brief(letter.brief) | rehearsed.as_json(seen))
             else:
                 typer.echo(printable(rehearsed.as_text(letter.brief, seen)))
     if not as_json:
@@ -471,7 +476,7 @@ def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPED_WIDTH)
-    console.print(table, markup=False, highlight=False)
+    console.print(fitting(console, table), markup=False, highlight=False)
 
 
 def _print_whole(letter: "Letter", found: "list[Discrepancy] | None") -> None:

@@ -1,6 +1,5 @@
 """The command `doctor`: finds everything that is known to cause trouble, and says what to do."""
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -8,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from worker.cli.answers import answer
 from worker.cli.asking import Json, printable
 from worker.cli.shared import engine_of, load_settings, run
 
@@ -52,7 +52,7 @@ def doctor(as_json: Json = False) -> None:
     healthy = not (counts["warning"] or counts["danger"])
     if as_json:
         findings = [each._asdict() for each in found]
-        typer.echo(json.dumps({"healthy": healthy, "findings": findings}, indent=2))
+        answer({"healthy": healthy, "findings": findings})
     else:
         console = Console(soft_wrap=True)
         for each in found:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, User, bar, by
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
@@ -17,6 +18,8 @@ from worker.errors import IngestError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from worker.store.audit import By
 
 
 class Format(StrEnum):
@@ -66,7 +69,8 @@ def export(
             await schema.check(engine)
             if user is not None:
                 await repair.check_known(engine, user)
-            await _record(engine, user, as_format, reason)
+            subject = "all users" if user is None else f"user {user}"
+            await record_export(engine, "export", subject, {"format": as_format.value}, by(reason))
             with bar("Exporting", shown=not (output is None and sys.stdout.isatty())) as progress:
                 count = 0
                 async for line in json_lines.export(engine, user):
@@ -82,7 +86,9 @@ def export(
         run(work(file.write))
 
 
-async def _record(engine: "AsyncEngine", user: int | None, as_format: Format, reason: str) -> None:
+async def record_export(
+    engine: "AsyncEngine", operation: str, subject: str, effect: Mapping[str, object], who: "By"
+) -> None:
     """Records the export in the audit, before it writes anything.
 
     On a server that accepts no writes (a replica, a read-only login) an export is still possible.
@@ -93,11 +99,9 @@ async def _record(engine: "AsyncEngine", user: int | None, as_format: Format, re
     from worker.store import audit
     from worker.store.engine import transaction
 
-    subject = "all users" if user is None else f"user {user}"
     try:
         async with transaction(engine) as connection:
-            effect = {"format": as_format.value}
-            await audit.record(connection, by(reason), "export", subject, effect)
+            await audit.record(connection, who, operation, subject, effect)
     except (DBAPIError, IngestError):
         typer.echo(
             "This server accepts no writes, so the export is not recorded in the audit.", err=True
@@ -135,7 +139,7 @@ def import_file(
         raise IngestError(f"{file} can't be read: {error}.") from None
     if as_json:
         counts = {"batches": done.batches, "known": done.known, "attempts": done.attempts}
-        typer.echo(json.dumps(counts | {"users": len(done.users)}))
+        answer(counts | {"users": len(done.users)})
     else:
         typer.echo(
             f"Added {done.attempts} attempts in {done.batches} batches of {len(done.users)} users."

@@ -7,7 +7,7 @@ not set up safely; 5 the database is unreachable; 6 the broker is unreachable; 7
 """
 
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -28,7 +28,7 @@ from worker.cli import (
     viewer,
 )
 from worker.cli.answers import answer, failed
-from worker.errors import DatabaseRefused, IngestError
+from worker.errors import DatabaseRefused, Declined, IngestError, UsageError
 
 app = typer.Typer(
     name="study-ingest",
@@ -72,9 +72,10 @@ report.add_to(app)
 audit.add_to(app)
 
 
-def _end(error: IngestError) -> NoReturn:
+def _end(error: IngestError, said: bool = False) -> NoReturn:
     """Says what is wrong on standard error, and with --json also as the one object."""
-    typer.echo(f"study-ingest: {error}", err=True)
+    if not said:
+        typer.echo(f"study-ingest: {error}", err=True)
     if "--json" in sys.argv:
         answer(failed(error))
     sys.exit(error.exit_code)
@@ -99,9 +100,16 @@ def _refusal(error: Exception) -> DatabaseRefused | None:
 def main() -> None:
     """The entry point. A known error is one sentence on standard error and its exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except IngestError as error:
         _end(error)
+    except typer.TyperException as error:
+        shown: Any = error
+        shown.show()  # with the usage of the command
+        remedy = "`--help` shows how the command is used."
+        _end(UsageError(error.format_message(), remedy), said=True)
+    except typer.Abort:
+        _end(Declined("Nobody confirmed it, so nothing was done."))
     except Exception as error:
         if (refused := _refusal(error)) is None:
             raise

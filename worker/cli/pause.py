@@ -1,10 +1,10 @@
 """Commands that affect all workers at once: `pause` and `resume`."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worker.cli.answers import answer
 from worker.cli.asking import Json, by
 from worker.cli.shared import engine_of, load_settings, run
 
@@ -43,7 +43,7 @@ def pause(
 
     now, is_new = run(work())
     if as_json:
-        typer.echo(json.dumps({"paused": True, "changed": is_new} | _fields(now)))
+        answer({"paused": True, "changed": is_new} | _fields(now))
     elif is_new:
         typer.echo("Ingest is paused. `study-ingest resume` ends the pause.")
     else:
@@ -74,7 +74,7 @@ def resume(
     ended = run(work())
     if as_json:
         fields = {} if ended is None else {"ended": _fields(ended)}
-        typer.echo(json.dumps({"paused": False, "changed": ended is not None} | fields))
+        answer({"paused": False, "changed": ended is not None} | fields)
     elif ended is None:
         typer.echo("Ingest was not paused; nothing to do.")
     else:

@@ -1,6 +1,5 @@
 """Commands that compute progress again from the attempts: `verify` and `rebuild`."""
 
-import json
 import re
 import sys
 import time
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, User, bar, by, moment
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
@@ -93,7 +93,7 @@ def verify(
     walk.run(user, _part(since, shard), one)
     users = walk.done
     if as_json:
-        typer.echo(json.dumps({"users": users, "differences": found}))
+        answer({"users": users, "differences": found})
     elif not found:
         typer.echo(f"The progress of {users} users agrees with their attempts.")
     else:
@@ -139,7 +139,7 @@ def rebuild(
             run(_record(subject, {"users": walk.done, "progress": changed}, by(reason)))
     users = walk.done
     if as_json:
-        typer.echo(json.dumps({"users": users, "changed": changed, "times": times}))
+        answer({"users": users, "changed": changed, "times": times})
     else:
         typer.echo(
             f"Checked {users} users and corrected {changed} progress rows. {times} attempts got"

@@ -1,13 +1,13 @@
 """The command `report`: a user's report, as a page or as JSON."""
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worker.cli.answers import answer
 from worker.cli.asking import user_id
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
@@ -44,12 +44,24 @@ def report(
 
     found = run(_picture(user))
     if as_json:
-        typer.echo(json.dumps(asdict(found), default=lambda time: time.isoformat()))
+        answer(_fields(found))
         return
     path = html or Path(f"report-{user}.html")
     with written(path) as file:
         file.write(page(found))
     typer.echo(f"Wrote {path}: open it in a browser.")
+
+
+def _fields(picture: "Picture") -> dict[str, Any]:
+    """The report as JSON has it: times and days in ISO 8601."""
+    fields = asdict(picture) | {"made_at": picture.made_at.isoformat()}
+    days = [{"day": each.day.isoformat(), "due": each.due} for each in picture.forecast]
+    weeks = [asdict(each) | {"monday": each.monday.isoformat()} for each in picture.weeks]
+    stubborn = [
+        asdict(each) | {"due_at": each.due_at.isoformat(), "due_from": each.due_from.isoformat()}
+        for each in picture.stubborn
+    ]
+    return fields | {"forecast": days, "weeks": weeks, "stubborn": stubborn}
 
 
 async def _picture(user_id: int) -> "Picture":

@@ -1,6 +1,7 @@
 """The command `settings`: every setting with its value, its default and its description."""
 
 import json
+import re
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -8,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from worker.cli.answers import answer
 from worker.cli.shared import load_settings
 
 if TYPE_CHECKING:
@@ -19,8 +21,11 @@ _INTRODUCTION: Final = """\
 # Settings
 
 Every setting is an environment variable. Times are in seconds. Lists are written as JSON, such as
-`[1, 5, 30]`. `study-ingest settings` shows the values in the current environment and hides
-secrets."""
+`[1, 5, 30]`. `study-ingest settings` shows the values in the current environment, and URLs without
+their passwords."""
+
+_SECRET: Final = re.compile(r"((?:^|&)[^=&]*(?:password|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
+"""A parameter of a URL that is not for everybody."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,7 +41,7 @@ def show(
 ) -> None:
     """Shows every setting with its value in this environment and its description.
 
-    Secrets are never shown.
+    Passwords are never shown.
 
     Example: INGEST_LANES=4 study-ingest settings
     """
@@ -52,7 +57,7 @@ def show(
         for name in group.model_fields
     }
     if as_json:
-        typer.echo(json.dumps({_variable(name): value for name, value in values.items()}, indent=2))
+        answer({_variable(name): value for name, value in values.items()})
         return
     table = Table("setting", "value", "description")
     for group in Settings.groups():
@@ -80,6 +85,18 @@ def markdown() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _without_password(url: str) -> str:
+    """The URL with its user, hosts and words. Whatever may be a part of a password becomes ***."""
+    scheme, _, rest = url.partition("://")
+    place, mark, words = rest.partition("?")
+    if "@" in words and ":" in place and "@" not in place:
+        return f"{scheme}://***"  # a password that is not escaped may contain anything
+    login, at, server = place.rpartition("@")
+    user, colon, _ = login.partition(":")
+    shown = f"{user}:***" if colon else user
+    return f"{scheme}://{shown}{at}{server}{mark}" + _SECRET.sub(r"\1***", words)
+
+
 def _variable(name: str) -> str:
     return f"INGEST_{name.upper()}"
 
@@ -94,7 +111,7 @@ def _shown(value: object) -> str:
     from pydantic import SecretStr
 
     if isinstance(value, SecretStr):
-        return "(set)"
+        return _without_password(value.get_secret_value())
     if isinstance(value, tuple):
         return json.dumps(value)
     if isinstance(value, bool):

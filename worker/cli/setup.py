@@ -1,15 +1,16 @@
 """Commands that prepare the servers: `migrate`, `topology` and `database-role`."""
 
-import json
 from typing import Annotated, Final
 
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import Json
+from worker.cli.asking import Json, Reason, Yes, by, confirm
 from worker.cli.shared import engine_of, load_settings, run
 
 _A_DAY: Final = 86_400.0
+_WITH_AUDIT: Final = "0002"
+"""The first version of the schema that has the audit."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,9 +24,8 @@ def migrate(
     to: Annotated[
         str, typer.Option(help="A version, 'head' for the newest, or 'base' to delete all tables.")
     ] = "head",
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask for confirmation of 'base'.")
-    ] = False,
+    yes: Yes = False,
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Brings the database's schema to the version of this program.
@@ -34,17 +34,23 @@ def migrate(
 
     Example: study-ingest migrate
     """
-    if to == "base" and not yes:
-        typer.confirm("This deletes all tables and everything in them. Continue?", abort=True)
+    if to == "base":
+        confirm("This deletes all tables and everything in them. Continue?", yes)
 
-    from worker.store import schema
+    from worker.store import audit, schema
+    from worker.store.engine import transaction
 
     # A migration of a large table may take longer than any statement of a worker.
     patient = load_settings().model_copy(update={"statement_timeout": _A_DAY})
 
     async def work() -> tuple[str | None, str | None]:
         async with engine_of(patient, connections=1, name="study-ingest migrate") as engine:
-            return await schema.migrate(engine, to)
+            before, after = await schema.migrate(engine, to)
+            if before != after and after is not None and after >= _WITH_AUDIT:
+                effect = {"before": before, "after": after}
+                async with transaction(engine) as connection:
+                    await audit.record(connection, by(reason), "migrate", "schema", effect)
+            return before, after
 
     before, after = run(work())
     if as_json:
@@ -85,9 +91,8 @@ def apply_topology(as_json: Json = False) -> None:
 
 def database_role(
     role: Annotated[str, typer.Argument(help="The role's name. The role may exist already.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of text.")
-    ] = False,
+    reason: Reason = "",
+    as_json: Json = False,
 ) -> None:
     """Creates the database role of workers, with the rights that a worker needs and no others.
 
@@ -97,7 +102,7 @@ def database_role(
     Example: study-ingest database-role study_worker
     """
 
-    from worker.store import schema
+    from worker.store import audit, schema
     from worker.store.engine import transaction
     from worker.store.operate import roles
 
@@ -105,11 +110,13 @@ def database_role(
         async with engine_of(load_settings(), connections=1, name="study-ingest role") as engine:
             await schema.check(engine)
             async with transaction(engine) as connection:
-                return await roles.ensure_worker(connection, role)
+                password = await roles.ensure_worker(connection, role)
+                await audit.record(connection, by(reason), "database-role", f"role {role}", {})
+                return password
 
     password = run(work())
     if as_json:
-        typer.echo(json.dumps({"role": role, "password": password}))
+        answer({"role": role, "password": password})
     else:
         typer.echo(f"Role {role} has the rights of a worker and no others.")
         typer.echo(f"Password (shown only once): {password}")

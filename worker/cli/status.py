@@ -1,7 +1,6 @@
 """The commands `status`, which shows the state once, and `top`, which refreshes it."""
 
 import asyncio
-import json
 import sys
 import termios
 import tty
@@ -17,16 +16,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from worker.cli.answers import answer
 from worker.cli.asking import Json, printable
 from worker.cli.shared import engine_of, load_settings, run
+from worker.cli.tables import FOLDED, fitting
 from worker.errors import BrokerAway, DatabaseAway
 
 if TYPE_CHECKING:
     from worker.operate.status import Attention, BrokerStatus, DatabaseStatus, Status
     from worker.settings import Settings
 
-_NAME_WIDTH: Final = 24
-"""Where a terminal is narrower, a name goes on in the next line: cut names look all the same."""
 _STYLES: Final = {"danger": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -59,9 +58,10 @@ def status(as_json: Json = False) -> None:
 
     seen = run(work())
     if as_json:
-        typer.echo(json.dumps(_fields(seen), indent=2))
+        answer(_fields(seen))
     else:
-        _console().print(_shown(seen))
+        console = _console()
+        console.print(_shown(seen, console))
     raise typer.Exit(_exit_code(seen))
 
 
@@ -93,7 +93,8 @@ async def _live(settings: "Settings", console: Console, interval: float) -> None
         with _ended_by_q(over), Live(console=console, screen=True, auto_refresh=False) as live:
             while not over.is_set():
                 seen = await look(settings, engine, management)
-                live.update(Group(_shown(seen), Text("\nq ends", style="dim")), refresh=True)
+                shown = Group(_shown(seen, console), Text("\nq ends", style="dim"))
+                live.update(shown, refresh=True)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), interval)
 
@@ -159,12 +160,12 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _shown(seen: "Status") -> Group:
+def _shown(seen: "Status", console: Console) -> Group:
     # What needs attention comes first: a short terminal cuts off the end.
     parts: list[Any] = [Text("All is well.", style="green")] if seen.is_healthy else []
     parts += [*map(_line, seen.attention), Text()]
     if seen.broker is not None:
-        parts += [_queues(seen.broker), Text()]
+        parts += [fitting(console, _queues(seen.broker)), Text()]
     if seen.database is not None:
         parts += _database(seen.database)
     return Group(*parts)
@@ -181,7 +182,7 @@ def _queues(broker: "BrokerStatus") -> Table:
     table = Table(
         box=None, pad_edge=False, title=f"RabbitMQ {broker.version}", title_justify="left"
     )
-    table.add_column("queue", overflow="fold", min_width=_NAME_WIDTH)
+    table.add_column("queue", overflow="fold", min_width=FOLDED)
     for name in ("ready", "in hand", "consumers", "in/s", "done/s"):
         table.add_column(name, justify="right")
     for queue in broker.queues:

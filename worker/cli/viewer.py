@@ -3,7 +3,6 @@
 A password is printed once, on standard output. It is never in a log or in an error.
 """
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import typer
 
 from schemas import amqp
 from worker.cli.answers import answer
-from worker.cli.asking import Reason, by
+from worker.cli.asking import Json, Reason, by
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError
 
@@ -32,7 +31,6 @@ _NAME = Annotated[
 ]
 _USERS_HELP = "A user whose history the viewer may write. Can be given several times."
 _SOME_USERS = Annotated[list[int], typer.Option("--user", min=1, max=2**63 - 1, help=_USERS_HELP)]
-_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 _commands = typer.Typer(
     name="viewer",
@@ -65,7 +63,7 @@ def add(
         ),
     ] = False,
     reason: Reason = "",
-    as_json: _JSON = False,
+    as_json: Json = False,
 ) -> None:
     """Creates a viewer: a broker login that may publish as itself and read its own results.
 
@@ -94,7 +92,7 @@ def add(
     password = run(work())
     if as_json:
         facts: dict[str, object] = {"viewer": viewer, "password": password, "users": users}
-        typer.echo(json.dumps(facts | _place(viewer, mqtt)))
+        answer(facts | _place(viewer, mqtt))
         return
     typer.echo(
         f"Viewer {viewer}, which must also be its client id, may publish to attempts/v1/{viewer}"
@@ -111,7 +109,7 @@ def add(
     typer.echo(f"Password (shown only once): {password}")
 
 
-def grant(viewer: _NAME, user: _SOME_USERS, reason: Reason = "", as_json: _JSON = False) -> None:
+def grant(viewer: _NAME, user: _SOME_USERS, reason: Reason = "", as_json: Json = False) -> None:
     """Allows a viewer to write the history of more users.
 
     Example: study-ingest viewer grant phone-3f2a --user 42 --user 43
@@ -139,7 +137,7 @@ def revoke(
         ),
     ] = None,
     reason: Reason = "",
-    as_json: _JSON = False,
+    as_json: Json = False,
 ) -> None:
     """Revokes grants, or a whole viewer with its login, connections and waiting results.
 
@@ -167,7 +165,7 @@ def revoke(
     )
 
 
-def rotate(viewer: _NAME, reason: Reason = "", as_json: _JSON = False) -> None:
+def rotate(viewer: _NAME, reason: Reason = "", as_json: Json = False) -> None:
     """Gives a viewer a new password, closes its connections, and restores its permissions.
 
     Example: study-ingest viewer rotate phone-3f2a
@@ -184,7 +182,7 @@ def rotate(viewer: _NAME, reason: Reason = "", as_json: _JSON = False) -> None:
     _say(as_json, {"viewer": viewer, "password": password}, said)
 
 
-def list_viewers(as_json: _JSON = False) -> None:
+def list_viewers(as_json: Json = False) -> None:
     """Lists every viewer with a login or a grant.
 
     Example: study-ingest viewer list --json
@@ -235,4 +233,7 @@ def _place(viewer: str, mqtt: bool) -> dict[str, object]:
 
 
 def _say(as_json: bool, facts: dict[str, object], sentence: str) -> None:
-    typer.echo(json.dumps(facts) if as_json else sentence)
+    if as_json:
+        answer(facts)
+    else:
+        typer.echo(sentence)

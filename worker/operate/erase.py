@@ -95,9 +95,9 @@ async def erase(engine: AsyncEngine, user_id: int, found: Survey, by: By) -> tup
         erased = await stored.erase(connection, user_id, found.uuids)
         await _tell(connection, told, erased_at)
         letters = await dead.discard(connection, found.letters)
-        if any(erased) or found.letters:
-            effect = erased._asdict() | {"dead_letters": len(found.letters)}
-            await audit.record(connection, by, "erase", f"user {user_id}", effect)
+        # Also if nothing was found: from now on, nothing from before is stored.
+        effect = erased._asdict() | {"dead_letters": len(found.letters)}
+        await audit.record(connection, by, "erase", f"user {user_id}", effect)
     return erased, letters
 
 

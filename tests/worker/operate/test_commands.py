@@ -267,6 +267,27 @@ async def test_the_audit_says_who_did_what_and_why(site: Site) -> None:
     assert refused.exit_code == 2 and "write an age" in refused.stderr
 
 
+async def test_a_change_of_the_schema_or_of_rights_is_in_the_audit(site: Site) -> None:
+    head = json.loads(await said(site, "migrate", "--json"))["after"]
+    assert json.loads(await said(site, "audit", "--json"))["entries"] == []  # nothing was changed
+    await said(site, "migrate", "--to", "0001", "--yes", "--reason", "back")
+    await said(site, "migrate", "--reason", "an upgrade")
+    (entry,) = json.loads(await said(site, "audit", "--json"))["entries"]
+    assert (entry["operation"], entry["subject"], entry["reason"]) == (
+        *("migrate", "schema"),
+        "an upgrade",
+    )
+    assert entry["effect"] == {"before": "0001", "after": head}
+    role = f"test_{uuid4().hex[:12]}"
+    try:
+        await said(site, "database-role", role, "--reason", "a new worker")
+        (entry, _) = json.loads(await said(site, "audit", "--json"))["entries"]
+        assert (entry["subject"], entry["reason"]) == (f"role {role}", "a new worker")
+    finally:
+        await make.execute(site.engine, f"DROP OWNED BY {role}")
+        await make.execute(site.engine, f"DROP ROLE {role}")
+
+
 # ---------------------------------------------------------------------------------------- dead
 
 
@@ -317,6 +338,7 @@ async def test_dead_letters_from_the_list_to_the_replay(site: Site) -> None:
     assert await said(site, "dead", "list") == "There are no dead letters.\n"
     lines = await make.rows(site.engine, "SELECT * FROM ingest_audit ORDER BY id")
     assert [(line["operation"], line["effect"]) for line in lines] == [
+        ("dead export", {}),
         ("replay", {"nothing_resolved": 2}),
         ("discard", {"nothing_resolved": 1}),
     ]

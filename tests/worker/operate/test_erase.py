@@ -1,28 +1,36 @@
 """Erase leaves nothing of the user, nothing comes back, and nobody else is affected."""
 
 import asyncio
+import secrets
+from collections.abc import Callable
+from hashlib import sha256
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.ingest_result import IngestResult
-from schemas.words import Status
+from schemas.words import RejectReason, Status
 from tests import factories as make
 from tests.broker_fixtures import until
 from tests.factories import at, batch, right, sent, wrong
 from tests.worker.operate.conftest import Site
 from worker.domain.dispositions import Duplicate, Ingested
 from worker.domain.policy import Policy
+from worker.domain.records import DeadLetter
 from worker.ingest.transaction import Ingest
 from worker.operate.erase import Survey, erase, survey
 from worker.operate.repair import verify
-from worker.store import schema
+from worker.store import dead_letters, schema
 from worker.store.audit import By
+from worker.store.engine import transaction
 from worker.store.operate.erase import Erased
 
 pytestmark = pytest.mark.broker
 
 BY = By("ops", "asked to be forgotten")
+EMPTY = bytes(4)
+"""A field table without a field."""
 
 
 def quietly(seen: int, total: int) -> None:
@@ -99,13 +107,14 @@ async def test_a_redelivery_brings_nothing_back_and_is_told_that_it_was_ingested
     ] * 3
 
 
-async def test_erased_again_nothing_happens(site: Site) -> None:
+async def test_erased_again_only_the_moment_of_it_moves(site: Site) -> None:
     (question,) = await make.publish(site.engine, user_id=7)
     await Ingest(site.engine, Policy())([sent(wrong(question))])
     await _erase(site, 7)
     _, erased, letters = await _erase(site, 7)
     assert (erased, letters) == (Erased(0, 0, 0, 0, 0), 0)
-    assert await make.count(site.engine, "ingest_audit") == 1
+    entries = await make.rows(site.engine, "SELECT effect FROM ingest_audit ORDER BY id")
+    assert [each["effect"]["attempts"] for each in entries] == [1, 0]
 
 
 async def test_dead_letters_about_the_users_questions_go_and_others_stay(site: Site) -> None:
@@ -129,6 +138,98 @@ async def test_dead_letters_about_the_users_questions_go_and_others_stay(site: S
     await make.execute(site.engine, "UPDATE published SET deleted = false")
     assert await Ingest(site.engine, Policy())([make.incoming(gone)]) == [Duplicate()]
     assert await make.count(site.engine, "study_question_attempts") == 0
+
+
+def _letter(
+    reason: RejectReason, body: bytes, uuid: UUID, *, kept: int | None = None
+) -> DeadLetter:
+    """As ingest keeps it; of the body only the beginning, if `kept` says so."""
+    digest = None if kept is None else sha256(body).digest()
+    return DeadLetter(
+        *(secrets.token_bytes(32), None, reason, "", "phone", b"", uuid, None, EMPTY),
+        *(body[:kept], len(body), digest),
+    )
+
+
+BODIES: dict[str, Callable[[str, str], bytes]] = {
+    "alone": lambda mine, yours: batch(right(mine)).model_dump_json().encode(),
+    "mixed": lambda mine, yours: batch(right(yours), wrong(mine)).model_dump_json().encode(),
+    "broken": lambda mine, yours: batch(right(yours), wrong(mine)).model_dump_json()[:-2].encode(),
+    "escaped": lambda mine, yours: (
+        f'{{"attempts": [{{"question_pub_id" : "\\u{ord(mine[0]):04x}{mine[1:]}"'.encode()
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", RejectReason)
+async def test_letters_of_every_reason_that_name_the_users_questions_go(
+    site: Site, reason: RejectReason
+) -> None:
+    (mine,), (yours,) = (
+        await make.publish(site.engine, user_id=7),
+        await make.publish(site.engine, user_id=2),
+    )
+    bodies = [body(mine.pub_id, yours.pub_id) for body in BODIES.values()]
+    # Of this one only the beginning is kept.
+    cut = batch(*(right(yours) for _ in range(9)), right(mine), uuid=UUID(int=1))
+    letters = [
+        *(_letter(reason, body, uuid4()) for body in bodies),
+        _letter(reason, cut.model_dump_json().encode() + b" " * 9_000, uuid4(), kept=4_096),
+    ]
+    stays = _letter(reason, batch(right(yours)).model_dump_json().encode(), uuid4())
+    async with transaction(site.engine) as connection:
+        await dead_letters.keep(connection, [*letters, stays], Policy())
+
+    found, _, gone = await _erase(site, 7)
+
+    assert (gone, found.unattributed) == (len(letters), 0)
+    (left,) = await make.rows(site.engine, "SELECT key, body FROM ingest_dead_letters")
+    assert bytes(left["key"]) == stays.key and mine.pub_id.encode() not in bytes(left["body"])
+    assert await make.count(site.engine, "ingest_inbox") == len(letters)  # the tombstones
+
+
+async def test_a_batch_of_two_users_goes_with_either_and_does_not_come_back(site: Site) -> None:
+    """As a worker refuses it and keeps it; and its result does not tell of it either."""
+    (mine,), (yours,) = (
+        await make.publish(site.engine, user_id=7),
+        await make.publish(site.engine, user_id=2),
+    )
+    mixed = batch(right(mine), wrong(yours))
+    await site.park(mixed)
+    (letter,) = await make.rows(site.engine, "SELECT reason FROM ingest_dead_letters")
+    assert letter["reason"] == RejectReason.MIXED_PRINCIPALS
+
+    assert (await _erase(site, 7))[2] == 1
+
+    assert mine.pub_id not in await _everything(site.engine)
+    # Even if both questions belong to one user one day.
+    await make.execute(site.engine, "UPDATE study_questions SET user_id = 2")
+    assert await Ingest(site.engine, Policy())([make.incoming(mixed)]) == [Duplicate()]
+    assert await make.count(site.engine, "study_question_attempts") == 0
+
+
+async def test_a_letter_with_the_uuid_of_somebody_elses_batch_leaves_that_batch_alone(
+    site: Site,
+) -> None:
+    (mine,), (yours,) = (
+        await make.publish(site.engine, user_id=7),
+        await make.publish(site.engine, user_id=2),
+    )
+    theirs = sent(right(yours))
+    ingest = Ingest(site.engine, Policy())
+    reused = make.incoming(batch(right(mine), uuid=theirs.client_session_uuid))
+    await ingest([theirs])
+    before = await make.contents(site.engine)
+    async with transaction(site.engine) as connection:
+        body = batch(right(mine), uuid=theirs.client_session_uuid).model_dump_json().encode()
+        assert reused.client_session_uuid is not None
+        letter = _letter(RejectReason.UUID_REUSED, body, reused.client_session_uuid)
+        await dead_letters.keep(connection, [letter], Policy())
+
+    assert (await _erase(site, 7))[2] == 1
+
+    # Its result, which still waits in the outbox, too.
+    assert await make.contents(site.engine) == before
 
 
 async def test_letters_go_with_the_rest_or_not_at_all(

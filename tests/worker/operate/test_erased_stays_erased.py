@@ -203,9 +203,29 @@ async def test_an_export_takes_the_erasure_along(
 
 
 def _batches(question: Published, now: datetime) -> list[AttemptBatch]:
-    """One with each time, and one of which half is from after."""
+    """One with each time, and one with two of them."""
     made = [batch(right(question, time(now))) for time in BEFORE.values()]
     return [*made, batch(right(question, now - DAY), wrong(question, "1970-01-01T00:00:00Z"))]
+
+
+WAITING = (f"{amqp.RETRY_QUEUE_PREFIX}100", amqp.NEWER_QUEUE)
+
+
+async def _put(broker: Broker, queue: str, *made: AttemptBatch) -> None:
+    """As a worker puts batches there: with what it trusts when they return."""
+    channel = await broker.channel()
+    for each in made:
+        message = aio_pika.Message(
+            each.model_dump_json().encode(),
+            type=amqp.ATTEMPT_BATCH_TYPE,
+            message_id=str(uuid4()),
+            headers={
+                amqp.VIEWER_HEADER: VIEWER,
+                amqp.ROUTING_KEY_HEADER: amqp.attempts_key(VIEWER),
+                amqp.RETRIES_HEADER: 1,
+            },
+        )
+        await channel.default_exchange.publish(message, queue)
 
 
 def _on_a_phone(made: AttemptBatch) -> study_viewer.AttemptBatch:
@@ -223,21 +243,8 @@ async def test_none_comes_back_from_the_queue_from_retry_from_newer_or_from_a_de
     await make.execute(engine, "UPDATE published SET deleted = false")
 
     await site.publish(*_batches(question, now))
-    channel = await bare_broker.channel()
-    for queue in (f"{amqp.RETRY_QUEUE_PREFIX}100", amqp.NEWER_QUEUE):
-        for each in _batches(question, now):
-            message = aio_pika.Message(
-                each.model_dump_json().encode(),
-                type=amqp.ATTEMPT_BATCH_TYPE,
-                message_id=str(uuid4()),
-                # As a worker puts it there: with what it trusts when the message returns.
-                headers={
-                    amqp.VIEWER_HEADER: VIEWER,
-                    amqp.ROUTING_KEY_HEADER: amqp.attempts_key(VIEWER),
-                    amqp.RETRIES_HEADER: 1,
-                },
-            )
-            await channel.default_exchange.publish(message, queue)
+    for queue in WAITING:
+        await _put(bare_broker, queue, *_batches(question, now))
     await _erase(engine)
 
     batches = 4 * len(_batches(question, now))
@@ -248,6 +255,41 @@ async def test_none_comes_back_from_the_queue_from_retry_from_newer_or_from_a_de
     assert await _left(engine) == (0, 0)
     rows = await make.rows(engine, "SELECT * FROM ingest_inbox WHERE content_digest IS NOT NULL")
     assert rows == []
+
+
+@pytest.mark.parametrize("time", BEFORE)
+async def test_of_half_and_half_only_the_second_half_comes_from_wherever_it_waited(
+    bare_broker: Broker, engine: AsyncEngine, settings: Settings, time: str
+) -> None:
+    """From the queue, from retry, from newer, and from a dead letter."""
+    site = Site(bare_broker, engine, settings)
+    before, after = await make.publish(engine, 2, user_id=USER)
+    erased_at = await _erase(engine)
+
+    def half_and_half() -> AttemptBatch:
+        # A time that says nothing must not take that of its neighbor for itself.
+        return batch(
+            wrong(before, BEFORE[time](erased_at)),
+            right(after, erased_at + timedelta(microseconds=1)),
+        )
+
+    for question in (before, after):
+        await make.withdraw(engine, question)
+    await site.park(half_and_half())
+    await make.execute(engine, "UPDATE published SET deleted = false")
+    await site.publish(half_and_half())
+    for queue in WAITING:
+        await _put(bare_broker, queue, half_and_half())
+
+    async with site.working():
+        assert (await invoke(site, "dead", "replay")).exit_code == 0
+        await until(lambda: make.count(engine, "study_question_attempts"), (4).__eq__)
+    rows = await make.rows(engine, "SELECT position, outcome FROM study_question_attempts")
+    assert [(row["position"], row["outcome"]) for row in rows] == [(1, "correct")] * 4
+    assert [*await make.progress(engine)] == [(USER, after.question_id)]
+    assert await site.letters() == 0
+    assert await make.count(engine, "ingest_inbox") == 4
+    assert await verify(engine, USER, Policy()) == []
 
 
 async def test_none_comes_back_from_a_phone_and_the_phone_keeps_none(

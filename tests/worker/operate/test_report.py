@@ -219,6 +219,40 @@ def test_a_first_day_has_a_page_too() -> None:
     assert "No question is a leech or stuck." in html
 
 
+def test_what_is_due_now_is_all_in_the_chart(some: Picture) -> None:
+    """Also what was due before today, which no day of the forecast has."""
+    due = [
+        *(question(n, due=timedelta(days=-n)) for n in range(1, 23)),
+        *(question(30 + n, due=timedelta(hours=12, minutes=-n)) for n in range(9)),
+        question(50, due=timedelta(days=3)),
+    ]
+    html = page(picture(1, due, [], NOW))
+    assert "<dt>Due now</dt><dd>31 (22 overdue)</dd>" in html
+    assert "22 questions overdue, and 10 more coming due within 30 days, 9 of them today." in html
+    (chart,) = re.findall(r"What is due.*?<figure>(.*?)</figure>", html)
+    assert chart.count("<rect") == 3  # what is overdue, today, and the day after the day after
+    assert ">before today<" in chart
+    assert "<td>22</td>" in html.partition("What is due")[2].partition("</details>")[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        # Fourteen answers, the first wrong, a run of eight: by no means new.
+        ({"attempts": 14, "pattern": Pattern.LEARNING}, "being learned"),
+        ({"attempts": 1, "pattern": Pattern.LEARNING}, "being learned"),
+        ({"attempts": 1, "pattern": Pattern.RELAPSED}, "known before, but not the last time"),
+        ({"attempts": 2, "pattern": Pattern.KNOWN}, "right every time"),
+    ],
+)
+def test_the_word_for_a_pattern_is_true_of_every_question_that_has_it(
+    changed: dict[str, Any], expected: str
+) -> None:
+    html = page(picture(1, [question(1, **changed)], [], NOW))
+    assert f">{expected}</span>" in html
+    assert not re.search(r"\b(still )?new\b", html.partition("Patterns")[2])
+
+
 def _luminance(color: str) -> float:
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]

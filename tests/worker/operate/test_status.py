@@ -1,20 +1,27 @@
 """`status` and `top` show the truth, and name what needs attention."""
 
 import asyncio
+import fcntl
 import json
 import os
 import pty
 import re
+import struct
 import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import make_url
 
 from schemas import amqp
-from schemas.followups import EXPLANATION, REVIEW
+from schemas.followups import EXPLANATION, KINDS, REVIEW
 from tests import factories as make
-from tests.broker_fixtures import until
+from tests.broker_fixtures import PATIENCE, until
 from tests.factories import batch, right
 from tests.worker.operate.commands import environment, invoke
 from tests.worker.operate.conftest import Site
@@ -101,6 +108,49 @@ async def test_a_schema_that_does_not_fit_needs_attention(site: Site) -> None:
     assert "`study-ingest migrate`" in wrong["remedy"]
 
 
+REFUSING = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$"
+)
+
+
+async def test_a_database_that_takes_no_writes_is_why_nobody_consumes(site: Site) -> None:
+    (question,) = await make.publish(site.engine)
+    await make.execute(site.engine, REFUSING)
+    await make.execute(
+        site.engine,
+        "CREATE TRIGGER refuse BEFORE INSERT ON ingest_inbox EXECUTE FUNCTION refuse()",
+    )
+    async with site.working() as worker:
+        await site.publish(batch(right(question)))
+        assert await worker.changed.until(lambda: worker.state == "paused", PATIENCE)
+        # The worker's own /ready says the same.
+        assert "No space left on device" in str(worker.why_paused)
+        found = await until(lambda: seen(site), lambda found: "no_writes" in codes_of(found))
+        assert "no_consumer" not in codes_of(found)
+        (refused,) = (each for each in found["attention"] if each["code"] == "no_writes")
+        assert "No space left on device" in refused["found"] and refused["severity"] == "danger"
+        assert found["database"]["refusal"] == refused["found"]
+        await make.execute(site.engine, "DROP TRIGGER refuse ON ingest_inbox")
+        await worker.changed.until(lambda: worker.counts["ingested"] == 1, PATIENCE)
+    assert "no_writes" not in codes_of(await seen(site))
+
+
+async def test_a_login_that_may_only_read_says_nothing_of_writes(
+    site: Site, database_url: str
+) -> None:
+    role = f"test_{uuid4().hex[:12]}"
+    await make.execute(site.engine, f"CREATE ROLE {role} LOGIN")
+    try:
+        await make.execute(site.engine, f"GRANT pg_read_all_data TO {role}")
+        url = make_url(database_url).set(username=role).render_as_string(hide_password=False)
+        found = await seen(site, INGEST_DATABASE_URL=url)
+        assert {"no_consumer"} <= codes_of(found) and "no_writes" not in codes_of(found)
+    finally:
+        await make.execute(site.engine, f"DROP OWNED BY {role}")
+        await make.execute(site.engine, f"DROP ROLE {role}")
+
+
 async def test_all_missing_queues_are_named_at_once(site: Site) -> None:
     channel = await site.broker.channel()
     await channel.queue_delete(amqp.NEWER_QUEUE)
@@ -133,24 +183,79 @@ async def test_jobs_that_nobody_takes_and_viewers_that_nobody_hears(site: Site) 
     assert "no_consumer" in codes_of(found)
 
 
-@pytest.mark.parametrize("columns", [60, 200])
+QUEUES = [
+    *(amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE, amqp.NEWER_QUEUE),
+    *(amqp.followups_queue(kind.routing_key) for kind in KINDS),
+]
+
+
+@asynccontextmanager
+async def in_a_terminal(
+    site: Site, columns: int, rows: int, *words: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """The program in a terminal of this size, and the terminal's other end."""
+    keyboard, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    there = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("study-ingest"),
+        *words,
+        env=there | environment(site) | {"TERM": "xterm"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    try:
+        yield process, keyboard
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(keyboard)
+
+
+def _plain(shown: bytes) -> str:
+    """Without colors and other control sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "")
+
+
+@pytest.mark.parametrize("columns", [24, 60, 80, 200])
 async def test_a_narrow_terminal_keeps_whole_names_and_the_alarms_first(
     site: Site, columns: int
 ) -> None:
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("study-ingest"),
-        "status",
-        env=os.environ
-        | environment(site)
-        | {"FORCE_COLOR": "1", "COLUMNS": str(columns), "TERM": "xterm"},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    stdout, _ = await process.communicate()
-    text = re.sub(r"\x1b\[[0-9;]*m", "", stdout.decode())
-    assert text.lstrip().startswith("danger: Nobody consumes")
+    async with in_a_terminal(site, columns, 14, "status") as (process, keyboard):
+        text = _plain(await asyncio.to_thread(_read_until, keyboard, b"schema "))
+        assert await process.wait() == 1
+    lines = text.strip().split("\n")
+    assert lines[0].startswith("danger: Nobody consumes")
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
-    if columns == 200:
-        assert amqp.followups_queue(REVIEW.routing_key) in text
+    assert all(len(line.rstrip()) <= columns for line in lines)
+    if columns >= 60:
+        for name in QUEUES:
+            assert name in text
+        # Every figure is there with its name.
+        assert text.count("done/s") == (1 if columns > 60 else text.count("in hand"))
+    else:  # a name goes on in the next line
+        whole = "".join(line.rstrip() for line in lines)
+        for name in QUEUES:
+            assert name in whole
+
+
+@pytest.mark.parametrize("size", [(60, 14), (40, 6), (200, 50)], ids=str)
+async def test_top_shows_the_alarms_in_a_terminal_of_any_height(
+    site: Site, size: tuple[int, int]
+) -> None:
+    columns, rows = size
+    words = ("top", "--interval", "0.5")
+    async with in_a_terminal(site, columns, rows, *words) as (process, keyboard):
+        shown = await asyncio.to_thread(_read_until, keyboard, b"Nobody consumes", 1)
+        frame = _plain(shown[shown.rindex(b"danger") :])
+        assert frame.startswith("danger: Nobody consumes")
+        assert len(frame.split("\n")) <= rows
+        os.write(keyboard, b"q")
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
 
 
 async def test_top_prints_once_when_piped(site: Site) -> None:
@@ -159,31 +264,20 @@ async def test_top_prints_once_when_piped(site: Site) -> None:
 
 
 async def test_top_refreshes_in_a_terminal_until_q(site: Site) -> None:
-    keyboard, terminal = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("study-ingest"),
-        *("top", "--interval", "0.5"),
-        env=os.environ | environment(site) | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    try:
+    words = ("top", "--interval", "0.5")
+    async with in_a_terminal(site, 120, 40, *words) as (process, keyboard):
         shown = await asyncio.to_thread(_read_until, keyboard, b"q ends")
         assert b"study.attempts" in shown
         os.write(keyboard, b"q")
         async with asyncio.timeout(30):
             assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        os.close(keyboard)
 
 
-def _read_until(terminal: int, words: bytes) -> bytes:
+def _read_until(terminal: int, words: bytes, more: int = 0) -> bytes:
+    """What is shown up to these words, and so many reads more."""
     shown = b""
     while words not in shown:
+        shown += os.read(terminal, 4096)
+    for _ in range(more):
         shown += os.read(terminal, 4096)
     return shown

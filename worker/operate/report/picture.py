@@ -45,7 +45,10 @@ class Stubborn:
     pattern: Pattern
     lapses: int
     attempts: int
+    due_at: datetime
+    """As the schedule has it."""
     due_from: datetime
+    """The time from which on it is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ def _stubborn(questions: Iterable[QuestionNow]) -> tuple[Stubborn, ...]:
             each.pattern,
             each.lapses,
             each.attempts,
+            each.due_at,
             due_from(each.due_at),
         )
         for each in found[:_WORST]

@@ -52,7 +52,12 @@ def of_servers(
 
     `expected` names the queues that the topology has.
     """
-    stands_still = database is None or database.pause is not None or not enabled
+    stands_still = (
+        database is None
+        or database.pause is not None
+        or database.refusal is not None
+        or not enabled
+    )
     found = [
         *(_disabled() if not enabled else ()),
         *(() if database is None else _of_the_database(database)),
@@ -153,6 +158,8 @@ def _of_the_followups(broker: BrokerStatus) -> Iterator[Attention]:
 
 
 def _of_the_viewers(broker: BrokerStatus, database: DatabaseStatus) -> Iterator[Attention]:
+    if database.schema != database.schema_wanted:
+        return  # nobody's grants are known
     if deaf := sorted(database.granted - broker.listening):
         yield Attention(
             "viewer_without_queue",
@@ -181,6 +188,13 @@ def _of_the_database(database: DatabaseStatus) -> Iterator[Attention]:
             "Run `study-ingest migrate`, or the newer program.",
         )
         return
+    if database.refusal is not None and not database.hanging_commits:
+        yield Attention(
+            "no_writes",
+            "danger",
+            database.refusal,
+            "Workers pause until it takes them again. `study-ingest doctor` looks for why.",
+        )
     if database.dead is not None and database.dead.letters:
         yield Attention(
             "dead_letters",

@@ -47,3 +47,5 @@ class DatabaseStatus:
     """The viewers that may write for somebody."""
     other_schedules: float = 0.0
     """The share of progress that another scheduler computed, from 0 to 1, as an estimate."""
+    refusal: str | None = None
+    """Why it takes no writes, as a sentence; None if it takes them, or if that is not known."""

@@ -15,8 +15,8 @@ from schemas import amqp
 from worker.broker import topology
 from worker.broker.management import Json, Management
 from worker.broker.subscription import consumer_count
-from worker.errors import IngestError
-from worker.ingest.trial import hanging_commits
+from worker.errors import DatabaseAway, IngestError
+from worker.ingest.trial import hanging_commits, try_writing
 from worker.operate.status.attention import Attention, of_error, of_servers
 from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
 from worker.settings import Settings
@@ -60,6 +60,8 @@ async def look(
             raise one
     broker = found[0] if isinstance(found[0], BrokerStatus) else None
     database = found[1] if isinstance(found[1], DatabaseStatus) else None
+    if database is not None and not _is_moving(broker):
+        database = replace(database, refusal=await _refusal(engine, database))
     expected = {queue.name for queue in topology.wanted(settings).queues}
     seen = of_servers(broker, database, expected=expected, enabled=settings.enabled)
     # Missing queues are named all at once; the check stops at the first.
@@ -86,6 +88,40 @@ def _viewer_of(queue: str) -> str | None:
     return None if found is None else found[1] or found[2]
 
 
+def _is_moving(broker: BrokerStatus | None) -> bool:
+    """Whether batches are ingested, or would be if there were any, as far as the broker knows.
+
+    Only if they are not is a trial worth what it costs: `top` looks every two seconds.
+    """
+    attempts = None if broker is None else broker.queue(amqp.ATTEMPTS_QUEUE)
+    if attempts is None or not attempts.consumers:
+        return False
+    waiting = attempts.ready + attempts.unacknowledged
+    return not waiting or bool(attempts.acknowledged_per_second)
+
+
+async def _refusal(engine: AsyncEngine, database: DatabaseStatus) -> str | None:
+    """Why the database takes no writes, which is what workers pause for. None if it takes them.
+
+    It is unknown, and so None, for a login that may not write in the first place.
+    """
+    if database.schema != database.schema_wanted:
+        return None
+    try:
+        await try_writing(engine)
+    except DatabaseAway as error:
+        return None if _is_forbidden(error) else f"{error.found.rstrip('.')}."
+    return None
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    """Whether the login has no right to write."""
+    cause = error.__cause__
+    said = getattr(cause, "orig", cause)
+    return getattr(said, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE
+
+
+_INSUFFICIENT_PRIVILEGE: Final = "42501"
 _OURS: Final = amqp.ATTEMPTS_QUEUE
 _JOBS: Final = amqp.FOLLOWUPS_EXCHANGE
 _RESULTS_QUEUE: Final = re.compile(r"study\.results\.(.+)|mqtt-subscription-(.+)qos[01]")

@@ -42,7 +42,10 @@ _BURY: Final = text(
 _MESSAGES: Final = text(
     "DELETE FROM outbox WHERE headers ->> 'client-session-uuid' IN"
     " (SELECT CAST(client_session_uuid AS text) FROM ingest_inbox WHERE user_id = :user_id"
-    " UNION SELECT CAST(uuid AS text) FROM unnest(CAST(:uuids AS uuid[])) AS uuid)"
+    " UNION SELECT CAST(uuid AS text) FROM unnest(CAST(:uuids AS uuid[])) AS uuid"
+    # A letter may have the uuid of somebody else's batch, who still gets its result.
+    " WHERE NOT EXISTS (SELECT FROM ingest_inbox WHERE client_session_uuid = uuid"
+    " AND user_id <> :user_id))"
     " OR (exchange = 'study.followups' AND CAST(body AS jsonb) ->> 'user_id' = :user)"
 )
 
