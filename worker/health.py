@@ -59,9 +59,10 @@ class Watch:
     async def run(self) -> None:
         """Beats, and raises `Stuck`, which ends the process, if the deliveries make no progress."""
         while self._consumer.state != "stopped":
-            if not self._consumer.in_hand or self._consumer.state not in _MOVING:
+            if not self._in_work or self._consumer.state not in _MOVING:
                 self._idle_at = time.monotonic()
             metrics.IN_HAND.set(self._consumer.in_hand)
+            metrics.UNCONFIRMED.set(self._consumer.unconfirmed)
             if not (health := self._moves()).ok:
                 raise Stuck(health.detail)
             await self._heart.beat()
@@ -86,12 +87,17 @@ class Watch:
     def _moves(self) -> Health:
         consumer = self._consumer
         waited = time.monotonic() - max(consumer.last_progress, self._idle_at)
-        if consumer.in_hand and consumer.state in _MOVING and waited > self._stuck_timeout:
+        if self._in_work and consumer.state in _MOVING and waited > self._stuck_timeout:
             return Health(
                 False,
-                f"holds {consumer.in_hand} deliveries and has settled none for {waited:.0f} s",
+                f"holds {self._in_work} deliveries and has settled none for {waited:.0f} s",
             )
         return Health(True, consumer.state)
+
+    @property
+    def _in_work(self) -> int:
+        """Deliveries that should make progress, whatever the broker confirms."""
+        return self._consumer.in_hand - self._consumer.unconfirmed
 
 
 class RelayWatch:

@@ -6,6 +6,7 @@ import logging
 import resource
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -32,6 +33,11 @@ CALM = (
     "rabbit_disk_monitor:set_disk_free_limit(50000000)."
 )
 
+FAILS = """CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE SQLSTATE '54000'; END $$;;
+CREATE TRIGGER trouble BEFORE INSERT ON ingest_inbox FOR EACH ROW
+WHEN (NEW.client_session_uuid = '{uuid}') EXECUTE FUNCTION trouble()"""
+
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[RabbitMQ]:
@@ -41,19 +47,25 @@ def node() -> Iterator[RabbitMQ]:
 
 @pytest.fixture
 async def calm(node: RabbitMQ, database_url: str) -> AsyncIterator[Broker]:
-    """A broker that has no alarm yet, and none when the test is over."""
+    """A vhost of a broker that has no alarm yet, and none when the test is over."""
+    name = f"test-{uuid4().hex[:16]}"
     settings = make_settings(
-        node.url,
+        f"{node.url.rstrip('/')}/{name}",
         management_url=node.management_url,
         database_url=database_url,
         publish_timeout=0.3,
     )
     async with Management(settings) as management:
+        api = management.http
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        (await api.put(f"vhosts/{name}")).raise_for_status()
+        (await api.put(f"permissions/{name}/guest", json=everything)).raise_for_status()
         await topology.apply(management, settings)
-        broker = Broker(settings, management.http)
+        broker = Broker(settings, api)
         yield broker
         await asyncio.to_thread(node.ctl, "eval", CALM)
         await broker.close()
+        (await api.delete(f"vhosts/{name}", timeout=60)).raise_for_status()
 
 
 async def raise_alarm(node: RabbitMQ, kind: str, settings: Settings) -> None:
@@ -107,22 +119,36 @@ async def test_what_an_alarm_does_not_take_does_not_stay_in_memory(
 
 
 @pytest.mark.parametrize("kind", ALARMS)
-async def test_a_worker_in_an_alarm_ingests_on_and_ends_when_told(
-    kind: str, node: RabbitMQ, calm: Broker, engine: AsyncEngine
+@pytest.mark.parametrize("bad", ["fails", "is newer"])
+async def test_a_worker_in_an_alarm_ingests_on_past_a_bad_batch_and_ends_when_told(
+    bad: str, kind: str, node: RabbitMQ, calm: Broker, engine: AsyncEngine
 ) -> None:
     [question] = await factories.publish(engine, 1)
-    for _ in range(20):
-        batch = factories.batch(factories.right(question))
-        await calm.publish(batch.model_dump_json(), routing_key=amqp.attempts_key(VIEWER))
+    batches = [factories.batch(factories.right(question)) for _ in range(21)]
+    for number, batch in enumerate(batches):
+        newer = bad == "is newer" and number == 0
+        await calm.publish(
+            batch.model_dump_json(),
+            routing_key=f"attempts.v2.{VIEWER}" if newer else amqp.attempts_key(VIEWER),
+        )
+    if bad == "fails":
+        for statement in FAILS.format(uuid=batches[0].client_session_uuid).split(";;"):
+            await factories.execute(engine, statement)
     settings = calm.settings.model_copy(update={"publish_timeout": 5.0, "drain_timeout": 10.0})
     await raise_alarm(node, kind, calm.settings)
     async with running(settings) as worker:
+        unconfirmed = await worker.logged("copy.unconfirmed")
+        assert unconfirmed["client_session_uuid"] in (str(batches[0].client_session_uuid), "None")
         await worker.until_metric(
             'study_ingest_deliveries_settled_total{disposition="ingested",reason=""}', 20
         )
+        await worker.until_metric("study_ingest_deliveries_in_hand", 1)
+        await worker.until_metric("study_ingest_copies_unconfirmed", 1)
+        await worker.until_ready()
         # Their results can't leave.
         await worker.logged("publisher.lost", purpose="relay")
         worker.process.terminate()
         async with asyncio.timeout(settings.drain_timeout + settings.publish_timeout):
             assert await worker.process.wait() == 0
     assert await factories.count(engine, "outbox") == 20
+    assert await calm.depth(amqp.ATTEMPTS_QUEUE) == 1  # the bad one, and nothing else

@@ -1,6 +1,6 @@
 """The consumer: stays subscribed to the queue of batches, and drains in an orderly way.
 
-    broker -> Subscription -> Hand -> Lanes -> ingest, settle, ack
+    broker -> Subscription -> Hand -> Lane -> ingest, settle, ack
 
 The client's callback only puts a delivery in hand, and the lanes do the rest. This file keeps the
 subscription in the wanted state (consuming, paused, one at a time, drained), opens a new one after
@@ -21,7 +21,7 @@ from worker.broker.publisher import Publisher
 from worker.broker.subscription import Subscription
 from worker.consume.changes import Signal
 from worker.consume.in_hand import Hand
-from worker.consume.lanes import IngestGroup, Lanes, Trial
+from worker.consume.lanes import IngestGroup, Lane, Trial
 from worker.consume.pauses import Conditions
 from worker.consume.settle import Settler
 from worker.errors import BrokerAway, DatabaseAway
@@ -71,15 +71,18 @@ class Consumer:
             on_change=self._conditions.changed.tell,
         )
         self._database_backoff = self._backoff()
-        self._lanes = Lanes(
-            settings,
-            ingest,
-            trial,
-            self._hand,
-            self._settler,
-            self._conditions,
-            on_ingested=self._database_backoff.reset,
-        )
+        self._lanes = [
+            Lane(
+                settings,
+                ingest,
+                trial,
+                self._hand,
+                self._settler,
+                self._conditions,
+                on_ingested=self._database_backoff.reset,
+            )
+            for _ in range(settings.lanes)
+        ]
         self._subscription: Subscription | None = None
         self._stopped = False
 
@@ -118,6 +121,11 @@ class Consumer:
         return len(self._hand)
 
     @property
+    def unconfirmed(self) -> int:
+        """Those of them whose copies the broker did not confirm in time."""
+        return self._hand.unconfirmed
+
+    @property
     def counts(self) -> Counter[str]:
         """The number of deliveries by how they ended (see `Settler`)."""
         return self._settler.counts
@@ -151,9 +159,7 @@ class Consumer:
                     for watch in (self._watch_gate, self._watch_database, self._watch_broker)
                 ]
                 workers = [tasks.create_task(self._stay_subscribed())]
-                workers += [
-                    tasks.create_task(self._lanes.run()) for _ in range(self._settings.lanes)
-                ]
+                workers += [tasks.create_task(lane.run()) for lane in self._lanes]
                 try:
                     await conditions.turned.until(lambda: conditions.draining)
                     _, late = await asyncio.wait(workers, timeout=self._settings.drain_timeout)

@@ -13,10 +13,14 @@ tries that message again.
 
 A prefetch of large bodies would take more memory than there is. So the bytes in hand are bounded as
 well: what would exceed them goes back, and large bodies arrive one at a time.
+
+A delivery that waits in the broker as a copy stays in hand until the copy is confirmed. A broker in
+an alarm confirms none for hours, so the others are processed meanwhile, as long as only a few wait.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Final
 
 from worker.broker.message_size import MAX_MESSAGE_SIZE
@@ -56,6 +60,8 @@ class Hand:
         self._ordinary: deque[Delivery] = deque()
         self._suspects: deque[Delivery] = deque()
         self._in_work: set[Delivery] = set()
+        self._in_copy: set[Delivery] = set()
+        self._unconfirmed: set[Delivery] = set()
         self.prefetch = 1
         """The number of messages that the broker should send at once."""
         self.granted = 1
@@ -64,12 +70,17 @@ class Hand:
 
     def __len__(self) -> int:
         """The number of deliveries that are not settled yet."""
-        return len(self._ordinary) + len(self._suspects) + len(self._in_work)
+        return sum(map(len, self._parts))
+
+    @property
+    def unconfirmed(self) -> int:
+        """The number of deliveries whose copies the broker did not confirm in time."""
+        return len(self._unconfirmed)
 
     @property
     def held_since(self) -> float | None:
         """When the oldest of them arrived, by the monotonic clock. None if there are none."""
-        everything = (*self._ordinary, *self._suspects, *self._in_work)
+        everything = chain(*self._parts)
         return min((delivery.held_since for delivery in everything), default=None)
 
     @property
@@ -93,12 +104,18 @@ class Hand:
         """Whether few enough are in hand to start a consumer whose limit is lower by that
         number.
         """
-        return self.prefetch > self.granted or len(self) <= self.prefetch // 4
+        return self.prefetch > self.granted or len(self) - self.unconfirmed <= self.prefetch // 4
 
     @property
     def is_clear(self) -> bool:
-        """Whether only suspects are in hand."""
-        return not self._ordinary and not self._in_work
+        """Whether only suspects are in hand, and what waits for the broker."""
+        return not (self._ordinary or self._in_work or self._in_copy)
+
+    @property
+    def waits_too_much(self) -> bool:
+        """Whether so much waits for the broker that nothing else should arrive."""
+        most = max(1, self._settings.prefetch // 4)
+        return self.unconfirmed >= most or _bytes(self._unconfirmed) > BYTES_IN_HAND // 4
 
     def room_for(self, size: int) -> int:
         """The number of bytes to keep of a body that is arriving. 0 if it must go back for now."""
@@ -113,8 +130,12 @@ class Hand:
 
     @property
     def _bytes(self) -> int:
-        everything = (*self._ordinary, *self._suspects, *self._in_work)
-        return sum(len(delivery.body) for delivery in everything)
+        return sum(map(_bytes, self._parts))
+
+    @property
+    def _parts(self) -> tuple[Collection[Delivery], ...]:
+        """Each delivery in hand is in one of these."""
+        return (self._ordinary, self._suspects, self._in_work, self._in_copy, self._unconfirmed)
 
     def _is_large(self, size: int) -> bool:
         """Whether a prefetch of such bodies would be too much."""
@@ -161,11 +182,38 @@ class Hand:
         return group
 
     def done(self, group: Sequence[Delivery], busy: Sequence[Delivery]) -> None:
-        """Removes a group from the hand. Deliveries that a lane found busy come first again."""
+        """Removes a group from the hand, except for what is being copied. Deliveries that a lane
+        found busy come first again.
+        """
         self._in_work.difference_update(group)
         for delivery in reversed(busy):
             delivery.times_busy += 1
             self._ordinary.appendleft(delivery)
+
+    def copying(self, delivery: Delivery) -> None:
+        """Keeps a delivery of a group in hand until `copied`."""
+        self._in_work.discard(delivery)
+        self._in_copy.add(delivery)
+
+    def set_aside(self, delivery: Delivery) -> bool:
+        """Lets the others pass a delivery whose copy the broker does not confirm. Returns False if
+        they already may.
+        """
+        if delivery in self._unconfirmed:
+            return False
+        self._in_copy.discard(delivery)
+        self._unconfirmed.add(delivery)
+        if self.granted == 1:
+            # The broker sends nothing else on its account until it is settled: ask for one again.
+            self.granted = 2
+            self._on_turn()
+        self._on_change()
+        return True
+
+    def copied(self, delivery: Delivery) -> None:
+        """Removes a delivery that has been copied, or returned instead."""
+        self._in_copy.discard(delivery)
+        self._unconfirmed.discard(delivery)
 
     async def give_back_unstarted(self) -> None:
         """Returns to the broker everything that no lane has taken."""
@@ -191,3 +239,7 @@ class Hand:
                 arrived.clear()
                 arrived.extend(live)
                 self._on_change()
+
+
+def _bytes(deliveries: Collection[Delivery]) -> int:
+    return sum(len(delivery.body) for delivery in deliveries)

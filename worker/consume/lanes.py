@@ -1,10 +1,11 @@
-"""The lanes: each takes groups of deliveries through the ingest transaction and settles them.
+"""A lane takes groups of deliveries through the ingest transaction and settles them.
 
     hand.take -> read -> ingest (commits) -> ack
                           +-- fails alone, or is for a newer worker -> copy -> ack
 
 Lanes are tasks of the worker, so a channel that closes can't cancel them in the middle of a
-transaction. A group is an optimization: if it fails, its deliveries run again one by one.
+transaction. A group is an optimization: if it fails, its deliveries run again one by one. Copies
+are made beside the groups, because a broker in an alarm confirms none, and the others go on.
 """
 
 import asyncio
@@ -41,8 +42,8 @@ Trial = Callable[[], Awaitable[None]]
 """`worker.ingest.trial.try_writing`: raises `DatabaseAway` unless the database takes writes."""
 
 
-class Lanes:
-    """The work of each lane. All lanes of a worker share the hand, the settler and the conditions.
+class Lane:
+    """One lane. All lanes of a worker share the hand, the settler and the conditions.
 
     `on_ingested` is called after each group that the transaction has decided.
     """
@@ -64,10 +65,14 @@ class Lanes:
         self._settler = settler
         self._conditions = conditions
         self._on_ingested = on_ingested
-        self._unpublished = 0
+        self._copies = asyncio.TaskGroup()
 
     async def run(self) -> None:
-        """Runs one lane: one group after another, until the worker drains."""
+        """Takes one group after another until the worker drains. It runs once."""
+        async with self._copies:
+            await self._take_groups()
+
+    async def _take_groups(self) -> None:
         conditions, hand = self._conditions, self._hand
         while True:
             await conditions.changed.until(
@@ -96,9 +101,9 @@ class Lanes:
 
     async def _deal_with(self, group: list[Taken]) -> list[Delivery]:
         newer = [taken for taken in group if taken.is_for_newer_worker]
-        busy = await self._work([taken for taken in group if not taken.is_for_newer_worker])
-        await asyncio.gather(*(self._wait_in_broker(taken, Postponed()) for taken in newer))
-        return busy
+        for taken in newer:
+            self._wait_in_broker(taken, Postponed())
+        return await self._work([taken for taken in group if not taken.is_for_newer_worker])
 
     async def _work(self, group: list[Taken]) -> list[Delivery]:
         """Processes the group until every delivery is settled, returned, stale or busy.
@@ -120,7 +125,8 @@ class Lanes:
                 metrics.FAILED.labels(type(fault).__name__).inc()
                 if not await self._is_away():
                     later = Deferred(self._settings.retry_delays[0], is_counted=False)
-                    await asyncio.gather(*(self._wait_in_broker(taken, later) for taken in group))
+                    for taken in group:
+                        self._wait_in_broker(taken, later)
                     return []
             except Exception as fault:  # noqa: BLE001  # a bad batch costs only itself
                 metrics.FAILED.labels(type(fault).__name__).inc()
@@ -169,52 +175,63 @@ class Lanes:
         if taken.is_exhausted:  # not even that can be written down
             await self._settler.reject(taken)
         elif retries < len(delays):
-            await self._wait_in_broker(taken, Deferred(delays[retries]))
+            self._wait_in_broker(taken, Deferred(delays[retries]))
         else:
             tries = f"The batch failed {retries + 1} times in ways that might have passed"
             await self._work([taken.exhausted(tries)])
 
-    async def _wait_in_broker(self, taken: Taken, disposition: Deferred | Postponed) -> None:
-        """Settles by a copy, which the broker keeps for later; where it never takes one, that was
-        the message's last try.
-        """
-        if len(taken.delivery.body) < taken.delivery.size:
-            # Of so large a body there is only the beginning here: the broker has it whole.
-            await self._settler.reject(taken)
-            return
-        try:
-            await self._settle_by_copy(taken, disposition)
-        except Unacceptable:
-            await self._work([taken.exhausted("The broker takes no copy of the batch for later")])
+    def _wait_in_broker(self, taken: Taken, disposition: Deferred | Postponed) -> None:
+        """Settles by a copy, which the broker keeps for later, and does not wait for that."""
+        self._hand.copying(taken.delivery)
+        self._copies.create_task(self._copy(taken, disposition))
 
-    async def _settle_by_copy(self, taken: Taken, disposition: Deferred | Postponed) -> None:
+    async def _copy(self, taken: Taken, disposition: Deferred | Postponed) -> None:
+        try:
+            if len(taken.delivery.body) < taken.delivery.size:
+                # Of so large a body there is only the beginning here: the broker has it whole.
+                await self._settler.reject(taken)
+            else:
+                await self._copy_until_confirmed(taken, disposition)
+        except Unacceptable:
+            # The broker will never take a copy, so this was the last try.
+            await self._work([taken.exhausted("The broker takes no copy of the batch for later")])
+        finally:
+            self._hand.copied(taken.delivery)
+            if not self._hand.waits_too_much:
+                self._conditions.resume("publishing")
+            self._conditions.tell()
+
+    async def _copy_until_confirmed(self, taken: Taken, disposition: Deferred | Postponed) -> None:
         """Tries until the copy is confirmed; the original stays in hand as long.
 
         Raises `Unacceptable` when it never will be.
         """
         conditions = self._conditions
         backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
-        is_counted = False
-        try:
-            while self._is_live(taken):
-                try:
-                    await self._settler.settle_by_copy(taken, disposition, 1)
-                    return
-                except Unacceptable:
-                    raise
-                except Unconfirmed as trouble:
-                    self._unpublished += not is_counted
-                    is_counted = True
-                    conditions.pause("publishing", str(trouble))
-                wait = min(backoff.next(), conditions.hold_left)
-                await conditions.turned.until(lambda: conditions.draining, timeout=wait)
-                if conditions.draining or not conditions.hold_left:
-                    await self._hand.give_back([taken.delivery])
-                    return
-        finally:
-            self._unpublished -= is_counted
-            if not self._unpublished:
-                conditions.resume("publishing")
+        while self._is_live(taken):
+            try:
+                await self._settler.settle_by_copy(taken, disposition, 1)
+                return
+            except Unacceptable:
+                raise
+            except Unconfirmed as trouble:
+                self._not_confirmed(taken, trouble)
+            wait = min(backoff.next(), conditions.hold_left)
+            await conditions.turned.until(lambda: conditions.draining, timeout=wait)
+            if conditions.draining or not conditions.hold_left:
+                await self._hand.give_back([taken.delivery])
+                return
+
+    def _not_confirmed(self, taken: Taken, trouble: Unconfirmed) -> None:
+        """Lets the others pass, unless too many wait already."""
+        if self._hand.set_aside(taken.delivery):
+            _log.warning(
+                "copy.unconfirmed",
+                client_session_uuid=str(taken.incoming.client_session_uuid),
+                reason=str(trouble),
+            )
+        if self._hand.waits_too_much:
+            self._conditions.pause("publishing", str(trouble))
 
     def _is_live(self, taken: Taken) -> bool:
         if not taken.delivery.is_live:

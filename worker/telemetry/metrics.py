@@ -86,6 +86,10 @@ RESUBSCRIBED: Final = Counter(
     "study_ingest_consumer_restored", "Number of times that the worker had to subscribe again."
 )
 IN_HAND: Final = Gauge("study_ingest_deliveries_in_hand", "Deliveries that are not settled yet.")
+UNCONFIRMED: Final = Gauge(
+    "study_ingest_copies_unconfirmed",
+    "Deliveries in hand that should wait in the broker, which does not confirm their copies.",
+)
 READY: Final = Gauge("study_ingest_ready", "1 while the worker is proved to be consuming.")
 LAST_PROGRESS: Final = Gauge(
     "study_ingest_last_progress_timestamp_seconds", "Time at which a delivery was last settled."

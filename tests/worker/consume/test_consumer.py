@@ -27,6 +27,7 @@ from worker.broker import field_table, topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.consume.consumer import Check, Consumer
+from worker.consume.in_hand import Hand
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.errors import BrokerAway, DatabaseAway, TransientFault
 from worker.ingest.resolve import Incoming
@@ -712,26 +713,139 @@ async def test_disabled_by_the_settings_leaves_every_message(
     assert await broker.depth(amqp.ATTEMPTS_QUEUE) == 1
 
 
-async def test_nothing_is_acked_while_its_copy_is_not_confirmed(
-    broker: Broker, start: Start, script: Script, management: Management
-) -> None:
-    def fail_once(incoming: Incoming) -> Disposition:
-        if len(script.groups) == 1:
+# Copies that the broker does not confirm
+
+
+def failing(*uuids: UUID) -> Callable[[Incoming], Disposition]:
+    """Each of these batches fails at its first try."""
+    left = {*uuids}
+
+    def decide(incoming: Incoming) -> Disposition:
+        if incoming.client_session_uuid in left:
+            left.remove(incoming.client_session_uuid)
             raise TransientFault("The transaction failed with SQLSTATE 40P01.")
         return ingested(incoming)
 
-    script.decide = fail_once
+    return decide
+
+
+@pytest.fixture
+async def heal(broker: Broker, management: Management) -> Callable[[], Awaitable[object]]:
+    """The queue in which batches wait for their first retry is missing until this is called."""
     await broker.delete_queue(topology.retry_queue(broker.settings.retry_delays[0]))
-    consumer = await start()
-    await broker.publish(body_of(UUIDS[0]))
+    return lambda: topology.apply(management, broker.settings)
+
+
+async def test_others_pass_a_batch_whose_copy_is_not_confirmed(
+    broker: Broker, start: Start, script: Script, heal: Callable[[], Awaitable[object]]
+) -> None:
+    script.decide = failing(UUIDS[0])
+    async with logged("copy.unconfirmed", "consumer.paused") as lines:
+        consumer = await start()
+        for uuid in UUIDS[:5]:
+            await broker.publish(body_of(uuid))
+        await settled(consumer, ingested=4)
+        await reach(consumer, lambda: consumer.unconfirmed == 1)
+        assert (consumer.in_hand, consumer.state) == (1, "consuming")
+        assert consumer.counts["deferred"] == 0  # nothing is acked before its copy is confirmed
+        await heal()
+        await settled(consumer, deferred=1, ingested=5)
+
+    assert (consumer.in_hand, consumer.unconfirmed) == (0, 0)
+    assert consumer.counts["given_back"] == 0
+    assert [(line["event"], line["client_session_uuid"]) for line in lines] == [
+        ("copy.unconfirmed", str(UUIDS[0]))
+    ]
+
+
+async def test_consuming_pauses_while_many_copies_are_not_confirmed(
+    broker: Broker, start: Start, script: Script, heal: Callable[[], Awaitable[object]]
+) -> None:
+    script.decide = failing(*UUIDS[:2])
+    consumer = await start(prefetch=8)
+    for uuid in UUIDS[:2]:
+        await broker.publish(body_of(uuid))
     await reach(consumer, lambda: consumer.state == "paused" and not consumer.is_subscribed)
-    assert consumer.in_hand == 1
-    assert consumer.counts["deferred"] == 0
-    await topology.apply(management, broker.settings)
-    await settled(consumer, deferred=1, ingested=1)
+    await broker.publish(body_of(UUIDS[2]))
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 1)
+    assert (consumer.in_hand, consumer.unconfirmed) == (2, 2)
+    assert "run `study-ingest topology`" in (consumer.why_paused or "")
+    await heal()
+    await settled(consumer, deferred=2, ingested=3)
     await reach(consumer, lambda: consumer.state == "consuming")
 
     assert consumer.counts["given_back"] == 0
+
+
+async def test_many_bytes_that_are_not_confirmed_pause_as_well(
+    broker: Broker,
+    start: Start,
+    script: Script,
+    heal: Callable[[], Awaitable[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.consume.in_hand.BYTES_IN_HAND", 400_000)
+    script.decide = failing(*UUIDS[:2])
+    consumer = await start()
+    for uuid in UUIDS[:2]:
+        await broker.publish(body_of(uuid) + " " * 60_000)
+    await reach(consumer, lambda: consumer.state == "paused")
+    assert consumer.unconfirmed == 2
+    await heal()
+    await settled(consumer, deferred=2, ingested=2)
+
+
+@pytest.mark.parametrize("how", ["a suspect", "large bodies"])
+async def test_others_pass_it_also_where_they_arrive_one_at_a_time(
+    how: str,
+    broker: Broker,
+    start: Start,
+    script: Script,
+    heal: Callable[[], Awaitable[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if how == "a suspect":
+        await return_often(broker, UUIDS[0], 3)
+    else:
+        monkeypatch.setattr(Hand, "_is_large", lambda *_: True)
+        await broker.publish(body_of(UUIDS[0]))
+    script.decide = failing(UUIDS[0])
+    for uuid in UUIDS[1:5]:
+        await broker.publish(body_of(uuid))
+    consumer = await start(alone_after=3)
+    await settled(consumer, ingested=4)
+    assert (consumer.in_hand, consumer.unconfirmed) == (1, 1)
+    await heal()
+    await settled(consumer, deferred=1, ingested=5)
+
+    assert consumer.counts["given_back"] == 0
+
+
+async def test_a_batch_whose_copy_is_not_confirmed_is_returned_in_time(
+    broker: Broker, start: Start, script: Script, heal: Callable[[], Awaitable[object]]
+) -> None:
+    script.decide = failing(UUIDS[0])
+    consumer = await start(hold_timeout=0.3)
+    await broker.publish(body_of(UUIDS[0]))
+    await settled(consumer, given_back=1, ingested=1)
+
+    assert (consumer.in_hand, consumer.unconfirmed) == (0, 0)
+
+
+async def test_draining_returns_what_is_not_confirmed(
+    broker: Broker, start: Start, script: Script, heal: Callable[[], Awaitable[object]]
+) -> None:
+    script.decide = failing(*UUIDS[:2])
+    consumer = await start()
+    for uuid in UUIDS[:2]:
+        await broker.publish(body_of(uuid))
+    await reach(consumer, lambda: consumer.unconfirmed == 2)
+    async with logged("consumer.drain_timed_out") as late:
+        await consumer.drain()
+
+    assert late == []
+    assert consumer.counts == {"given_back": 2}
+    await broker.until_depth(amqp.ATTEMPTS_QUEUE, 2)
 
 
 # Losses
