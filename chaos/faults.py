@@ -5,9 +5,10 @@ and leaving it ends the cause. Faults of the same server take turns, and all oth
 """
 
 import asyncio
+import json
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,10 +17,19 @@ from urllib.parse import quote
 import asyncpg
 import httpx
 
+from chaos import amqp10
 from chaos.actors import Actor
+from chaos.evidence import MARK_WORD, Strange
 from chaos.proxy import Proxy
 from chaos.stage import ROLE
-from chaos.world import WORKERS_MAX, World, relax_broker, unlock_database
+from chaos.world import (
+    HOUSE_POLICY,
+    WORKERS_MAX,
+    World,
+    drop_policy,
+    relax_broker,
+    unlock_database,
+)
 from devtools.postgres import standby_of
 from devtools.server import Server
 from devtools.small_disk import small_disk
@@ -148,6 +158,65 @@ def _alarm(*command: str) -> Inflict:
             await relax_broker(world.stage)
 
     return inflict
+
+
+@asynccontextmanager
+async def _policy(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """A policy of the house for all queues, which replaces ours because it is stronger."""
+    policy = {
+        "pattern": ".*",
+        "apply-to": "queues",
+        "priority": 9,
+        # Unsafe, which workers must notice, but too slow to delete anything during a run.
+        "definition": {"message-ttl": 3_600_000, "max-length": 1_000_000},
+    }
+    await world.stage.management("PUT", HOUSE_POLICY, policy)
+    try:
+        yield "all queues"
+    finally:
+        await drop_policy(world.stage)
+
+
+_FOREIGNER: Final = "amqp10"
+_UNUSUAL: Final[Mapping[str, amqp10.Message]] = {
+    "an id of 5,000 characters": {"properties": {"message_id": {"repeat": ["x", 5_000]}}},
+    "a correlation id of 256 characters": {
+        "properties": {"correlation_id": {"repeat": ["x", 256]}}
+    },
+    "an id that is a uuid": {
+        "properties": {"message_id": {"uuid": "00112233445566778899aabbccddeeff"}}
+    },
+    "a property that is a map": {"application": {"odd": {"map": {"a": 1}}}},
+    "a property of 70,000 characters": {"application": {"odd": {"repeat": ["x", 70_000]}}},
+    "a long name of a property": {"application": {"k" * 300: 1}},
+    "an address for replies": {"properties": {"reply_to": "amq.rabbitmq.reply-to"}},
+}
+"""What a viewer can say by AMQP 1.0, and AMQP 0-9-1 carries otherwise or not at all."""
+
+
+@asynccontextmanager
+async def _amqp10_viewer(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """A viewer that uses AMQP 1.0 sends what a worker may never receive."""
+    version = (await world.stage.management("GET", "overview"))["rabbitmq_version"]
+    if not amqp10.speaks(version):
+        raise RuntimeError(f"RabbitMQ {version} does not speak AMQP 1.0")
+    client = await asyncio.to_thread(amqp10.client)
+    if client is None:
+        raise RuntimeError("its client needs node, npm and a network")
+    chosen = rng.sample(sorted(_UNUSUAL), 2)
+    for name in chosen:
+        mark = f"{_FOREIGNER}-{len(world.strange) + 1}"
+        message = {**_UNUSUAL[name], "body": {"data": [json.dumps({MARK_WORD: mark})]}}
+        outcome, complaint = "unanswered", ""
+        while outcome == "unanswered":
+            outcomes, complaint = await amqp10.publish(
+                client, world.stage.broker.url, _FOREIGNER, [message]
+            )
+            outcome = outcomes[0]
+        if outcome != "accepted":
+            raise RuntimeError(f"{name} was {outcome}: {complaint}")
+        world.strange.append(Strange(mark, None, "malformed"))
+    yield " and ".join(chosen)
 
 
 _LOOKS: Final = 10
@@ -349,6 +418,8 @@ FAULTS: Final = (
         _alarm("set_vm_memory_high_watermark", "absolute", "1MB"),
     ),
     Fault("broker out of disk", _SHORT, "broker", _alarm("set_disk_free_limit", "100000GB")),
+    Fault("policy appears", _LONG, "broker", _policy),
+    Fault("AMQP 1.0 viewer", _AT_ONCE, "broker", _amqp10_viewer),
     Fault("connections closed by broker", _AT_ONCE, "broker", _close_connections),
     Fault("database restarted", _AT_ONCE, "database", _end("database", cleanly=True)),
     Fault("database killed", _AT_ONCE, "database", _end("database", cleanly=False)),

@@ -125,7 +125,7 @@ async def run(
                 outcome.inflicted = [
                     _recovered(each, outcome.inflicted, pulse, began) for each in outcome.inflicted
                 ]
-                outcome.found.strange = stranger.sent
+                outcome.found.strange = [*stranger.sent, *everything.strange]
                 await _collect(outcome.found, everything, queues)
             finally:
                 for task in (watching, odd):

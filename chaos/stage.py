@@ -66,10 +66,11 @@ class Stage:
         finally:
             await connection.close(timeout=5)
 
-    async def management(self, method: str, path: str) -> Any:
+    async def management(self, method: str, path: str, body: Any = None) -> Any:
         """Calls the broker's management API, past every proxy. `path` is below /api/."""
         async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            answer = await client.request(method, f"{self.broker.management_url}/api/{path}")
+            url = f"{self.broker.management_url}/api/{path}"
+            answer = await client.request(method, url, json=body)
             answer.raise_for_status()
             return answer.json() if answer.content else None
 

@@ -7,12 +7,15 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import httpx
+
 from chaos.actors import Actor
+from chaos.evidence import Strange
 from chaos.phone import Plan
 from chaos.proxy import Proxy
 from chaos.stage import PROGRAM, Stage
@@ -21,6 +24,8 @@ WORKERS_MAX: Final = 4
 _WORKERS: Final = 3
 """The number of workers at the start and at the end. In between there are 1 to 4."""
 _RELAYS: Final = 2
+HOUSE_POLICY: Final = "policies/%2F/house"
+"""The path of the policy that a fault sets, in the management API."""
 _MANAGEMENT: Final = "rabbitmq_management"
 
 
@@ -33,6 +38,8 @@ class World:
     relays: list[Actor]
     phones: list[Actor]
     links: dict[tuple[str, str], Proxy]
+    strange: list[Strange] = field(default_factory=list)
+    """What faults have published."""
 
     @property
     def actors(self) -> list[Actor]:
@@ -74,6 +81,7 @@ class World:
         await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(broker.start))
         await unlock_database(self.stage)
         await relax_broker(self.stage)
+        await drop_policy(self.stage)
         await self.scale(_WORKERS)
         await asyncio.gather(*(each.start() for each in (*self.relays, *self.phones)))
 
@@ -91,6 +99,12 @@ async def relax_broker(stage: Stage) -> None:
     ends = "vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000000}),"
     ends += "rabbit_disk_monitor:set_disk_free_limit(50000000)."
     await asyncio.to_thread(stage.broker.ctl, "eval", ends)
+
+
+async def drop_policy(stage: Stage) -> None:
+    """Removes the policy that a fault has set, if it is there."""
+    with suppress(httpx.HTTPStatusError):
+        await stage.management("DELETE", HOUSE_POLICY)
 
 
 @asynccontextmanager
