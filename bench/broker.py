@@ -52,6 +52,13 @@ async def waiting(settings: Settings, queue: str) -> int:
         return declared.declaration_result.message_count or 0
 
 
+async def consumers(settings: Settings, queue: str) -> int:
+    """The number of the queue's consumers."""
+    async with channel(settings) as open_channel:
+        declared = await open_channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.consumer_count or 0
+
+
 async def _publish_each(exchange: AbstractExchange, batches: Iterator[Batch]) -> None:
     for batch in batches:
         await exchange.publish(message(batch), amqp.attempts_key(VIEWER))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,8 @@ class Contender:
     publisher: str | None = None
     """The module that publishes, for a peer whose messages have a format of their own."""
     is_peer: bool = False
+    consumers: int = 0
+    """How many consumers its processes have together, where that is known."""
 
 
 def ours(processes: int, *, relay: bool = False, **settings: int) -> Contender:
@@ -45,6 +47,7 @@ def ours(processes: int, *, relay: bool = False, **settings: int) -> Contender:
         name=f"ours_{processes}" + ("_relaying" if relay else ""),
         what=f"study-ingest worker, {processes} process{'es' if processes > 1 else ''}",
         commands=lambda: [(OURS, "worker")] * processes,
+        consumers=processes,
         variables={
             "INGEST_RELAY_IN_WORKER": str(relay).lower(),
             # The benchmark publishes with whatever login the URL has.
@@ -61,6 +64,25 @@ def usual() -> Contender:
         what="the usual handler, aio-pika, 2 processes x 2",
         commands=lambda: [(sys.executable, "-m", "bench.peers.plain")] * 2,
         variables={"BENCH_CONCURRENCY": "2"},
+        consumers=2,
+    )
+
+
+def usual_publishing() -> Contender:
+    """The same, and it publishes what it has to tell right after its commit, without an outbox."""
+    plain = usual()
+    variables = {**plain.variables, "BENCH_PUBLISH": "true"}
+    return replace(plain, name="usual_publishing", variables=variables)
+
+
+def set_based() -> Contender:
+    """One message per transaction on asyncpg, with the concurrency that suits it best."""
+    return Contender(
+        name="set_based",
+        what="asyncpg, set-based, one message per transaction, 2 processes x 4",
+        commands=lambda: [(sys.executable, "-m", "bench.peers.set_based")] * 2,
+        variables={"BENCH_CONCURRENCY": "4"},
+        consumers=2,
     )
 
 

@@ -32,6 +32,7 @@ from worker.settings import Settings
 LOADS = (0.1, 0.5, 0.8)
 """The loads, as parts of the peak."""
 _PATIENCE = 60.0
+_WARM_UP = 20
 _ALONE_EVERY = 0.2
 """Seconds between single messages."""
 
@@ -43,6 +44,8 @@ class Sizes(NamedTuple):
     seconds: float = 3.0
     """At each load."""
     alone: int = 10
+    beside_usual: float = 4.0
+    """Seconds at half of what the usual handler can do."""
 
 
 class _Results:
@@ -120,31 +123,52 @@ async def measure(
             raise BenchError(f"latency needs {count - len(taken)} more batches than it was given")
         return taken
 
+    async with _running(stage, contender, take(_WARM_UP)) as (
+        settings,
+        channel,
+        results,
+        processes,
+    ):
+        connection = await stage.connect("latency")
+        try:
+            peak = await _peak(connection, settings, processes, results, take(sizes.peak))
+        finally:
+            await connection.close()
+        loads = []
+        for load in LOADS:
+            due = _moments(peak * load, sizes.seconds)
+            loads.append(await _at(channel, results, take(len(due)), due, load, peak * load))
+        due = [_ALONE_EVERY * number for number in range(sizes.alone)]
+        alone = await _at(channel, results, take(len(due)), due, 0.0, 1 / _ALONE_EVERY)
+    return Round(peak, loads, alone)
+
+
+async def at_rate(
+    stage: Stage, contender: Contender, batches: Sequence[Batch], rate: float, seconds: float
+) -> Latency:
+    """The waits at so many batches a second, for some seconds; `batches` are enough for that."""
+    due = _moments(rate, seconds)
+    warm_up, timed = batches[:_WARM_UP], batches[_WARM_UP : _WARM_UP + len(due)]
+    async with _running(stage, contender, warm_up) as (_, channel, results, _):
+        return await _at(channel, results, timed, due, 0.0, rate)
+
+
+@asynccontextmanager
+async def _running(
+    stage: Stage, contender: Contender, warm_up: Sequence[Batch]
+) -> AsyncIterator[tuple[Settings, AbstractChannel, _Results, Processes]]:
+    """A contender that has told the results of the `warm_up`, on the fresh world."""
     await stage.copy("latency", "fresh")
     async with (
         stage.vhost("latency", stage.on_database("latency")) as settings,
         broker.channel(settings) as channel,
         _results(channel) as results,
     ):
-        connection = await stage.connect("latency")
         variables = {**environment_of(settings), **contender.variables}
-        try:
-            with Processes(contender.commands(), variables, LOGS / "latency.log") as processes:
-                first = take(20)
-                await broker.publish(settings, first)
-                await results.all_of(first)
-                peak = await _peak(connection, settings, processes, results, take(sizes.peak))
-                loads = []
-                for load in LOADS:
-                    due = _moments(peak * load, sizes.seconds)
-                    loads.append(
-                        await _at(channel, results, take(len(due)), due, load, peak * load)
-                    )
-                due = [_ALONE_EVERY * number for number in range(sizes.alone)]
-                alone = await _at(channel, results, take(len(due)), due, 0.0, 1 / _ALONE_EVERY)
-        finally:
-            await connection.close()
-    return Round(peak, loads, alone)
+        with Processes(contender.commands(), variables, LOGS / "latency.log") as processes:
+            await broker.publish(settings, warm_up)
+            await results.all_of(warm_up)
+            yield settings, channel, results, processes
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ latency.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.console import Console
 from bench import courses, floor, latency, race, round_trips, tuning
 from bench.busy import Busy
 from bench.busy import Sizes as BusySizes
-from bench.contenders import PEERS, Contender, ours, usual
+from bench.contenders import PEERS, Contender, ours, set_based, usual, usual_publishing
 from bench.figures import ratios, spread
 from bench.growth import Growth
 from bench.growth import Sizes as GrowthSizes
@@ -24,9 +25,16 @@ from worker.settings import Settings
 Laps = dict[str, dict[str, list[Lap]]]
 """By state and contender, a lap for each round."""
 
-_ONE, _TWO, _USUAL, _FLOOR = "ours_1", "ours_2", "usual", "floor"
+_ONE, _TWO, _USUAL, _SET_BASED, _FLOOR = "ours_1", "ours_2", "usual", "set_based", "floor"
 _WAITING: Final = 15_000
 """Batches to take from, for a round's wait."""
+
+
+class Beside(NamedTuple):
+    """The waits at half of what the usual handler can do, once."""
+
+    usual: latency.Latency
+    ours: latency.Latency
 
 
 class Sizes(NamedTuple):
@@ -43,7 +51,7 @@ class Sizes(NamedTuple):
         shape = Shape(users=10, questions=2_000)
         return cls(
             courses.Sizes(shape, (courses.FRESH,), warm_up=50, long_warm_up=50, long=50, short=50),
-            latency.Sizes(peak=40, seconds=0.5, alone=2),
+            latency.Sizes(peak=40, seconds=0.5, alone=2, beside_usual=1.0),
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 100, 2_000, 2_000, 500, 2.0),
             BusySizes(shape, (2, 5), 60, 40, (1, 2, 3), 60, 3, 10, (3, 6)),
         )
@@ -83,11 +91,11 @@ class Meet:
             busy = Busy(self._stage, self._sizes.busy, self._say)
             if only is not None:
                 return await busy.workloads[only]()
-            laps, waits = await self._race(rounds, PEERS if with_peers else ())
+            laps, waits, beside = await self._race(rounds, PEERS if with_peers else ())
             self._say("round trips")
             enough = batches(shape, 2 * sum(round_trips.GROUPS), seed="trips", day=30)
             trips = await round_trips.measure(self._stage, self._sizes.course.states[-1], enough)
-            measured = _headlines(laps, trips, latency.spreads(waits))
+            measured = _headlines(laps, trips, latency.spreads(waits), beside)
             for workload in busy.workloads.values():
                 measured |= await workload()
             if with_growth:
@@ -102,7 +110,7 @@ class Meet:
 
     async def _race(
         self, rounds: int, peers: Sequence[Contender]
-    ) -> tuple[Laps, list[latency.Round]]:
+    ) -> tuple[Laps, list[latency.Round], list[Beside]]:
         long = {
             state: await self._course(state, short=False) for state in self._sizes.course.states
         }
@@ -112,6 +120,7 @@ class Meet:
         waiting = batches(self._sizes.course.shape, _WAITING, seed="latency", day=30)
         laps: Laps = {state: {} for state in self._sizes.course.states}
         waits: list[latency.Round] = []
+        beside: list[Beside] = []
 
         def note(state: str, name: str, number: int, lap: Lap) -> None:
             laps[state].setdefault(name, []).append(lap)
@@ -126,6 +135,7 @@ class Meet:
                     (ours(1), long[state]),
                     (usual(), short[state]),
                     (ours(2), long[state]),
+                    (set_based(), long[state]),
                     *((peer, short[state]) for peer in peers if state == courses.FRESH),
                 ):
                     lap = await race.run(self._stage, contender, course)
@@ -139,7 +149,20 @@ class Meet:
                 f"round {number} wait  p50 "
                 + ", ".join(f"{each.p50:.1f} ms at {each.rate:.0f}/s" for each in waits[-1].loads)
             )
-        return laps, waits
+            half = laps[courses.FRESH][_USUAL][-1].throughput / 2
+            of_both = [
+                await latency.at_rate(
+                    self._stage, each, waiting, half, self._sizes.wait.beside_usual
+                )
+                for each in (usual_publishing(), ours(1, relay=True))
+            ]
+            beside.append(Beside(*of_both))
+            self._say(
+                f"round {number} wait at {half:.0f}/s  "
+                + ", ".join(f"p50 {each.p50:.1f} p99 {each.p99:.1f} ms" for each in of_both)
+                + "  (usual, ours)"
+            )
+        return laps, waits, beside
 
     async def _course(self, state: str, *, short: bool) -> Course:
         return await courses.course(self._stage, state, self._sizes.course, short=short)
@@ -148,13 +171,21 @@ class Meet:
         self._console.print(f"bench: {what}", highlight=False)
 
 
-def _headlines(laps: Laps, trips: Mapping[int, int], waits: Mapping[str, Any]) -> dict[str, Any]:
+def _headlines(
+    laps: Laps,
+    trips: Mapping[int, int],
+    waits: Mapping[str, Any],
+    beside: Sequence[Beside],
+) -> dict[str, Any]:
     """The figures that matter first; of two states the one that flatters us less."""
     states = {state: _of_state(by_name) for state, by_name in laps.items()}
     half_load = next(each for each in waits["loads"] if each["load"] == 0.5)
     return {
         "throughput_vs_usual": min(s["throughput_vs_usual"]["median"] for s in states.values()),
         "worker_cpu_vs_usual": max(s["worker_cpu_vs_usual"]["median"] for s in states.values()),
+        "throughput_vs_set_based": min(
+            s["throughput_vs_set_based"]["median"] for s in states.values()
+        ),
         "throughput_vs_floor": min(s["throughput_vs_floor"]["median"] for s in states.values()),
         "round_trips_per_group": max(trips.values()),
         "latency_ms": {
@@ -163,15 +194,22 @@ def _headlines(laps: Laps, trips: Mapping[int, int], waits: Mapping[str, Any]) -
             "alone_p50": waits["alone"]["p50"]["median"],
             "alone_worst": waits["alone"]["worst"]["most"],
         },
+        "latency_vs_usual": {
+            "p50": ratios([e.ours.p50 for e in beside], [e.usual.p50 for e in beside]).median,
+            "p99": ratios([e.ours.p99 for e in beside], [e.usual.p99 for e in beside]).median,
+        },
         "peers": {
             name: spread([lap.throughput for lap in by_round]).median
             for name, by_round in laps[courses.FRESH].items()
-            if name not in (_ONE, _TWO, _USUAL, _FLOOR)
+            if name not in (_ONE, _TWO, _USUAL, _SET_BASED, _FLOOR)
         },
         "raw": {
             "states": states,
             "round_trips_by_group": {str(size): count for size, count in trips.items()},
             "latency": waits,
+            "beside_usual": [
+                {"usual": asdict(each.usual), "ours": asdict(each.ours)} for each in beside
+            ],
         },
     }
 
@@ -182,6 +220,7 @@ def _of_state(by_name: Mapping[str, Sequence[Lap]]) -> dict[str, Any]:
     return {
         "throughput_vs_usual": ratios(throughput[_TWO], throughput[_USUAL])._asdict(),
         "worker_cpu_vs_usual": ratios(cpu[_ONE], cpu[_USUAL])._asdict(),
+        "throughput_vs_set_based": ratios(throughput[_TWO], throughput[_SET_BASED])._asdict(),
         "throughput_vs_floor": ratios(throughput[_TWO], throughput[_FLOOR])._asdict(),
         "one_worker_vs_floor": ratios(throughput[_ONE], throughput[_FLOOR])._asdict(),
         "contenders": {

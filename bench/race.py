@@ -21,6 +21,7 @@ from bench.processes import Processes
 from bench.rows import Digests
 from bench.stage import Stage, environment_of
 from bench.workload import Batch
+from worker.settings import Settings
 
 LOGS: Final = Path(".dev/bench/logs")
 _LOOK: Final = 0.005, 0.25
@@ -86,6 +87,7 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
                     else:
                         await asyncio.to_thread(publish_as, contender.publisher, batches, variables)
 
+                await _consumed_by_all(settings, contender, processes)
                 await publish(course.warm_up)
                 warm = before + len(course.warm_up)
                 await _reach(connection, warm, processes)
@@ -108,6 +110,16 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
         finally:
             await connection.close()
     return Lap(seconds, len(course.timed), usage.cpu - used.cpu, usage.memory, received)
+
+
+async def _consumed_by_all(settings: Settings, contender: Contender, processes: Processes) -> None:
+    """Waits until each process would get its share: one that starts later is not warm in time."""
+    began = time.monotonic()
+    while await broker.consumers(settings, contender.queue) < contender.consumers:
+        processes.check()
+        if time.monotonic() - began > _PATIENCE:
+            raise BenchError(f"{contender.name} does not consume with all its processes")
+        await asyncio.sleep(_LOOK[1])
 
 
 async def _received(connection: asyncpg.Connection, since: float) -> dict[UUID, float]:

@@ -33,15 +33,16 @@ from worker.ingest.resolve import Incoming
 _POLICY = Policy()
 
 
-def handle(session: Session, body: bytes, viewer: str) -> None:
-    """Ingests one message and commits."""
+def handle(session: Session, body: bytes, viewer: str) -> list[Message]:
+    """Ingests one message and commits. Returns what it has written to the outbox."""
     batch = AttemptBatch.model_validate_json(body)
     with session.begin():
         if session.get(tables.Inbox, batch.client_session_uuid) is None:
-            _ingest(session, batch, viewer)
+            return _ingest(session, batch, viewer)
+    return []
 
 
-def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
+def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> list[Message]:
     published = {
         each.pub_id: each.source_id
         for each in session.scalars(
@@ -184,6 +185,7 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> None:
     incoming = Incoming(viewer, batch, batch.client_session_uuid)
     outgoing += messages.first_result(incoming, batch.client_session_uuid, body)
     session.add_all(tables.Outbox(**message._asdict()) for message in outgoing)
+    return outgoing
 
 
 def _session_id(batch: AttemptBatch, topic_id: int) -> UUID:

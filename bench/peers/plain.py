@@ -1,4 +1,7 @@
-"""The usual handler on plain aio-pika: `prefetch` messages at once, each acked after its commit."""
+"""The usual handler on plain aio-pika: `prefetch` messages at once, each acked after its commit.
+
+With `BENCH_PUBLISH` it publishes what it has to tell between commit and ack, with confirms.
+"""
 
 import asyncio
 import os
@@ -8,7 +11,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from bench.peers.handler import handle
-from bench.peers.setup import CONCURRENCY, VIEWER, database_url
+from bench.peers.setup import CONCURRENCY, PUBLISHES, VIEWER, database_url
 from schemas import amqp
 
 
@@ -19,7 +22,11 @@ async def main() -> None:
 
     async def consume(message: AbstractIncomingMessage) -> None:
         async with message.process(requeue=True), sessions() as session:
-            await session.run_sync(handle, message.body, VIEWER)
+            outgoing = await session.run_sync(handle, message.body, VIEWER)
+            if PUBLISHES:
+                for each in outgoing:
+                    exchange = await channel.get_exchange(each.exchange, ensure=False)
+                    await exchange.publish(aio_pika.Message(each.body.encode()), each.routing_key)
 
     connection = await aio_pika.connect_robust(os.environ["INGEST_AMQP_URL"])
     channel = await connection.channel()

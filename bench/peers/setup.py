@@ -7,6 +7,8 @@ from sqlalchemy import make_url
 CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "4"))
 """The number of messages in work at once, in each process."""
 
+PUBLISHES = os.environ.get("BENCH_PUBLISH") == "true"
+
 VIEWER = "bench"
 
 

@@ -51,6 +51,9 @@ async def test_a_tiny_run_has_every_figure(settings: Settings, prefix: str) -> N
     assert measured["throughput_vs_usual"] > 0
     assert measured["worker_cpu_vs_usual"] > 0
     assert measured["throughput_vs_floor"] > 0
+    assert measured["throughput_vs_set_based"] > 0
+    assert measured["latency_vs_usual"].keys() == {"p50", "p99"}
+    assert min(measured["latency_vs_usual"].values()) > 0
     assert measured["round_trips_per_group"] <= 12
     assert set(measured["raw"]["round_trips_by_group"].values()) == {
         measured["round_trips_per_group"]
@@ -60,7 +63,7 @@ async def test_a_tiny_run_has_every_figure(settings: Settings, prefix: str) -> N
     assert measured["hot_user"].keys() == {"throughput", "others_p99", "deferred"}
     assert min(measured["late_vs_in_order"], measured["even"]["four_vs_one"]) > 0
     assert measured["eight_vs_two"] > 0 < measured["flood"]["wait"]
-    assert {"ours_1", "ours_2", "usual", "floor"} == set(
+    assert {"ours_1", "ours_2", "usual", "set_based", "floor"} == set(
         measured["raw"]["states"][FRESH]["contenders"]
     )
 
