@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from schemas.words import CORRECT, UNSURE, WRONG, Outcome
-from worker.domain.schedule import Memory, elapsed_days, review
+from worker.domain.schedule import Memory, due_after, elapsed_days, rating_of, review, reviewed
 from worker.domain.scoring import ScoredAttempt
 
 _RECENT = 4
@@ -40,36 +40,14 @@ class Progress(NamedTuple):
 
 def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progress | None:
     """Folds `attempts` into `progress`. They must be sorted, and later than everything in it."""
-    for attempt in attempts:
-        progress = advance(progress, attempt)
-    return progress
-
-
-def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
-    """One step of the fold."""
-    at, outcome = attempt.answered_at, attempt.outcome
     # This runs once for each attempt, so it is written for speed: numbers instead of truth values,
-    # and fields by position, in the order of `Progress`.
-    correct = 1 if outcome is CORRECT else 0
-    wrong = 1 if outcome is WRONG else 0
-    unsure = 1 if outcome is UNSURE else 0
+    # fields by position, in the order of `Progress`, and none of them built before the end.
+    remaining = iter(attempts)
     if progress is None:
-        memory = review(None, None, attempt)
-        return Progress(
-            1,
-            correct,
-            wrong,
-            unsure,
-            correct,
-            correct,
-            correct,
-            unsure,
-            0,
-            at if correct else None,
-            outcome,
-            at,
-            memory,
-        )
+        first = next(remaining, None)
+        if first is None:
+            return None
+        progress = _begun(first)
     (
         attempts_count,
         correct_count,
@@ -83,26 +61,69 @@ def advance(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
         first_correct_at,
         last_outcome,
         last_answered_at,
-        memory,
+        (stability, difficulty, _),
     ) = progress
-    if correct:
-        correct_run += 1
-        spaced_run = spaced_run + 1 if elapsed_days(last_answered_at, at) else 1
-    else:
-        correct_run = spaced_run = 0
-        lapse_count += last_outcome is CORRECT
+    before = attempts_count
+    for attempt in remaining:
+        at, outcome = attempt.answered_at, attempt.outcome
+        days = elapsed_days(last_answered_at, at)
+        attempts_count += 1
+        recent_unsure <<= 1
+        if outcome is CORRECT:
+            correct_count += 1
+            correct_run += 1
+            if correct_run > best_run:
+                best_run = correct_run
+            spaced_run = spaced_run + 1 if days else 1
+            if first_correct_at is None:
+                first_correct_at = at
+        else:
+            if outcome is WRONG:
+                wrong_count += 1
+            else:
+                unsure_count += 1
+                recent_unsure |= 1
+            correct_run = spaced_run = 0
+            lapse_count += last_outcome is CORRECT
+        stability, difficulty = reviewed(stability, difficulty, days, rating_of(attempt))
+        last_outcome, last_answered_at = outcome, at
+    if attempts_count == before:
+        return progress
     return Progress(
-        attempts_count + 1,
-        correct_count + correct,
-        wrong_count + wrong,
-        unsure_count + unsure,
+        attempts_count,
+        correct_count,
+        wrong_count,
+        unsure_count,
         correct_run,
-        best_run if best_run > correct_run else correct_run,
+        best_run,
         spaced_run,
-        (recent_unsure << 1 | unsure) & (1 << _RECENT) - 1,
+        recent_unsure & (1 << _RECENT) - 1,
         lapse_count,
-        first_correct_at or (at if correct else None),
+        first_correct_at,
+        last_outcome,
+        last_answered_at,
+        Memory(stability, difficulty, due_after(last_answered_at, stability)),
+    )
+
+
+def _begun(attempt: ScoredAttempt) -> Progress:
+    """The progress after a first attempt."""
+    at, outcome = attempt.answered_at, attempt.outcome
+    correct = 1 if outcome is CORRECT else 0
+    wrong = 1 if outcome is WRONG else 0
+    unsure = 1 if outcome is UNSURE else 0
+    return Progress(
+        1,
+        correct,
+        wrong,
+        unsure,
+        correct,
+        correct,
+        correct,
+        unsure,
+        0,
+        at if correct else None,
         outcome,
         at,
-        review(memory, last_answered_at, attempt),
+        review(None, None, attempt),
     )

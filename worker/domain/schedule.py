@@ -93,8 +93,13 @@ def review(
     if memory is None or last_answered_at is None:
         stability, difficulty, interval = _FIRST[rating - 1]
         return Memory(stability, difficulty, attempt.answered_at + interval)
-    stability, difficulty, _ = memory
     days = elapsed_days(last_answered_at, attempt.answered_at)
+    stability, difficulty = reviewed(memory.stability, memory.difficulty, days, rating)
+    return Memory(stability, difficulty, due_after(attempt.answered_at, stability))
+
+
+def reviewed(stability: float, difficulty: float, days: int, rating: Rating) -> tuple[float, float]:
+    """Stability and difficulty after one more attempt, so many whole days after the one before."""
     if days < 1:
         factor = _SAME_DAY[rating - 1] * stability ** -_P[19]
         if rating is not _AGAIN and factor < 1.0:
@@ -116,7 +121,12 @@ def review(
         difficulty = MIN_DIFFICULTY
     elif difficulty > MAX_DIFFICULTY:
         difficulty = MAX_DIFFICULTY
-    return Memory(stability, difficulty, attempt.answered_at + _interval(stability))
+    return stability, difficulty
+
+
+def due_after(answered_at: datetime, stability: float) -> datetime:
+    """When a question is due that was last answered at `answered_at`, and has this stability."""
+    return answered_at + _interval(stability)
 
 
 def _interval(stability: float) -> timedelta:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -97,19 +98,24 @@ _INSERT_ATTEMPTS: Final = text(
     + f" FROM {_ATTEMPTS} AS attempt"
 )
 
+# The time as sent only where it differs: most are equal, and reading a time takes a while.
 _SCORED: Final = (
-    "attempt.answered_at, coalesce(attempt.answered_at_sent, attempt.answered_at),"
+    "attempt.answered_at, nullif(attempt.answered_at_sent, attempt.answered_at),"
     " session.client_session_uuid, attempt.position, attempt.outcome, attempt.is_correct"
 )
 
 _HISTORY: Final = text(
-    f"SELECT attempt.study_question_id, {_SCORED}"
-    " FROM unnest(CAST(:user_ids AS bigint[]), CAST(:question_ids AS bigint[]))"
+    "SELECT attempt.study_question_id, attempt.quiz_session_id, attempt.answered_at,"
+    " nullif(attempt.answered_at_sent, attempt.answered_at), attempt.position, attempt.outcome,"
+    " attempt.is_correct FROM unnest(CAST(:user_ids AS bigint[]), CAST(:question_ids AS bigint[]))"
     " AS wanted (user_id, question_id)"
     " JOIN study_question_attempts AS attempt ON attempt.user_id = wanted.user_id"
     " AND attempt.study_question_id = wanted.question_id"
-    " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
-    " WHERE session.voided_at IS NULL"
+)
+# By itself, because a session has many attempts, and would be looked up for each of them.
+_UUIDS: Final = text(
+    "SELECT id, client_session_uuid FROM study_quiz_sessions"
+    " WHERE id = ANY(CAST(:session_ids AS uuid[])) AND voided_at IS NULL"
 )
 
 _LOG: Final = (
@@ -176,14 +182,25 @@ async def histories(
             "question_ids": [question_id for _, question_id in wanted],
         },
     )
+    session_ids = list({row[1] for row in rows})
+    sessions = await fetch(connection, _UUIDS, {"session_ids": session_ids})
+    uuids: dict[UUID, UUID] = {row[0]: row[1] for row in sessions}
     found: dict[int, list[ScoredAttempt]] = {question_id: [] for _, question_id in wanted}
     for number, row in enumerate(rows):
-        question_id, answered_at, ordered_at, uuid, position, outcome, is_correct = row
+        question_id, session_id, answered_at, sent_at, position, outcome, is_correct = row
         if number % _READ_AT_ONCE == _READ_AT_ONCE - 1:
             await asyncio.sleep(0)  # other tasks must run too, and there may be many rows
-        found[question_id].append(
-            ScoredAttempt(answered_at, ordered_at, uuid, position, _OUTCOMES[outcome], is_correct)
-        )
+        if (uuid := uuids.get(session_id)) is not None:
+            found[question_id].append(
+                ScoredAttempt(
+                    answered_at,
+                    sent_at or answered_at,
+                    uuid,
+                    position,
+                    _OUTCOMES[outcome],
+                    is_correct,
+                )
+            )
     return found
 
 
@@ -218,4 +235,4 @@ async def log(
 
 
 def _scored(row: Sequence[Any]) -> ScoredAttempt:
-    return ScoredAttempt(row[0], row[1], row[2], row[3], _OUTCOMES[row[4]], row[5])
+    return ScoredAttempt(row[0], row[1] or row[0], row[2], row[3], _OUTCOMES[row[4]], row[5])

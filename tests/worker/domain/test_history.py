@@ -1,10 +1,12 @@
 """The law in the core: the progress does not depend on order, grouping and interleaving."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import worker.domain.fold as fold_module
+import worker.domain.history as history_module
 from schemas.words import Outcome
 from tests.factories import at, history, scored
 from tests.worker.domain import naive
@@ -51,13 +53,12 @@ def test_a_group_is_folded_once(found: list[Session]) -> None:
     stored, sessions_ = found[0], found[1:] or found
     folded = list[ScoredAttempt]()
 
-    def counted(progress: Progress | None, attempt: ScoredAttempt) -> Progress:
-        folded.append(attempt)
-        return real(progress, attempt)
+    def counted(progress: Progress | None, attempts: Sequence[ScoredAttempt]) -> Progress | None:
+        folded.extend(attempts)
+        return fold(progress, attempts)
 
-    real = fold_module.advance
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fold_module, "advance", counted)
+        patch.setattr(history_module, "fold", counted)
         place(None, stored if found[1:] else (), sessions_)
 
     assert folded == sorted(attempt for session in found for attempt in session)

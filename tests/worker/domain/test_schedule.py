@@ -13,7 +13,7 @@ from schemas.words import Outcome
 from tests.factories import MONDAY, RIGHT, WRONG, at, history, scored
 from tests.worker.domain import naive
 from tests.worker.domain.strategies import ANSWERS, MINUTES
-from worker.domain.fold import advance, fold
+from worker.domain.fold import fold
 from worker.domain.schedule import (
     SCHEDULER_NAME,
     Memory,
@@ -32,7 +32,8 @@ def _studied(letters: str, times: list[datetime]) -> list[Memory]:
     """The memory after each of the answers."""
     progress, memories = None, []
     for attempt, answered_at in zip(history(letters), times, strict=True):
-        progress = advance(progress, attempt._replace(answered_at=answered_at))
+        progress = fold(progress, [attempt._replace(answered_at=answered_at)])
+        assert progress is not None
         memories.append(progress.memory)
     return memories
 
