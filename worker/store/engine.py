@@ -5,6 +5,7 @@ this file translates: the database is unreachable, this transaction failed and m
 the failure is a bug and stays as it is.
 """
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -31,11 +32,11 @@ from worker.store.driver import DRIVER, driver_of
 
 _AWAY_CLASSES: Final = ("08", "28", "3D", "53", "58")
 """SQLSTATE classes: connection lost, login refused, no such database, out of resources, disk."""
-_AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "25P03", "55000")
-"""Shut down, crashed, starting, idle too long, read-only (a failover), transaction left idle, not
-accepting connections.
+_AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "55000")
+"""Shut down, crashed, starting, idle too long, read-only (a failover), not accepting connections.
 """
 _READ_ONLY: Final = "25006"
+_LEFT_IDLE: Final = "25P03"
 _TRANSIENT_STATES: Final = {
     "40001": "The transaction met another one at the same rows (SQLSTATE 40001): run it again.",
     "40P01": "The transaction and another one waited for each other (SQLSTATE 40P01):"
@@ -44,6 +45,8 @@ _TRANSIENT_STATES: Final = {
     " run it again later, or raise that setting.",
     "57014": "A statement took longer than INGEST_STATEMENT_TIMEOUT (SQLSTATE 57014):"
     " run it again later, or raise that setting.",
+    _LEFT_IDLE: "The transaction sent no statement for INGEST_IDLE_IN_TRANSACTION_TIMEOUT, and the"
+    " database ended it (SQLSTATE 25P03): do less in one transaction, or raise that setting.",
 }
 """The failures that may pass, by SQLSTATE, and what an operator can do about them."""
 
@@ -53,6 +56,8 @@ _opened: Final = count(1)
 """Numbers the sessions, and the moments at which all earlier ones were declared doubtful."""
 _addressed: Final[WeakKeyDictionary[Engine, str]] = WeakKeyDictionary()
 """Where each engine connects, for errors: ` at host:port`, without its login."""
+_idle_timeouts: Final[WeakKeyDictionary[Engine, float]] = WeakKeyDictionary()
+"""The seconds after which the server ends a transaction that is left idle."""
 _doubted: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
 """The last such moment of each engine."""
 
@@ -81,6 +86,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         connect_args=arguments(address, settings, name),
     )
     pool = engine.sync_engine
+    _idle_timeouts[pool] = settings.idle_in_transaction_timeout
     if places := address.places:
         _addressed[pool] = f" at {places}"
 
@@ -120,6 +126,7 @@ async def transaction(
     case it is unknown whether the transaction took effect. Run the same work again to find out.
     """
     driver = None
+    began = time.monotonic()
     try:
         async with engine.connect() as connection:
             # The driver begins the transaction. SQLAlchemy would do so with the first statement
@@ -146,10 +153,15 @@ async def transaction(
         said = error.orig if isinstance(error, DBAPIError) else error
         if _is_stale(error, said):
             doubt_sessions(engine)
-        _raise_translated(error, said, is_lost=driver is not None and driver.is_closed())
+        is_lost = driver is not None and driver.is_closed()
+        if is_lost and _was_left_idle(engine, error, began):
+            raise TransientFault(_TRANSIENT_STATES[_LEFT_IDLE]) from error
+        _raise_translated(error, said, is_lost=is_lost)
         _hide_row(said)
         raise
     except InternalClientError as error:
+        if _was_left_idle(engine, error, began):
+            raise TransientFault(_TRANSIENT_STATES[_LEFT_IDLE]) from error
         raise DatabaseAway("The database is away: it closed the connection.") from error
     except (OSError, TimeoutError) as error:
         where = _addressed.get(engine.sync_engine, "")
@@ -185,6 +197,24 @@ def _plan_is_stale(error: Exception) -> bool:
         and error.orig is not None
         and isinstance(error.orig.__cause__, InvalidCachedStatementError)
     )
+
+
+def _was_left_idle(engine: AsyncEngine, error: BaseException, began: float) -> bool:
+    """Whether the server has ended a session because its transaction was left idle.
+
+    That says nothing about the server: this process took too long between two statements. Unless it
+    stood still meanwhile, the driver has forgotten what the server said, and only reports that the
+    session ended between two statements.
+    """
+    can_be = time.monotonic() - began >= _idle_timeouts[engine.sync_engine]
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "sqlstate", None) == _LEFT_IDLE:
+            return True
+        if can_be and isinstance(cause, InterfaceError | InternalClientError):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _raise_translated(error: Exception, said: BaseException | None, *, is_lost: bool) -> None:

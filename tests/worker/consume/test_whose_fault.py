@@ -3,6 +3,7 @@
 A whole worker on real servers. Each trouble is made in the database, and ended there.
 """
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +19,8 @@ from tests.broker_fixtures import PATIENCE, Broker
 from tests.whole_worker import working
 from worker.consume.consumer import Consumer
 from worker.consume.pauses import Conditions
+from worker.ingest import transaction as ingest
+from worker.ingest.finalize import finalize
 from worker.settings import Settings
 from worker.store.engine import make_engine, transaction
 from worker.store.operate import roles
@@ -268,3 +271,29 @@ async def test_the_hold_is_measured_from_the_oldest_delivery_however_many_pauses
     assert conditions.hold_left == 0
     since.clear()
     assert conditions.hold_left == 300.0
+
+
+async def test_a_group_that_leaves_its_transaction_idle_is_split_and_nobody_is_away(
+    broker: Broker, engine: AsyncEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: dict[str, Any] = {"database_url": database_url, "idle_in_transaction_timeout": 0.3}
+    settings = Settings.model_validate(broker.settings.model_dump(exclude_unset=True) | changed)
+    ours = make_engine(settings, connections=3, name="tests")
+
+    def slow_in_groups(batches: Any, *others: Any) -> Any:
+        if len(batches) > 1:
+            time.sleep(1.0)
+        return finalize(batches, *others)
+
+    monkeypatch.setattr(ingest, "finalize", slow_in_groups)
+    (question,) = await make.publish(engine)
+    for _ in range(_BATCHES):
+        await publish(broker, question)
+    with capture_logs() as logs:
+        async with working(settings, ours) as consumer:
+            await reach(consumer, ingested=_BATCHES)
+            assert consumer.counts == {"ingested": _BATCHES}
+    await ours.dispose()
+    split = [each for each in logs if each["event"] == "group.split"]
+    assert split and {each["error"] for each in split} == {"TransientFault"}
+    assert not [each for each in logs if each["event"] == "consumer.paused"]

@@ -1,6 +1,7 @@
 """What failures of the database mean: unreachable, temporary, or a bug. All of them are real."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -295,14 +296,43 @@ async def test_connections_that_died_while_idle_are_replaced_before_they_are_use
     assert results == [1] * 5
 
 
-async def test_a_transaction_left_idle_is_ended_by_the_server(connect: Connect, run: Run) -> None:
+@pytest.mark.parametrize("stands_still", [False, True])
+async def test_a_transaction_left_idle_is_no_fault_of_the_server(
+    connect: Connect, run: Run, stands_still: bool
+) -> None:
     engine = connect(idle_in_transaction_timeout=0.05)
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(TransientFault, match="25P03"):
         async with transaction(engine) as connection:
             await connection.execute(text("SELECT 1"))
-            await asyncio.sleep(0.3)
+            if stands_still:
+                time.sleep(0.3)  # noqa: ASYNC251  # as a long computation does
+            else:
+                await asyncio.sleep(0.3)
             await connection.execute(text("SELECT 1"))
     assert await run(engine, "SELECT 1") == 1
+
+
+async def test_a_transaction_left_idle_at_its_end_is_no_fault_of_the_server(
+    connect: Connect, run: Run
+) -> None:
+    engine = connect(idle_in_transaction_timeout=0.05)
+    with pytest.raises(TransientFault, match="25P03"):
+        async with transaction(engine) as connection:
+            await fetch(connection, text("SELECT 1"), {})
+            await asyncio.sleep(0.3)
+    assert await run(engine, "SELECT 1") == 1
+
+
+async def test_a_session_that_ends_before_the_idle_timeout_is_lost(
+    engine: AsyncEngine, connect: Connect
+) -> None:
+    ours = connect()
+    with pytest.raises(DatabaseAway):
+        async with transaction(ours) as connection:
+            await fetch(connection, text("SELECT 1"), {})
+            await _terminate(engine)
+            await asyncio.sleep(0.1)
+            await fetch(connection, text("SELECT 1"), {})
 
 
 async def test_a_server_that_does_not_even_time_out_is_away(
