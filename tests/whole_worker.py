@@ -43,7 +43,7 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
 
         consumer = Consumer(
             settings,
-            Ingest(engine, settings.policy()),
+            Ingest(engine, settings.policy(), turns=settings.turns()),
             copies,
             trial=trial,
             gate_open=Gate(engine),

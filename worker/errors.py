@@ -138,5 +138,9 @@ class PrincipalInUse(TransientFault):
     """Raised if another transaction did not release a user's history within the lock timeout."""
 
 
+class NoTurn(TransientFault):
+    """Raised if too many ingest transactions were at work for longer than the lock timeout."""
+
+
 class Unconfirmed(IngestError):
     """Raised by a publisher if the broker did not confirm a message: its fate is unknown."""

@@ -190,6 +190,15 @@ class _Consuming(BaseModel):
         "lane makes a single worker about a fifth faster and its results slower. It is better to "
         "run one worker for each core.",
     )
+    transactions_at_once: int = Field(
+        default=0,
+        ge=0,
+        description="The most groups that all workers together ingest at the same time. Further "
+        "groups wait in the database, so that more workers than the machine can serve do not slow "
+        "each other down. 0 means twice the number of cores that this worker sees, and at least 4. "
+        "Set it if the database has more cores than the workers' machines. Workers with different "
+        "values can run beside each other.",
+    )
     alone_after: int = Field(
         default=3,
         ge=1,
@@ -397,6 +406,10 @@ class Settings(
         The first line of a group's docstring is its heading, the rest its explanation.
         """
         return [base for base in cls.__bases__ if base is not BaseSettings]
+
+    def turns(self) -> int:
+        """How many transactions may ingest at once, over all workers."""
+        return self.transactions_at_once or max(4, 2 * (os.cpu_count() or 1))
 
     def policy(self) -> Policy:
         """The settings that ingest and the operations obey."""

@@ -93,6 +93,7 @@ async def run_worker(settings: Settings) -> None:
         ingest = Ingest(
             engine,
             settings.policy(),
+            turns=settings.turns(),
             on_commit=relay.wake,
         )
 

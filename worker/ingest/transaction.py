@@ -19,7 +19,7 @@ from schemas.words import RejectReason, Status
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Rejected
 from worker.domain.policy import Policy
 from worker.domain.records import DeadLetter, Message, Resolved, Standing
-from worker.errors import PrincipalInUse, SessionStale, TransientFault, UuidTaken
+from worker.errors import NoTurn, PrincipalInUse, SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
 from worker.ingest.finalize import Finalized, ScoredBatch, finalize, in_one_transaction, score
 from worker.ingest.letters import dead_letter
@@ -52,9 +52,9 @@ Batches = Mapping[UUID, tuple[Incoming, AttemptBatch]]
 class Ingest:
     """Ingests groups of deliveries.
 
-    With `default_deny` a viewer without any grant may write for nobody. Without it, such a viewer
-    may write for everybody. `on_commit` is called after each commit, when there may be something to
-    relay.
+    `turns` is the most groups that are ingested at once, by all workers that are given the same
+    number; None means no bound. `on_commit` is called after each commit, when there may be
+    something to relay.
     """
 
     def __init__(
@@ -62,10 +62,12 @@ class Ingest:
         engine: AsyncEngine,
         policy: Policy,
         *,
+        turns: int | None = None,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._policy = policy
+        self._turns = turns
         self._on_commit = on_commit
 
     async def __call__(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
@@ -110,18 +112,21 @@ class Ingest:
 
     async def _commit(self, group: Mapping[int, Incoming], *, wait: bool) -> dict[int, Disposition]:
         try:
-            decided = await self._transact(group, wait=wait)
+            decided = await self._transact(group, wait, self._turns)
         except (UuidTaken, SessionStale):
             # Another user's session has committed the uuid, so now it is visible.
-            decided = await self._transact(group, wait=wait)
+            decided = await self._transact(group, wait, self._turns)
+        except NoTurn:
+            # Perhaps a worker stands still with its turn. The bound is for speed only.
+            decided = await self._transact(group, wait, None)
         self._on_commit()
         return decided
 
     async def _transact(
-        self, group: Mapping[int, Incoming], *, wait: bool
+        self, group: Mapping[int, Incoming], wait: bool, turns: int | None
     ) -> dict[int, Disposition]:
         async with transaction(self._engine) as connection:
-            return await transact(connection, group, self._policy, wait=wait)
+            return await transact(connection, group, self._policy, wait=wait, turns=turns)
 
 
 def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
@@ -146,6 +151,7 @@ async def transact(
     policy: Policy,
     *,
     wait: bool = True,
+    turns: int | None = None,
 ) -> dict[int, Disposition]:
     """Everything that ingest does inside one transaction. No uuid may occur twice in `group`.
 
@@ -160,7 +166,7 @@ async def transact(
         if isinstance(incoming.content, AttemptBatch)
     }
     resolved, principal_of = await _resolve(connection, batches, policy)
-    held = await _lock(connection, {*principal_of.values()}, wait=wait)
+    held = await _lock(connection, {*principal_of.values()}, wait=wait, turns=turns)
     received_at, known, erased_at = await inbox.look(connection, batches, held)
     busy = {uuid for uuid, user_id in principal_of.items() if user_id not in held} - known.keys()
     new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
@@ -232,12 +238,14 @@ async def _resolve(
     }
 
 
-async def _lock(connection: AsyncConnection, users: set[int], *, wait: bool) -> set[int]:
+async def _lock(
+    connection: AsyncConnection, users: set[int], *, wait: bool, turns: int | None
+) -> set[int]:
     """Locks the users' histories until the commit, and returns the users that are locked."""
     if not users:
         return users
     if not wait:
-        return await principals.lock_free(connection, users)
+        return await principals.lock_free(connection, users, turns)
     await principals.lock(connection, users)
     return users
 

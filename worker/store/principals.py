@@ -1,5 +1,5 @@
 """The lock of a principal: every transaction that changes a user's history holds it until it
-commits.
+commits. And the turns of ingest: how many transactions hold such locks at once.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from asyncpg import LockNotAvailableError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from worker.errors import PrincipalInUse
+from worker.errors import NoTurn, PrincipalInUse
 from worker.store.driver import fetch
 
 _LOCK: Final = text(
@@ -19,8 +19,20 @@ _LOCK: Final = text(
 )
 
 
-# An attempt never waits, so there is no deadlock, whatever the order.
+_TURNS: Final = 0x7374_7564
+"""The class of the advisory locks that are turns. A lock of two numbers is never a principal's."""
+
+# A free turn, or the wait for one of them: once for each statement, before any other lock. After
+# that, an attempt never waits, so there is no deadlock, whatever the order.
 _LOCK_FREE: Final = text(
+    "SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key WHERE CASE WHEN (SELECT coalesce("
+    "(SELECT TRUE FROM generate_series(1, CAST(:turns AS integer)) AS turn"
+    f" WHERE pg_try_advisory_xact_lock({_TURNS}, turn) LIMIT 1),"
+    f" pg_advisory_xact_lock({_TURNS}, 1 + floor(random() * :turns)::integer) IS NOT NULL))"
+    " THEN pg_try_advisory_xact_lock(key) END"
+)
+# Without a turn.
+_LOCK_FREE_NOW: Final = text(
     "SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key WHERE pg_try_advisory_xact_lock(key)"
 )
 
@@ -40,10 +52,24 @@ async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
         ) from error
 
 
-async def lock_free(connection: AsyncConnection, user_ids: Iterable[int]) -> set[int]:
-    """Takes those locks of `user_ids` that nobody else holds, and returns these users."""
+async def lock_free(
+    connection: AsyncConnection, user_ids: Iterable[int], turns: int | None
+) -> set[int]:
+    """Takes those locks of `user_ids` that nobody else holds, and returns these users.
+
+    With `turns` it first waits until fewer than that many transactions hold a turn, and takes one
+    until the commit. Raises `NoTurn` if it waits for longer than the lock timeout.
+    """
     wanted = {_key(user_id): user_id for user_id in user_ids}
-    free = await fetch(connection, _LOCK_FREE, {"keys": list(wanted)})
+    keys = list(wanted)
+    try:
+        free = (
+            await fetch(connection, _LOCK_FREE_NOW, {"keys": keys})
+            if turns is None
+            else await fetch(connection, _LOCK_FREE, {"keys": keys, "turns": turns})
+        )
+    except LockNotAvailableError as error:
+        raise NoTurn("Other ingest transactions held all turns for too long.") from error
     return {wanted[key] for (key,) in free}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from tests import factories as make
 from tests.factories import Published, at, right, sent, wrong
@@ -152,3 +152,56 @@ async def test_batches_of_principals_that_are_all_in_use_for_long_are_told_so(
             await principals.lock(holds, [1])
             with pytest.raises(PrincipalInUse, match="INGEST_LOCK_TIMEOUT"):
                 await Ingest(impatient, Policy())([sent(right(each, at(30))) for each in some])
+
+
+async def _hold_turn(connection: AsyncConnection, turn: int) -> None:
+    taken = await principals.lock_free(connection, [10_000 + turn], turns=turn)
+    assert len(taken) == 1
+
+
+async def test_a_group_takes_a_turn_that_is_free(
+    engine: AsyncEngine, shelf: list[Published]
+) -> None:
+    async with transaction(engine) as holds:
+        await _hold_turn(holds, 1)
+        found = await Ingest(engine, Policy(), turns=2)([sent(right(each)) for each in shelf[:2]])
+    assert [type(each) for each in found] == [Ingested] * 2
+
+
+async def test_a_group_waits_for_a_turn_and_is_then_ingested_whole(
+    engine: AsyncEngine, shelf: list[Published]
+) -> None:
+    async with transaction(engine) as holds:
+        await _hold_turn(holds, 1)
+        ingesting = asyncio.create_task(
+            Ingest(engine, Policy(), turns=1)([sent(right(each)) for each in shelf[:2]])
+        )
+        await make.blocked(engine, 1)
+        assert await make.count(engine, "ingest_inbox") == len(shelf)
+        # One that takes no turns, as in workers of an earlier version, and one batch alone.
+        await Ingest(engine, Policy())([sent(right(each)) for each in shelf[:2]])
+        await Ingest(engine, Policy(), turns=1)([sent(right(shelf[0]))])
+    assert [type(each) for each in await ingesting] == [Ingested] * 2
+    await _agrees(engine)
+
+
+async def test_a_group_whose_turn_never_comes_is_ingested_without_one(
+    engine: AsyncEngine, impatient: AsyncEngine, shelf: list[Published]
+) -> None:
+    async with transaction(engine) as holds:
+        await _hold_turn(holds, 1)
+        found = await Ingest(impatient, Policy(), turns=1)(
+            [sent(right(each, at(30))) for each in shelf[:2]]
+        )
+    assert [type(each) for each in found] == [Ingested] * 2
+
+
+async def test_all_turns_are_free_again_after_the_transactions(
+    engine: AsyncEngine, impatient: AsyncEngine, shelf: list[Published]
+) -> None:
+    for number in range(3):
+        await Ingest(engine, Policy(), turns=1)(
+            [sent(right(each, at(number))) for each in shelf[:2]]
+        )
+    async with transaction(impatient) as holds:
+        await _hold_turn(holds, 1)
