@@ -19,7 +19,7 @@ from rich.text import Text
 from worker.cli.answers import answer
 from worker.cli.asking import Json, printable
 from worker.cli.shared import engine_of, load_settings, run
-from worker.cli.tables import FOLDED, fitting
+from worker.cli.tables import fitting
 from worker.errors import BrokerAway, DatabaseAway
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _queues(broker: "BrokerStatus") -> Table:
     table = Table(
         box=None, pad_edge=False, title=f"RabbitMQ {broker.version}", title_justify="left"
     )
-    table.add_column("queue", overflow="fold", min_width=FOLDED)
+    table.add_column("queue", overflow="fold")
     for name in ("ready", "in hand", "consumers", "in/s", "done/s"):
         table.add_column(name, justify="right")
     for queue in broker.queues:
