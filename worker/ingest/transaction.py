@@ -326,7 +326,8 @@ async def _finalize(
 ) -> Finalized:
     late = {(each.plan.user_id, question_id) for each in batches for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}
-    if sum(map(len, histories.values())) > _FOLDED_INLINE:
+    new = sum([len(each.plan.answered) for each in batches])
+    if new + sum(map(len, histories.values())) > _FOLDED_INLINE:
         # Heartbeats and other lanes continue meanwhile. finalize is pure, so it can run in a
         # thread.
         return await asyncio.to_thread(finalize, batches, standing, histories, policy)

@@ -97,8 +97,12 @@ async def test_a_batch_that_is_over_the_bound_by_itself_is_ingested(
     await _agrees(engine)
 
 
+@pytest.mark.parametrize("days", [[1], [*range(90, 90 + HISTORY)]], ids=["late", "many"])
 async def test_a_long_fold_leaves_the_event_loop_free(
-    engine: AsyncEngine, shelf: list[Published], monkeypatch: pytest.MonkeyPatch
+    engine: AsyncEngine,
+    shelf: list[Published],
+    monkeypatch: pytest.MonkeyPatch,
+    days: list[int],
 ) -> None:
     monkeypatch.setattr(module, "_FOLDED_INLINE", HISTORY - 1)
     real, ran_in = finalize, list[threading.Thread]()
@@ -112,8 +116,8 @@ async def test_a_long_fold_leaves_the_event_loop_free(
         return real(*arguments)
 
     monkeypatch.setattr(module, "finalize", waits_for_the_loop)
-    await Ingest(engine, Policy())([sent(right(shelf[0], at(99)))])
-    await Ingest(engine, Policy())([sent(wrong(shelf[0], at(1)))])
+    await Ingest(engine, Policy())([sent(right(shelf[0], at(80)))])
+    await Ingest(engine, Policy())([sent(*(wrong(shelf[0], at(day)) for day in days))])
 
     assert [each is threading.main_thread() for each in ran_in] == [True, False]
     assert turned.is_set()
