@@ -117,6 +117,7 @@ async def test_without_its_database_a_worker_is_not_ready(
         await worker.logged("consumer.paused", cause="database")
         status, answer = await worker.get("/ready")
         assert status == 503 and answer["detail"].startswith("paused: The database is away: ")
+        assert (await worker.metrics())['study_ingest_paused{cause="database"}'] == 1
         assert (await worker.get("/live"))[0] == 200
 
         await _allow_connections(name, True)

@@ -84,9 +84,11 @@ def duration(text: str) -> timedelta:
     if match is None:
         raise typer.BadParameter("write it as 90s, 15m, 2h, 7d or 1w")
     try:
-        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        age = timedelta(**{_UNITS[match[2]]: float(match[1])})
+        _ = datetime.now(UTC) - age  # which the database computes too
     except OverflowError:
         raise typer.BadParameter("that age is too long") from None
+    return age
 
 
 def moment(text: str) -> datetime:

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from inspect import getsource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,14 @@ def test_each_state_is_named_by_its_code_alone(code: str) -> None:
 def test_every_code_is_tried_here() -> None:
     codes = set(re.findall(r'Attention\(\s*"(\w+)"', getsource(attention)))
     assert codes == set(CASES)
+
+
+def test_the_page_for_operators_has_every_code_with_its_severity() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operators.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (danger|warning|note) \|", page, re.MULTILINE)
+    listed = {code: severity for codes, severity in rows for code in re.findall(r"\w+", codes)}
+    of_errors = dict.fromkeys(("database_away", "broker_away", "not_set_up"), "danger")
+    assert listed == {code: severity for code, (_, severity) in CASES.items()} | of_errors
 
 
 @pytest.mark.parametrize(

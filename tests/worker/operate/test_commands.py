@@ -404,6 +404,20 @@ async def test_an_error_is_one_sentence_and_a_code(site: Site) -> None:
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("age", ["99999999999d", "999999999d", "750000d", "9e9d", "99999w"])
+async def test_an_age_beyond_all_history_is_an_answer_or_a_usage_error(
+    site: Site, age: str
+) -> None:
+    for words in (
+        ("dead", "list", "--older-than", age),
+        ("dead", "list", "--newer-than", age),
+        ("audit", "--since", age),
+        ("verify", "--since", age),
+    ):
+        result = await invoke(site, *words)
+        assert result.exit_code in (0, 2), (words, result.exception)
+
+
 @pytest.mark.parametrize("age", ["3", "h", "-1h", "1y"])
 def test_an_age_that_can_not_be_read_is_a_usage_error(age: str) -> None:
     result = CliRunner().invoke(app, ["dead", "list", "--older-than", age])
