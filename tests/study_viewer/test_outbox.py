@@ -125,6 +125,38 @@ def test_a_batch_that_no_worker_would_accept_is_refused_at_once(
     assert outbox.pending() == []
 
 
+ANSWER = Attempt(question_pub_id="q", selected_choice=1)
+
+
+@pytest.mark.parametrize(
+    "attempts",
+    [
+        [Attempt(question_pub_id="q")],
+        [Attempt(question_pub_id="q"), Attempt(question_pub_id="r", answered_at="2026-03-01")],
+        [ANSWER, Attempt(question_pub_id="q", selected_choice=1, answered_at="noon")],
+        [Attempt(question_pub_id="q", is_unsure=True, answered_at="2026-02-30T10:00:00Z")],
+        [Attempt(question_pub_id="q", selected_choice=1, answered_at="")],
+    ],
+    ids=["no answer", "no answers", "a word", "no such day", "empty"],
+)
+def test_what_every_worker_would_refuse_or_replace_is_refused_at_once(
+    outbox: Outbox, attempts: list[Attempt]
+) -> None:
+    made = make_batch().model_copy(update={"attempts": tuple(attempts)})
+    with pytest.raises(BatchRefused):
+        record(outbox, made)
+    assert outbox.pending() == []
+
+
+@pytest.mark.parametrize("at", [None, "2026-03-01T24:00:00Z", "2026-03-01t10:00:60z", "1970-01-01"])
+def test_a_time_that_is_missing_or_that_only_a_worker_can_judge_is_recorded(
+    outbox: Outbox, at: str | None
+) -> None:
+    """What the earliest credible time is, and whether a clock is ahead, the worker knows."""
+    attempts = (ANSWER, Attempt(question_pub_id="r", selected_choice=1, answered_at=at))
+    assert record(outbox, make_batch().model_copy(update={"attempts": attempts}))
+
+
 def test_a_trace_is_kept_or_begun(outbox: Outbox) -> None:
     given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with closing(sqlite3.connect(outbox.path)) as connection:
