@@ -59,7 +59,9 @@ def show(
     if as_json:
         answer({_variable(name): value for name, value in values.items()})
         return
-    table = Table("setting", "value", "description")
+    table = Table()
+    for heading in ("setting", "value", "description"):
+        table.add_column(heading, overflow="fold")  # names that are cut off may look the same
     for group in Settings.groups():
         table.add_section()
         for name, field in group.model_fields.items():

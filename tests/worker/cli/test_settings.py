@@ -56,6 +56,20 @@ def test_the_broker_is_shown_without_its_password() -> None:
     assert found["INGEST_MANAGEMENT_URL"] == "https://admin:***@h:15671"
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "250"])
+def test_no_name_is_cut_off(columns: str) -> None:
+    servers = {"INGEST_DATABASE_URL": "postgresql://h/d", "INGEST_AMQP_URL": "amqp://h"}
+    text = shown(COLUMNS=columns, **servers)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    names = json.loads(shown("--json", **servers))
+    first = "".join(
+        line.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[1].strip()
+        for line in text.split("\n")
+        if line.startswith("\N{BOX DRAWINGS LIGHT VERTICAL}")
+    )
+    assert all(name in first for name in names)
+
+
 def test_the_page_of_all_settings_has_no_value_of_this_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
