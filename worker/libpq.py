@@ -151,6 +151,8 @@ def _port(text: str) -> int:
 def _words(query: str) -> dict[str, str]:
     words: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
+        if "@" in name:  # it may be the end of a password
+            raise ValueError("the URL is not valid: write special characters of its login as %XX")
         allowed = _LIMITED.get(name)
         if name in _WITHOUT_COUNTERPART:
             raise ValueError(f"{name} has no counterpart in the driver: remove it from the URL")

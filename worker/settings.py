@@ -7,13 +7,13 @@ name says otherwise. `docs/settings.md` is generated from this file.
 import os
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
-from worker import libpq
+from worker import amqp_url, libpq
 from worker.domain.policy import MIB, Policy
 from worker.errors import SettingsError
 
@@ -41,10 +41,7 @@ def _amqp(url: SecretStr) -> SecretStr:
     parts = _parsed(url)
     if parts.scheme not in ("amqp", "amqps"):
         raise ValueError("the URL must begin with amqp:// or amqps://")
-    if "no_verify_ssl" in parse_qs(parts.query, keep_blank_values=True):
-        raise ValueError(
-            "no_verify_ssl lets anybody pose as the broker: give its authority with cafile instead"
-        )
+    amqp_url.words(url.get_secret_value())
     return url
 
 
@@ -64,7 +61,8 @@ class _Servers(BaseModel):
     )
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp)] = Field(
         description="The RabbitMQ vhost, as amqp://user:password@host:port/vhost. "
-        "Use amqps:// for a broker on another machine."
+        "Use amqps:// for a broker on another machine, with ?cafile=... if the system does not "
+        "trust its authority."
     )
     management_url: Annotated[SecretStr | None, AfterValidator(_http)] = Field(
         default=None,

@@ -42,6 +42,7 @@ def test_what_an_url_says(url: str, expected: tuple[Any, ...]) -> None:
         ("postgresql://u:planted@h:planted/d", "port that is not a number"),
         ("postgresql://u:planted@h:99999/d", "port that is not a number"),
         ("postgresql://u:pl#anted@h/d", "port that is not a number"),
+        ("postgresql://u:pl?anted@h/d", "special characters of its login"),
         ("postgresql://[::1/d", "closing bracket"),
         ("postgresql://h1,h2,h3/d?port=1,2", "3 hosts and 2 ports"),
         ("postgresql://h/d?keepalives_idle=3", "keepalives_idle has no counterpart"),

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
@@ -23,6 +23,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AuthenticationError
 from aio_pika.exceptions import ProbableAuthenticationError as LoginRefused
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 
+from worker import amqp_url
 from worker.broker import decoders
 from worker.errors import BrokerAway
 from worker.settings import Settings
@@ -73,7 +74,7 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
     decoders.install()
     url = settings.amqp_url.get_secret_value()
     parts = urlsplit(url)
-    heartbeat = parse_qs(parts.query).get("heartbeat", [str(settings.heartbeat)])[0]
+    heartbeat = amqp_url.words(url).get("heartbeat", str(settings.heartbeat))
     port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
     where = f"RabbitMQ at {parts.hostname}:{port}"
     name = f"study-ingest {purpose} {socket.gethostname()}:{os.getpid()}"

@@ -5,12 +5,13 @@ continues to consume while the API is unreachable. `topology.py` decides which o
 wants.
 """
 
-import ssl
 from typing import Any, Final, Self
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
+from worker import amqp_url
+from worker.broker.tls import context
 from worker.errors import BrokerAway, TopologyError
 from worker.settings import Settings
 
@@ -44,7 +45,7 @@ class Management:
         self.vhost = unquote(amqp.path[1:]) or "/"
         self._base = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
         self._vhost = quote(self.vhost, safe="")
-        authority = parse_qs(amqp.query).get("cafile", [None])[0]
+        words = amqp_url.words(settings.amqp_url.get_secret_value())
         # Public, for calls that have no method here. Its base is `api/`, and the login is set.
         self.http = httpx.AsyncClient(
             base_url=f"{self._base}/api/",
@@ -52,7 +53,7 @@ class Management:
             timeout=settings.connect_timeout,
             # The broker is close by, so the proxies and the .netrc of the machine do not apply.
             trust_env=False,
-            verify=ssl.create_default_context(cafile=authority) if url.scheme == "https" else True,
+            verify=context(words) if url.scheme == "https" else True,
         )
 
     async def __aenter__(self) -> Self:

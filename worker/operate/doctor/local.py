@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
+from worker import amqp_url
 from worker.operate.doctor.finding import Finding
 from worker.settings import Settings
 
@@ -47,9 +48,8 @@ def _timeouts(settings: Settings) -> Iterator[Finding]:
 
 
 def _heartbeat(settings: Settings) -> Iterator[Finding]:
-    query = parse_qs(urlsplit(settings.amqp_url.get_secret_value()).query)
-    said = query.get("heartbeat", [str(settings.heartbeat)])[0]
-    seconds = int(said) if said.isdigit() else 0
+    words = amqp_url.words(settings.amqp_url.get_secret_value())
+    seconds = int(words.get("heartbeat", settings.heartbeat))
     if seconds == 0:
         yield Finding(
             "heartbeat",
