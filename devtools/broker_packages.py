@@ -34,10 +34,9 @@ def unpacked(suite: str) -> Path:
         if newer:
             _link_with_own_libraries(fresh, root)
 
-    what = f"RabbitMQ and Erlang of Debian {suite}"
     name = f"rabbitmq-{suite}"
     return debian.unpacked(
-        name, what, packages, megabytes=50, on_disk=190, suite=suite, finish=finish
+        name, "RabbitMQ", packages, megabytes=50, on_disk=190, suite=suite, finish=finish
     )
 
 

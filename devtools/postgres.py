@@ -35,6 +35,7 @@ def binaries() -> Path:
         if not target.exists():
             fresh = target.with_suffix(".new")
             remove(fresh)
+            environment.ensure_uv()  # first, or waiting for it would look like waiting for this
             with fetching("PostgreSQL 18", 23, 75, fresh):
                 environment.install_apart("postgres.txt", fresh)
             fresh.rename(target)

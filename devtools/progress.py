@@ -4,6 +4,7 @@ Lines go to stderr. In a terminal one more line below them is kept up to date; e
 printed again from time to time, so that a log is never silent for long.
 """
 
+import shutil
 import sys
 import threading
 import time
@@ -60,15 +61,21 @@ def _tell(start: float) -> None:
     while not _idle.wait(_LIVE if live else _PLAIN):
         with _lock:
             fetches = dict(_running)
-        parts = [f"{what} {_percent(*fetch)} %" for what, fetch in fetches.items()]
-        line = f"dev: {', '.join(parts)}, after {time.monotonic() - start:.0f} s"
+        parts = [f"{what}: {_percent(*fetch)} %" for what, fetch in fetches.items()]
+        line = f"dev: after {time.monotonic() - start:.0f} s: {', '.join(parts)}"
         with _lock:
             if not _idle.is_set():
-                _write(line if live else f"{line}\n")
+                _write(_one_row(line) if live else f"{line}\n")
 
 
 def _percent(expected: int, folders: tuple[Path, ...]) -> int:
     return min(99, 100 * size(*folders) // expected)  # what is expected is about right, no more
+
+
+def _one_row(line: str) -> str:
+    """As much of the line as fits: of one that takes two rows, only the second could be cleared."""
+    columns = shutil.get_terminal_size().columns - 1
+    return line if len(line) <= columns else f"{line[: columns - 3]}..."
 
 
 def _write(text: str) -> None:
