@@ -24,8 +24,8 @@ from worker.broker.management import Management
 from worker.broker.publisher import Publisher, new_message_id
 from worker.settings import Settings
 
-PATIENCE = 15.0
-"""Seconds after which a condition counts as not met."""
+PATIENCE = 60.0
+"""Seconds after which a condition counts as not met, on a machine that has other things to do."""
 
 VIEWER = "ada"
 

@@ -6,8 +6,15 @@ The servers are real, and come from the environment: `./dev test` sets it.
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
+
+# A slow or busy machine is no fault of the code.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 pytest_plugins = ["tests.database_fixtures", "tests.broker_fixtures"]
 

@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
         child = int(parent.stdout.readline())
         assert started_at(child) is not None
         parent.kill()
-    assert gone(child, 10)
+    assert gone(child, 60)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)

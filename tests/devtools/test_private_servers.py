@@ -64,7 +64,7 @@ async def test_rabbitmq_keeps_what_was_confirmed_through_kill_9() -> None:
         assert node.url == url
         async with await aio_pika.connect(url) as connection:
             channel = await connection.channel()
-            found = await (await channel.get_queue("q")).get(timeout=10)
+            found = await (await channel.get_queue("q")).get(timeout=60)
             assert found is not None
             assert found.body == b"kept"
     assert not node.folder.exists()

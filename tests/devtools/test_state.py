@@ -48,7 +48,7 @@ def test_a_lock_goes_on_to_the_step_that_works_under_it(tmp_path: Path) -> None:
     )
     os.mkfifo(f"{lock}.go")
     with subprocess.Popen([sys.executable, "-c", script, str(lock)]) as killed:
-        assert wait_until(lambda: Path(f"{lock}.pid").exists(), 20)
+        assert wait_until(lambda: Path(f"{lock}.pid").exists(), 60)
         killed.kill()
     with lock.open() as rival:
         with pytest.raises(BlockingIOError):
@@ -63,7 +63,7 @@ def test_a_lock_that_was_removed_while_we_waited_is_not_held_by_two(tmp_path: Pa
     argv = [sys.executable, "-c", HOLD, str(lock)]
     with locked(lock):
         waiter = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-        assert wait_until(lambda: _waits(waiter.pid), 20)
+        assert wait_until(lambda: _waits(waiter.pid), 60)
         shutil.rmtree(folder)
     assert waiter.stdout is not None
     assert waiter.stdout.readline() == "held\n"

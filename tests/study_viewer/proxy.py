@@ -16,6 +16,9 @@ ACK: Final = (60, 80)
 
 _METHOD_FRAME = 1
 
+PATIENCE = 60.0
+"""Seconds after which something counts as not happening. A process may take many to start."""
+
 
 @dataclass
 class Proxy:
@@ -34,7 +37,7 @@ class Proxy:
 
     async def seen(self, direction: Direction, method: Method) -> None:
         """Waits until such a frame has come by, whether it passed or was held."""
-        await asyncio.wait_for(self._event(direction, method).wait(), 10)
+        await asyncio.wait_for(self._event(direction, method).wait(), PATIENCE)
 
     def hold(self, direction: Direction, method: Method) -> None:
         """On each connection, lets nothing pass in that direction from the next such frame on."""

@@ -23,6 +23,7 @@ from study_viewer.schemas.amqp import (
 from study_viewer.schemas.attempt_batch import Attempt, AttemptBatch
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import Status
+from tests.study_viewer.proxy import PATIENCE
 
 VIEWER = "ada"
 _MARKER = b"not a result"
@@ -78,7 +79,7 @@ class Broker:
 
     async def next(self) -> AbstractIncomingMessage:
         """The next message for workers, which has been acked."""
-        return await asyncio.wait_for(self.arrived.get(), 10)
+        return await asyncio.wait_for(self.arrived.get(), PATIENCE)
 
     async def next_uuid(self) -> UUID:
         return UUID(json.loads((await self.next()).body)["client_session_uuid"])
@@ -117,7 +118,7 @@ class Broker:
 
     async def close_viewers(self) -> None:
         """Has the broker close the viewers' connections, once it lists one."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             # The API has no events to wait for.
             while not (names := await self.viewers_connections()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
@@ -132,5 +133,5 @@ async def drained(relay: Relay, broker: Broker) -> None:
     """
     before = relay.status.unreadable_results
     await broker.answer(_MARKER)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await relay.until(lambda: relay.status.unreadable_results > before)

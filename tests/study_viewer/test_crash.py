@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 
 from study_viewer import Outbox, Relay, State
-from tests.study_viewer.proxy import ACK, DELIVER, PUBLISH, proxied
+from tests.study_viewer.proxy import ACK, DELIVER, PATIENCE, PUBLISH, proxied
 from tests.study_viewer.support import (
     QUICK,
     VIEWER,
@@ -66,7 +66,7 @@ async def next_relay_settles_all(outbox: Outbox, broker: Broker, *awaited: UUID)
     try:
         async with Relay(outbox, broker.url, VIEWER, QUICK) as relay:
             for uuid in awaited:
-                await asyncio.wait_for(relay.until_settled(uuid), 10)
+                await asyncio.wait_for(relay.until_settled(uuid), PATIENCE)
             await drained(relay, broker)
     finally:
         working.cancel()

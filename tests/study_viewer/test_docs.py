@@ -64,7 +64,7 @@ async def test_the_programs_run(broker: Broker, tmp_path: Path) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, errors = await asyncio.wait_for(process.communicate(), 30)
+    output, errors = await asyncio.wait_for(process.communicate(), 60)
     working.cancel()
     assert (process.returncode, errors.decode()) == (0, "")
     first, shown, last = output.decode().splitlines()

@@ -25,7 +25,7 @@ from study_viewer.schemas.amqp import (
 )
 from study_viewer.schemas.documents import asyncapi
 from study_viewer.schemas.words import RejectReason, Status
-from tests.study_viewer.proxy import ACK, PUBLISH, proxied
+from tests.study_viewer.proxy import ACK, PATIENCE, PUBLISH, proxied
 from tests.study_viewer.support import (
     QUICK,
     VIEWER,
@@ -46,11 +46,11 @@ def relay_of(outbox: Outbox, url: str, viewer: str = VIEWER, **settings: object)
 
 
 async def soon(relay: Relay, condition: Callable[[], T | None]) -> T:
-    return await asyncio.wait_for(relay.until(condition), 10)
+    return await asyncio.wait_for(relay.until(condition), PATIENCE)
 
 
 async def settled(relay: Relay, uuid: UUID) -> None:
-    await asyncio.wait_for(relay.until_settled(uuid), 10)
+    await asyncio.wait_for(relay.until_settled(uuid), PATIENCE)
 
 
 def in_state(outbox: Outbox, uuid: UUID, state: State) -> Callable[[], bool]:
@@ -461,8 +461,9 @@ async def test_it_stops_at_once_while_it_waits(outbox: Outbox, broker: Broker) -
     async with proxied(broker.url) as proxy:
         before = asyncio.all_tasks()
         proxy.hold("to broker", PUBLISH)
-        async with asyncio.timeout(5):
-            async with relay_of(outbox, proxy.url(broker.url), close_timeout=0.1):
+        async with asyncio.timeout(PATIENCE):
+            url = proxy.url(broker.url)
+            async with relay_of(outbox, url, publish_timeout=3_600.0, close_timeout=0.1):
                 await proxy.seen("to broker", PUBLISH)
             async with relay_of(outbox, "amqp://127.0.0.1:1", retry_delay_min=3_600.0) as relay:
                 await soon(relay, lambda: relay.status.problem)
@@ -478,7 +479,7 @@ async def test_it_runs_until_told_to_stop(outbox: Outbox, broker: Broker) -> Non
     (uuid,) = record(outbox, make_batch())
     assert await broker.next_uuid() == uuid
     stop.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, PATIENCE)
     cancelled = asyncio.create_task(relay_of(outbox, broker.url).run())
     record(outbox, make_batch())
     await broker.next()
@@ -504,7 +505,7 @@ async def test_nobody_waits_for_a_relay_that_is_not_running(outbox: Outbox, brok
         waiting = asyncio.create_task(relay.until_settled(uuid4()))
         await asyncio.sleep(0)
     with pytest.raises(RelayStopped):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, PATIENCE)
     await relay.stop()
 
 

@@ -139,7 +139,7 @@ async def _body_of(broker: Broker, size: int, room: int) -> bytes:
     try:
         await broker.publish(b"x" * size)
         await subscription.consume(10)
-        delivery = await asyncio.wait_for(arrived.get(), 10)
+        delivery = await asyncio.wait_for(arrived.get(), 60)
         assert delivery.size == size
         await delivery.ack()
         return delivery.body

@@ -114,7 +114,7 @@ async def test_an_ack_that_waits_goes_when_the_earlier_one_is_settled(
 @settings(
     max_examples=25,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 async def test_any_order_and_grouping_of_acks_settles_everything_and_is_no_fault(
     broker: Broker,

@@ -317,7 +317,7 @@ async def test_a_message_that_kills_its_workers_is_parked_by_the_broker(
     await bare_broker.publish(b"poison")
     queue = await (await bare_broker.channel()).get_queue(amqp.ATTEMPTS_QUEUE, ensure=False)
     for _ in range(6):
-        message = await queue.get(timeout=5)
+        message = await queue.get(timeout=60)
         assert message is not None
         await message.reject(requeue=True)
     parked = await bare_broker.take(amqp.DEAD_QUEUE)

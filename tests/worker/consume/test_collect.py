@@ -55,7 +55,7 @@ async def _return_too_often(broker: Broker, content: AttemptBatch) -> None:
     await broker.publish(content.model_dump_json(), type=amqp.ATTEMPT_BATCH_TYPE)
     queue = await (await broker.channel()).get_queue(amqp.ATTEMPTS_QUEUE, ensure=False)
     for _ in range(broker.settings.delivery_limit + 1):
-        message = await queue.get(timeout=10)
+        message = await queue.get(timeout=60)
         assert message is not None
         await message.reject(requeue=True)
 

@@ -101,7 +101,9 @@ async def _both_ways(
 
 @given(st.data())
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 async def test_a_group_is_its_batches_one_after_another(
     engine: AsyncEngine, data: st.DataObject
@@ -128,7 +130,9 @@ async def test_a_group_is_its_batches_one_after_another(
 
 @given(st.data())
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 async def test_the_results_of_a_group_do_not_depend_on_the_order_of_its_batches(
     engine: AsyncEngine, data: st.DataObject

@@ -90,7 +90,9 @@ async def _agrees_with_the_contract(engine: AsyncEngine) -> None:
 
 @given(st.data())
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 async def test_any_order_any_groups_any_workers_one_progress(
     engine: AsyncEngine, shelves: dict[int, list[Published]], data: st.DataObject

@@ -59,7 +59,7 @@ class Site:
         await self.broker.publish(batch.model_dump_json(), **publish)  # type: ignore[arg-type]
         queue = await (await self.broker.channel()).get_queue(amqp.ATTEMPTS_QUEUE, ensure=False)
         for _ in range(self.settings.delivery_limit + 1):
-            message = await queue.get(timeout=10)
+            message = await queue.get(timeout=60)
             assert message is not None
             await message.reject(requeue=True)
         await self.broker.until_depth(amqp.DEAD_QUEUE, 1)

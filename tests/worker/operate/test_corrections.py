@@ -174,7 +174,9 @@ SESSIONS = st.lists(
 
 @given(drawn=SESSIONS)
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 async def test_progress_is_the_fold_of_the_sessions_that_are_not_void(
     engine: AsyncEngine, ingest: Ingest, drawn: list[tuple[list[Any], int | None]]

@@ -27,7 +27,9 @@ _ANY_TIME = st.none() | st.datetimes(timezones=st.just(UTC)).map(storable)
 @example([storable(datetime.min.replace(tzinfo=UTC)), storable(datetime.max.replace(tzinfo=UTC))])
 @example([datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)])
 @example([datetime(9000, 1, 1, 0, 0, 0, 1, tzinfo=UTC)])  # no double holds its microseconds
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 async def test_times_are_read_back_to_the_microsecond(
     engine: AsyncEngine, sent: list[datetime | None]
 ) -> None:
@@ -42,7 +44,9 @@ async def test_times_are_read_back_to_the_microsecond(
     st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))),
 )
 @example([None], [], [], ["", "null", "a,b", '"', "\\", "{}", " ", "\n"])
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 async def test_numbers_truth_values_words_and_texts_are_read_back(
     engine: AsyncEngine,
     integers: list[int | None],

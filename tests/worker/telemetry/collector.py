@@ -25,7 +25,7 @@ class Collector:
 
     async def until(self, count: int) -> list[Span]:
         """All spans, once there are so many."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.spans) < count:
                 self._came.clear()
                 await self._came.wait()
