@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -28,6 +29,7 @@ from devtools.processes import send, started_at, tree
 from devtools.progress import say
 from devtools.state import held, locked
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 20  # seconds that a command gets after SIGTERM before it is killed
 CHECKS = (
     ("ruff", "check", "."),
@@ -342,15 +344,31 @@ def _foreground(argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> in
     It passes signals on and waits for the command, because the servers must not stop before it.
     Raises DevError if there is no such command.
     """
+    # Signals are blocked but for the wait: one that came between the start of the command and the
+    # wait for it would end us and leave the command behind.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     try:
-        child = subprocess.Popen(argv, cwd=folder, env=env, pass_fds=held())
-    except (FileNotFoundError, PermissionError) as error:
-        raise DevError(f"{argv[0]} can't be run ({error.strerror}): is it installed?") from None
+        unblock = partial(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        try:
+            child = subprocess.Popen(argv, cwd=folder, env=env, pass_fds=held(), preexec_fn=unblock)
+        except (FileNotFoundError, PermissionError) as error:
+            raise DevError(f"{argv[0]} can't be run ({error.strerror}): is it installed?") from None
+        return _waited_for(child, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _waited_for(child: subprocess.Popen[bytes], heeded: set[int | signal.Signals]) -> int:
+    """The exit code of a command in the foreground; while waiting, signals are as in `heeded`."""
     patience: float | None = None
     family: dict[int, int | None] = {}
     while True:
         try:
-            code = child.wait(patience)
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, heeded)
+                code = child.wait(patience)
+            finally:
+                signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
             for pid, started in family.items():  # what it has left behind
                 if started_at(pid) == started:
                     send(pid, signal.SIGKILL)

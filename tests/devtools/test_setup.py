@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -195,6 +196,37 @@ def test_sigterm_is_passed_on_and_nothing_is_left(tmp_path: Path) -> None:
         child.terminate()
     assert child.returncode == 7
     assert processes.gone(left_behind, 60)
+
+
+EARLY = """
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from devtools import commands
+
+class Early(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, commands._terminate)
+subprocess.Popen = Early
+sys.exit(commands._foreground(["sleep", "600"], Path.cwd(), os.environ))
+"""
+
+
+def test_sigterm_right_after_the_start_is_passed_on_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY],
+        cwd=places.CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGTERM
 
 
 def test_a_missing_command_is_named() -> None:

@@ -1,0 +1,98 @@
+"""What a newcomer does in a fresh copy of the checkout, real environments and servers included."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from devtools.processes import wait_until
+from tests.newcomer import (
+    PATIENCE,
+    Newcomer,
+    ended,
+    needs_servers_of_its_own,
+    newcomer,
+    use_our_tools,
+)
+
+pytestmark = needs_servers_of_its_own
+
+DEMO = ("demo", "--batches", "20")
+WORKS = ("run", "--", "python", "-c", "import aio_pika, asyncpg, pytest, worker; print('works')")
+
+
+@pytest.fixture
+def somebody(tmp_path: Path) -> Iterator[Newcomer]:
+    with newcomer(tmp_path) as made:
+        yield made
+
+
+def test_of_two_demos_at_once_the_second_waits(somebody: Newcomer) -> None:
+    said = [ended(each) for each in [somebody.start(sys.executable, "dev", *DEMO) for _ in "12"]]
+    assert all("verify" in each and "ok" in each for each in said)
+    assert sum("another ./dev demo runs here: waiting" in each for each in said) == 1
+    assert somebody.processes() == []
+
+
+def test_killed_while_it_installs_and_started_again_at_once_it_works(somebody: Newcomer) -> None:
+    stamp = somebody.checkout / ".venv" / ".study-ingest"
+    first = somebody.start(sys.executable, "dev", *WORKS)
+    assert wait_until(stamp.exists, PATIENCE)
+    first.kill()  # ./dev alone: what it has started goes on, as with a closed terminal
+    assert somebody.dev(*WORKS).endswith("works\n")
+    first.communicate()
+
+
+def test_killed_while_servers_start_and_started_again_at_once_it_works(somebody: Newcomer) -> None:
+    started = list[Path]()
+
+    def one_has_started() -> bool:
+        started[:] = somebody.home.glob("pair/*/server.pid")
+        return bool(started)
+
+    first = somebody.start(sys.executable, "dev", "up")
+    assert wait_until(one_has_started, PATIENCE)
+    first.kill()
+    assert somebody.dev(*WORKS).endswith("works\n")
+    first.communicate()
+    assert somebody.processes() == []
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be written into the folder, not even by root."""
+    if os.getuid() == 0:
+        mount = ["mount", "--bind", str(folder), str(folder)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("this root may not mount")
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        return
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for each in folders:
+        each.chmod(0o555)
+    try:
+        yield
+    finally:
+        for each in folders:
+            each.chmod(0o755)
+
+
+def test_a_read_only_checkout_works_and_reset_removes_what_lies_outside(tmp_path: Path) -> None:
+    with newcomer(tmp_path) as somebody:
+        before = sorted(path.name for path in somebody.checkout.iterdir())
+        with read_only(somebody.checkout):
+            use_our_tools(somebody)
+            assert not somebody.home.is_relative_to(somebody.checkout)
+            assert somebody.dev(*WORKS).endswith("works\n")
+            assert (somebody.home / ".venv").is_dir()
+            assert "MB freed" in somebody.dev("reset")
+            assert not somebody.home.exists()
+        assert sorted(path.name for path in somebody.checkout.iterdir()) == before
