@@ -16,7 +16,7 @@ from schemas import amqp
 from worker.errors import IngestError
 from worker.settings import Settings
 
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 120.0  # a busy machine takes many to start a process
 _STOP_SECONDS: Final = 30.0
 
 

@@ -77,9 +77,10 @@ def remove(path: Path) -> None:
     try:
         with suppress(FileNotFoundError):
             shutil.rmtree(doomed)
-        with suppress(FileNotFoundError):
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+        if os.path.lexists(path):  # a read-only file system refuses to rename even what isn't there
+            with suppress(FileNotFoundError):
+                path.rename(doomed)
+                shutil.rmtree(doomed)
     except OSError as error:
         raise DevError(f"{path} can't be removed ({error.strerror}): remove it yourself.") from None
 

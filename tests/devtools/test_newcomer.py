@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from devtools.places import remove
 from devtools.processes import wait_until
 from tests.newcomer import (
     PATIENCE,
@@ -25,20 +26,15 @@ DEMO = ("demo", "--batches", "20")
 WORKS = ("run", "--", "python", "-c", "import aio_pika, asyncpg, pytest, worker; print('works')")
 
 
-@pytest.fixture
-def somebody(tmp_path: Path) -> Iterator[Newcomer]:
-    with newcomer(tmp_path) as made:
+@pytest.fixture(scope="module")
+def somebody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
+    """One for all these tests, since each environment takes a while to make."""
+    with newcomer(tmp_path_factory.mktemp("newcomer")) as made:
         yield made
 
 
-def test_of_two_demos_at_once_the_second_waits(somebody: Newcomer) -> None:
-    said = [ended(each) for each in [somebody.start(sys.executable, "dev", *DEMO) for _ in "12"]]
-    assert all("verify" in each and "ok" in each for each in said)
-    assert sum("another ./dev demo runs here: waiting" in each for each in said) == 1
-    assert somebody.processes() == []
-
-
 def test_killed_while_it_installs_and_started_again_at_once_it_works(somebody: Newcomer) -> None:
+    remove(somebody.checkout / ".venv")
     stamp = somebody.checkout / ".venv" / ".study-ingest"
     first = somebody.start(sys.executable, "dev", *WORKS)
     assert wait_until(stamp.exists, PATIENCE)
@@ -48,17 +44,23 @@ def test_killed_while_it_installs_and_started_again_at_once_it_works(somebody: N
 
 
 def test_killed_while_servers_start_and_started_again_at_once_it_works(somebody: Newcomer) -> None:
-    started = list[Path]()
+    def started() -> list[Path]:
+        return list(somebody.home.glob("pair/*/server.pid"))
 
-    def one_has_started() -> bool:
-        started[:] = somebody.home.glob("pair/*/server.pid")
-        return bool(started)
-
+    for file in started():
+        file.unlink()  # of servers that have stopped
     first = somebody.start(sys.executable, "dev", "up")
-    assert wait_until(one_has_started, PATIENCE)
+    assert wait_until(lambda: bool(started()), PATIENCE)
     first.kill()
     assert somebody.dev(*WORKS).endswith("works\n")
     first.communicate()
+    assert somebody.processes() == []
+
+
+def test_of_two_demos_at_once_the_second_waits(somebody: Newcomer) -> None:
+    said = [ended(each) for each in [somebody.start(sys.executable, "dev", *DEMO) for _ in "12"]]
+    assert all("verify" in each and "ok" in each for each in said)
+    assert sum("another ./dev demo runs here: waiting" in each for each in said) == 1
     assert somebody.processes() == []
 
 
