@@ -30,6 +30,8 @@ class Newcomer:
     checkout: Path
     home: Path
     """The folder of `./dev` with all state."""
+    before: tuple[str, ...] = ()
+    """Words that go before each command."""
 
     def environment(self) -> dict[str, str]:
         """Ours, without what `./dev test` has put into it, and with what is fetched already."""
@@ -43,7 +45,7 @@ class Newcomer:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """A command in the copy, which goes on."""
         return subprocess.Popen(
-            words,
+            [*self.before, *words],
             cwd=self.checkout,
             env=self.environment(),
             stdin=subprocess.PIPE,

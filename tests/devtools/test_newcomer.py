@@ -1,7 +1,6 @@
 """What a newcomer does in a fresh copy of the checkout, real environments and servers included."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,20 +63,23 @@ def test_of_two_demos_at_once_the_second_waits(somebody: Newcomer) -> None:
     assert somebody.processes() == []
 
 
+READ_ONLY = 'mount --bind . . && mount -o remount,bind,ro . && cd "$PWD" && exec "$@"'
+
+
 @contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Nothing can be written into the folder, not even by root."""
+def read_only(somebody: Newcomer) -> Iterator[None]:
+    """Nothing can be written into the checkout, not even by root."""
     if os.getuid() == 0:
-        mount = ["mount", "--bind", str(folder), str(folder)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
+        # Mounts of their own, which end with the last process that sees them.
+        somebody.before = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh")
+        with somebody.start("true") as tried:
+            tried.wait()
+        if tried.returncode:
             pytest.skip("this root may not mount")
-        try:
-            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-            yield
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
+        yield
+        somebody.before = ()
         return
-    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    folders = [path for path in (somebody.checkout, *somebody.checkout.rglob("*")) if path.is_dir()]
     for each in folders:
         each.chmod(0o555)
     try:
@@ -90,7 +92,7 @@ def read_only(folder: Path) -> Iterator[None]:
 def test_a_read_only_checkout_works_and_reset_removes_what_lies_outside(tmp_path: Path) -> None:
     with newcomer(tmp_path) as somebody:
         before = sorted(path.name for path in somebody.checkout.iterdir())
-        with read_only(somebody.checkout):
+        with read_only(somebody):
             use_our_tools(somebody)
             assert not somebody.home.is_relative_to(somebody.checkout)
             assert somebody.dev(*WORKS).endswith("works\n")
