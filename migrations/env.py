@@ -6,6 +6,7 @@
 from alembic import context
 from sqlalchemy import text
 
+from migrations import beside
 from worker.store import version
 from worker.store.tables import METADATA
 
@@ -26,6 +27,11 @@ with context.begin_transaction():
     connection.execute(text("SET LOCAL lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     connection.execute(text(f"SET LOCAL lock_timeout = '{patience}'"))
-    version.take_over(connection, {script.revision for script in context.script.walk_revisions()})
-    context.run_migrations()
+    ours = {script.revision for script in context.script.walk_revisions()}
+    version.take_over(connection, ours)
+    at, target = version.read(connection, ours), context.config.attributes["target"]
+    if theirs := beside.content(connection, at, target):
+        beside.move(connection, theirs, at, target)
+    else:
+        context.run_migrations()
     version.hand_back(connection)

@@ -23,7 +23,7 @@ from worker.errors import IngestError
 from worker.ingest.followups import FOLLOWUPS, Corrected
 from worker.operate.repair import Difference, put_right
 from worker.operate.retelling import again, due_now
-from worker.store import attempts, audit, inbox, outbox, principals, publications
+from worker.store import attempts, audit, content, inbox, outbox, principals, publications
 from worker.store.audit import By
 from worker.store.driver import write
 from worker.store.engine import transaction
@@ -70,12 +70,13 @@ async def rescore(
 
     It sets the question's correct choice if it differs. It runs one transaction for each principal
     with attempts on the question, the owner first. Usually the owner is the only one. Raises
-    `IngestError` if there is no such question.
+    `IngestError` if there is no such question, or if its key is the application's to change.
     """
     async with transaction(engine) as connection:
         user_ids = await stored.answered_by(connection, question_id)
-    if user_ids is None:
-        raise IngestError(f"There is no question {question_id}.")
+        if user_ids is None:
+            raise IngestError(f"There is no question {question_id}.")
+        await _check_key(connection, question_id, correct_choice)
     total = RescoreCounts()
     for user_id in user_ids:
         async with transaction(engine) as connection:
@@ -83,6 +84,19 @@ async def rescore(
             done = await _rescore_one(connection, user_id, question_id, correct_choice, policy, by)
         total = RescoreCounts(*(a + b for a, b in zip(total, done, strict=True)))
     return total
+
+
+async def _check_key(
+    connection: AsyncConnection, question_id: int, correct_choice: int | None
+) -> None:
+    if correct_choice is None or await content.is_ours(connection, "study_questions"):
+        return
+    if correct_choice != await stored.key(connection, question_id):
+        raise IngestError(
+            f"The key of question {question_id} is the application's, and is not {correct_choice}"
+            " there",
+            "change it there, and run `rescore` again.",
+        )
 
 
 async def _rescore_one(

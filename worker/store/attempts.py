@@ -119,9 +119,10 @@ _UUIDS: Final = text(
 )
 
 _LOG: Final = (
-    f"SELECT attempt.study_question_id, question.study_topic_id, {_SCORED}"
+    "SELECT attempt.study_question_id,"
+    f" coalesce(question.study_topic_id, attempt.study_topic_id), {_SCORED}"
     " FROM study_question_attempts AS attempt"
-    " JOIN study_questions AS question ON question.id = attempt.study_question_id"
+    " LEFT JOIN study_questions AS question ON question.id = attempt.study_question_id"
     " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
     " WHERE session.user_id = :user_id AND session.voided_at IS NULL"
 )
@@ -208,7 +209,7 @@ async def log(
     connection: AsyncConnection, user_id: int, question_ids: Collection[int] | None = None
 ) -> AsyncIterator[tuple[int, int, list[ScoredAttempt]]]:
     """Streams (question_id, the question's current topic, attempts in no particular order) of one
-    user.
+    user. If the question is gone, the topic is that of the latest attempt.
 
     It includes only attempts that count, and only those on `question_ids` if they are given.
     """
@@ -228,7 +229,8 @@ async def log(
                 if row[0] != question_id:
                     if question_id is not None:
                         yield question_id, topic_id, attempts
-                    question_id, topic_id, attempts = row[0], row[1], []
+                    question_id, attempts = row[0], []
+                topic_id = row[1]
                 attempts.append(_scored(row[2:]))
     if question_id is not None:
         yield question_id, topic_id, attempts

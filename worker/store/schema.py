@@ -25,10 +25,9 @@ _REFUSED: Final = {
 """What an operator can do about a migration that failed, by SQLSTATE. Nothing is changed then."""
 
 
-def _config(connection: Connection | None = None) -> Config:
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    config.attributes["connection"] = connection
     return config
 
 
@@ -115,7 +114,8 @@ async def _check_encoding(engine: AsyncEngine) -> None:
 
 
 def _run(connection: Connection, at: str | None, target: str) -> None:
-    config = _config(connection)
+    config = _config()
+    config.attributes.update(connection=connection, target=target)
     older = _scripts().iterate_revisions(at, "base") if at else ()
     if target == "base" or target in {script.revision for script in older} - {at}:
         command.downgrade(config, target)

@@ -75,6 +75,14 @@ study_questions = Table(
     Index(None, "study_topic_id"),
 )
 
+# Which of the three above a migration has made; the others are the application's.
+ingest_content = Table(
+    "ingest_content",
+    METADATA,
+    Column("relation", Text, primary_key=True),
+    Column("is_ours", Boolean, nullable=False),
+)
+
 study_quiz_sessions = Table(
     "study_quiz_sessions",
     METADATA,

@@ -47,6 +47,8 @@ def hand_back(connection: Connection) -> None:
 
     Raises `SchemaError` if the application has the table that 0.1.0 needs.
     """
+    if not _is_there(connection, TABLE):  # there was nothing to do, and nothing to remember
+        return
     at = connection.scalar(text(f"SELECT version_num FROM {TABLE}"))
     if at is None:
         connection.execute(text(f"DROP TABLE {TABLE}"))

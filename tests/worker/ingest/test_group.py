@@ -18,11 +18,14 @@ from schemas.errors import Rejection
 from schemas.followups import REVIEW
 from schemas.words import RejectReason
 from tests import factories as make
+from tests.database_fixtures import on_either_content
 from tests.factories import Published, answer, at, incoming, sent
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
+
+pytestmark = on_either_content
 
 # Indices into the questions below, so that an example prints as what it is.
 QUESTIONS = st.integers(0, 6)

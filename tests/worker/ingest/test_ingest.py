@@ -19,12 +19,15 @@ from schemas.followups import EXPLANATION, REVIEW, ExplanationRequested, ReviewR
 from schemas.ingest_result import IngestResult
 from schemas.words import Outcome, Pattern, RejectReason, SkipReason, Status
 from tests import factories as make
+from tests.database_fixtures import on_either_content
 from tests.factories import RIGHT, WRONG, at, batch, incoming, right, sent, unsure, wrong
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
 from worker.operate.repair import verify
+
+pytestmark = on_either_content
 
 
 @pytest.fixture

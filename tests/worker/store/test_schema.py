@@ -43,7 +43,7 @@ async def empty(empty_database_url: str) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
-async def _shape(engine: AsyncEngine) -> dict[str, set[tuple[object, ...]]]:
+async def shape(engine: AsyncEngine) -> dict[str, set[tuple[object, ...]]]:
     """Columns, constraints and indexes, as the server itself describes them."""
     queries = {
         "columns": "SELECT table_name, column_name, data_type, is_nullable,"
@@ -83,7 +83,7 @@ async def test_migrations_make_exactly_the_tables_that_the_code_knows(
     assert differences == []
     async with empty.begin() as connection:
         await connection.run_sync(METADATA.create_all)
-    migrated, known = await _shape(engine), await _shape(empty)
+    migrated, known = await shape(engine), await shape(empty)
     for kind in known:
         assert migrated[kind] == known[kind]
 
@@ -92,7 +92,7 @@ async def test_downgrading_removes_everything_and_upgrading_again_gives_the_same
     empty: AsyncEngine,
 ) -> None:
     assert await schema.migrate(empty) == (None, schema.head())
-    up = await _shape(empty)
+    up = await shape(empty)
     assert await schema.migrate(empty, "base") == (schema.head(), None)
     left = await make.rows(
         empty,
@@ -101,7 +101,7 @@ async def test_downgrading_removes_everything_and_upgrading_again_gives_the_same
     )
     assert left == []
     assert await schema.migrate(empty) == (None, schema.head())
-    assert await _shape(empty) == up
+    assert await shape(empty) == up
 
 
 async def _versions(engine: AsyncEngine, table: str) -> list[str]:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.domain.policy import Policy
 from worker.errors import IngestError
 from worker.operate.repair import rebuild
-from worker.store import audit, principals
+from worker.store import audit, content, principals
 from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate import archive as stored
@@ -72,9 +72,11 @@ async def import_lines(
             async with transaction(engine) as connection:
                 match kind:
                     case "topic":
-                        await stored.add_topics(connection, some)
+                        if await content.is_ours(connection, "study_topics"):
+                            await stored.add_topics(connection, some)
                     case "question":
-                        await stored.add_questions(connection, some)
+                        if await content.is_ours(connection, "study_questions"):
+                            await stored.add_questions(connection, some)
                     case "erasure":
                         await stored.add_erasures(connection, some)
                     case "batch":
@@ -96,7 +98,9 @@ async def import_lines(
     if not rebuilt:
         await _rebuild(engine, done, policy)
     async with transaction(engine) as connection:
-        await stored.advance_sequences(connection)
+        for table in ("study_topics", "study_questions"):
+            if await content.is_ours(connection, table):
+                await stored.advance_sequence(connection, table)
         effect = {"batches": done.batches, "attempts": done.attempts, "users": len(done.users)}
         await audit.record(connection, by, "import", "attempts", effect)
     return done

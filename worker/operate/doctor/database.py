@@ -10,7 +10,7 @@ from worker.errors import SchemaError, TransientFault
 from worker.operate.doctor import session
 from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
-from worker.store import schema
+from worker.store import content, schema
 from worker.store.engine import transaction
 from worker.store.operate import schedules, times
 from worker.store.operate.roles import RIGHTS
@@ -58,6 +58,7 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
         now = datetime.now(UTC)
         found += [*_durability(facts), *_room(facts, settings), *_clock(facts.clock, now)]
         if found[0].severity == "ok":
+            found.append(await _content(connection))
             found += await _indexes(connection)
             found += await _rights(connection, facts)
     found += await session.examine(settings, engine, has_schema=found[0].severity == "ok")
@@ -167,10 +168,25 @@ def _clock(theirs: datetime, ours: datetime) -> Iterator[Finding]:
         yield Finding("clock", "ok", "The clocks of the database and of this machine agree.")
 
 
+async def _content(connection: AsyncConnection) -> Finding:
+    theirs = await connection.run_sync(content.theirs)
+    if not theirs:
+        return Finding("content", "ok", "Topics, questions and publications are ours.")
+    try:
+        await connection.run_sync(content.check, theirs)
+    except SchemaError as error:
+        return of_error("content", error)
+    named = ", ".join(sorted(theirs))
+    return Finding("content", "ok", f"The application's own content can be used: {named}.")
+
+
 async def _indexes(connection: AsyncConnection) -> list[Finding]:
     there = {row[0]: row[1] for row in await connection.execute(_INDEXES)}
+    theirs = await connection.run_sync(content.theirs)
     wanted: set[str] = set()
     for table in METADATA.tables.values():
+        if table.name in theirs:
+            continue
         unique = [each for each in table.constraints if isinstance(each, UniqueConstraint)]
         wanted |= {str(index.name) for index in table.indexes}
         wanted |= {str(constraint.name) for constraint in (table.primary_key, *unique)}

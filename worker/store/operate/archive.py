@@ -161,13 +161,13 @@ _REQUEST: Final = text(
     " AND progress.study_question_id = line.study_question_id AND NOT explanation_requested"
 )
 
-_SEQUENCES: Final = tuple(
-    text(
+_SEQUENCES: Final = {
+    table: text(
         f"SELECT setval(sequence, greatest(nextval(sequence), (SELECT max(id) FROM {table})))"
         f" FROM pg_get_serial_sequence('{table}', 'id') AS sequence"
     )
     for table in ("study_topics", "study_questions")
-)
+}
 
 
 async def lines(connection: AsyncConnection, user_id: int | None) -> AsyncIterator[str]:
@@ -223,10 +223,11 @@ async def request_explanations(connection: AsyncConnection, some: Sequence[str])
     await connection.execute(_REQUEST, _array(some))
 
 
-async def advance_sequences(connection: AsyncConnection) -> None:
-    """Advances the sequences, so that new topics and questions get ids beyond the added ones."""
-    for statement in _SEQUENCES:
-        await connection.execute(statement)
+async def advance_sequence(connection: AsyncConnection, table: str) -> None:
+    """Advances the sequence of `study_topics` or `study_questions`, so that new rows get ids beyond
+    the added ones.
+    """
+    await connection.execute(_SEQUENCES[table])
 
 
 def _array(some: Sequence[str]) -> dict[str, object]:
