@@ -37,6 +37,10 @@ CONTENT_TYPE: Final = "application/json"
 
 CLIENT_SESSION_UUID_HEADER: Final = "client-session-uuid"
 TRACEPARENT_HEADER: Final = "traceparent"
+PRINCIPAL_HEADER: Final = "study-principal"
+"""For which of its users a viewer with several grants sends a batch on shared questions. It chooses
+among the viewer's grants, and never adds one.
+"""
 VIEWER_HEADER: Final = "study-viewer"
 ROUTING_KEY_HEADER: Final = "study-routing-key"
 RETRIES_HEADER: Final = "study-retries"
@@ -53,6 +57,8 @@ VIEWER_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
 """A viewer's name is one word of a routing key and a part of queue names: no dots, no wildcards."""
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_USER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+_INT64 = 2**63
 _VIEWER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ATTEMPTS_KEY = re.compile(r"attempts\.v([1-9][0-9]{0,2})\.([A-Za-z0-9_-]{1,64})")
 _BATCH_TYPE = re.compile(r"study\.attempt_batch\.v([1-9][0-9]{0,2})(?:\.([0-9]{1,4}))?")
@@ -101,6 +107,21 @@ def version_of_batch(message_type: str | None, routing_key: str) -> tuple[int, i
         return (int(match[1]), int(match[2] or 0)) if match else None
     match = _ATTEMPTS_KEY.fullmatch(routing_key)
     return (int(match[1]), 0) if match else None
+
+
+def principal_of(headers: Mapping[str, object]) -> int | None:
+    """The user for whom a viewer says that it sends the batch; None if it does not say.
+
+    Raises ValueError if that is no user's number: an integer of 64 bits, or such a number as text.
+    """
+    said = headers.get(PRINCIPAL_HEADER)
+    if said is None:
+        return None
+    if isinstance(said, str) and _USER.fullmatch(said):
+        said = int(said)
+    if isinstance(said, int) and not isinstance(said, bool) and -_INT64 <= said < _INT64:
+        return said
+    raise ValueError(f"the header {PRINCIPAL_HEADER} is not the number of a user")
 
 
 def traceparent_of(headers: Mapping[str, object]) -> str | None:

@@ -348,7 +348,7 @@ def _message(
         # In the document itself and by name, so that generators of models keep both the names and
         # what is required.
         "payload": _ref(f"components/schemas/{_models()[schema_file].__name__}"),
-        "headers": _headers(about_session=about_session),
+        "headers": _headers(about_session=about_session, is_batch=schema_file == ATTEMPT_BATCH),
         "bindings": {"amqp": {"messageType": message_type, "bindingVersion": _AMQP_BINDING}},
         # AsyncAPI has no place for these properties of an AMQP message.
         "x-amqp-properties": {
@@ -405,8 +405,8 @@ def _schemas() -> Json:
     return schemas
 
 
-def _headers(*, about_session: bool) -> Json:
-    trace = {
+def _headers(*, about_session: bool, is_batch: bool) -> Json:
+    trace: Json = {
         amqp.TRACEPARENT_HEADER: {
             "type": "string",
             "pattern": _TRACEPARENT,
@@ -422,6 +422,12 @@ def _headers(*, about_session: bool) -> Json:
             "description": "The uuid of the session, so that it is readable without the body.",
         }
     }
+    if is_batch:
+        trace[amqp.PRINCIPAL_HEADER] = {
+            "type": ["string", "integer"],
+            "description": "The user for whom a viewer with several grants sends answers to shared"
+            " questions: one of those that it is granted.",
+        }
     return {"type": "object", "required": list(session), "properties": session | trace}
 
 

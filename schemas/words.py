@@ -101,6 +101,11 @@ class RejectReason(Reason):
         "Tell the person that the questions are no longer published, and update them.",
     )
     MIXED_PRINCIPALS = "mixed_principals", "Record one batch for each owner of questions."
+    PRINCIPAL_AMBIGUOUS = (
+        "principal_ambiguous",
+        "Name one of this viewer's users in the header study-principal, and publish the batch"
+        " again.",
+    )
     PRINCIPAL_NOT_GRANTED = (
         "principal_not_granted",
         "Ask the operator to grant this viewer the owner of the questions, and to replay the"

@@ -58,7 +58,8 @@ class Published:
     pub_id: str
     question_id: int
     topic_id: int
-    user_id: int
+    user_id: int | None
+    """None if it is shared."""
 
 
 def at(days: float = 0, *, hours: float = 0, minutes: float = 0) -> datetime:
@@ -86,21 +87,27 @@ async def publish(
     engine: AsyncEngine,
     count: int = 1,
     *,
-    user_id: int = 1,
+    user_id: int | None = 1,
     topic_id: int | None = None,
     correct_choice: int = RIGHT,
 ) -> list[Published]:
-    """Publishes `count` new questions of one user, in a topic of their own unless told."""
+    """Publishes `count` new questions of one user (None: shared ones), in a topic of their own
+    unless told.
+    """
     async with engine.begin() as connection:
         if topic_id is None:
             topic_id = await connection.scalar(
-                text("INSERT INTO study_topics (user_id) VALUES (:user_id) RETURNING id"),
+                text(
+                    "INSERT INTO study_topics (user_id) VALUES (CAST(:user_id AS bigint))"
+                    " RETURNING id"
+                ),
                 {"user_id": user_id},
             )
         found = await connection.execute(
             text(
                 "WITH question AS (INSERT INTO study_questions"
-                " (user_id, study_topic_id, correct_choice) SELECT :user_id, :topic_id, :choice"
+                " (user_id, study_topic_id, correct_choice)"
+                " SELECT CAST(:user_id AS bigint), :topic_id, :choice"
                 " FROM generate_series(1, :count) RETURNING id)"
                 " INSERT INTO published (pub_id, kind, source_id)"
                 " SELECT 'q' || id || '-' || left(md5(random()::text), 8), 'question', id"
@@ -192,11 +199,12 @@ def incoming(
     *,
     uuid: UUID | None = None,
     traceparent: str | None = None,
+    principal: int | None = None,
 ) -> Incoming:
     """A delivery of `content`; `uuid` is what a rejected one seems to be about."""
     if isinstance(content, AttemptBatch):
         uuid = content.client_session_uuid
-    return Incoming(viewer, content, uuid, traceparent, original=original(content))
+    return Incoming(viewer, content, uuid, traceparent, principal, original=original(content))
 
 
 @dataclass(frozen=True)
@@ -288,7 +296,7 @@ async def forget(engine: AsyncEngine) -> None:
             await connection.execute(text(f"DELETE FROM {table}"))
 
 
-async def progress(engine: AsyncEngine) -> dict[tuple[int, int], dict[str, Any]]:
+async def progress(engine: AsyncEngine) -> dict[tuple[int | None, int], dict[str, Any]]:
     """Every progress row, all columns, by (user, question)."""
     found = await rows(engine, "SELECT * FROM study_question_progress")
     return {(row["user_id"], row["study_question_id"]): row for row in found}

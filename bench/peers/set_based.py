@@ -20,7 +20,7 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.words import Outcome
 from worker.domain.fold import Progress
 from worker.domain.policy import Policy
-from worker.domain.records import SessionRow, Standing, Stored
+from worker.domain.records import SessionRow, Standing, Stored, UserQuestion
 from worker.domain.schedule import Memory
 from worker.domain.scoring import ScoredAttempt
 from worker.ingest.finalize import finalize, score
@@ -108,7 +108,7 @@ async def handle(connection: asyncpg.Connection, body: bytes) -> None:
             return
         standing = await _standing(connection, user_id, [*questions.values()])
         answered = tuple(
-            (position, attempt, standing[questions[attempt.question_pub_id][1]])
+            (position, attempt, standing[user_id, questions[attempt.question_pub_id][1]])
             for position, attempt in enumerate(batch.attempts)
         )
         plan = Plan(Incoming(VIEWER, batch, uuid), batch, user_id, answered, (), None)
@@ -129,16 +129,16 @@ async def handle(connection: asyncpg.Connection, body: bytes) -> None:
 
 async def _standing(
     connection: asyncpg.Connection, user_id: int, questions: Sequence[Sequence[Any]]
-) -> dict[int, Standing]:
+) -> dict[tuple[int | None, int], Standing]:
     ids = [row[1] for row in questions]
     found = {row[0]: row for row in await connection.fetch(_PROGRESS, user_id, ids)}
-    standing = {}
+    standing: dict[tuple[int | None, int], Standing] = {}
     for _, question_id, owner, topic_id, right in questions:
         progress, requested, scheduler = None, False, None
         if row := found.get(question_id):
             _, requested, scheduler, *fold = row
             progress = Progress._make((*fold[:10], Outcome(fold[10]), fold[11], Memory(*fold[12:])))
-        standing[question_id] = Standing(
+        standing[user_id, question_id] = Standing(
             question_id, owner, topic_id, right, progress, requested, scheduler
         )
     return standing
@@ -146,11 +146,11 @@ async def _standing(
 
 async def _histories(
     connection: asyncpg.Connection, user_id: int, question_ids: list[int]
-) -> dict[int, list[ScoredAttempt]]:
-    found: dict[int, list[ScoredAttempt]] = {question_id: [] for question_id in question_ids}
+) -> dict[UserQuestion, list[ScoredAttempt]]:
+    found: dict[UserQuestion, list[ScoredAttempt]] = {(user_id, each): [] for each in question_ids}
     for row in await connection.fetch(_HISTORIES, user_id, question_ids):
         question_id, at, ordered_at, uuid, position, outcome, is_correct = row
-        found[question_id].append(
+        found[user_id, question_id].append(
             ScoredAttempt(at, ordered_at, uuid, position, Outcome(outcome), is_correct)
         )
     return found

@@ -41,6 +41,8 @@ class Envelope:
     content_encoding: str = ""
     client_session_uuid: UUID | None = None
     traceparent: str | None = None
+    principal: int | None = None
+    """The user that the viewer named, if it named one."""
     refused: Rejection | None = None
     """Why it is not read again, though it is tried again: it was refused when it came."""
     replay_id: UUID | None = None
@@ -57,7 +59,8 @@ def envelope_of(
 ) -> Envelope:
     """The envelope of a dead letter, whose properties are `table`; as if it was never tried."""
     properties = field_table.values_in(table)
-    headers = properties.get("headers")
+    table_of_headers = properties.get("headers")
+    headers = table_of_headers if isinstance(table_of_headers, dict) else {}
     said, encoding = properties.get("type"), properties.get("content_encoding")
     key = routing_key.decode(errors="replace")
     return Envelope(
@@ -66,9 +69,20 @@ def envelope_of(
         version=amqp.version_of_batch(said if isinstance(said, str) else None, key),
         content_encoding=encoding if isinstance(encoding, str) else "",
         client_session_uuid=client_session_uuid,
-        traceparent=amqp.traceparent_of(headers if isinstance(headers, dict) else {}),
+        traceparent=amqp.traceparent_of(headers),
+        principal=named_principal(headers),
         replay_id=replay_id,
     )
+
+
+def named_principal(headers: object) -> int | None:
+    """The user that a message's headers name; None if they name none, or nothing readable."""
+    if not isinstance(headers, dict):
+        return None
+    try:
+        return amqp.principal_of(headers)
+    except ValueError:
+        return None
 
 
 async def defer(
@@ -159,6 +173,8 @@ def _message(
     if envelope.refused is not None:
         headers[amqp.REASON_HEADER] = str(envelope.refused.reason)
         headers[amqp.DETAIL_HEADER] = envelope.refused.detail[:_DETAIL_MAX]
+    if envelope.principal is not None:
+        headers[amqp.PRINCIPAL_HEADER] = str(envelope.principal)
     if envelope.replay_id is not None:
         headers[amqp.REPLAY_HEADER] = str(envelope.replay_id)
     if not is_bare:

@@ -99,9 +99,10 @@ def rescore(
         async with engine_of(settings, connections=1, name="study-ingest rescore") as engine:
             await schema.check(engine)
             question_id = question or await operation.published_as(engine, pub_id or "")
-            return await operation.rescore(
-                engine, question_id, correct_choice, settings.policy(), by(reason)
-            )
+            with bar("Scoring users again") as progress:
+                return await operation.rescore(
+                    engine, question_id, correct_choice, settings.policy(), by(reason), progress
+                )
 
     done = run(work())
     if as_json:

@@ -93,6 +93,7 @@ def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incomi
     returned = delivery.exchange == amqp.RETURN_EXCHANGE
     envelope = _returned_envelope(delivery) if returned else _envelope(delivery, settings)
     headers = delivery.headers
+    principal: int | None = None
     version = amqp.version_of_batch(delivery.properties.message_type, envelope.routing_key)
     content: AttemptBatch | Rejection
     try:
@@ -106,6 +107,7 @@ def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incomi
                 "The sender is unknown: publish to study.ingest under the routing key"
                 " of the viewer whose login is used.",
             )
+        principal = _principal_of(headers)
         content = _decode(delivery, version, settings)
         uuid: UUID | None = content.client_session_uuid
     except Rejection as rejection:
@@ -118,6 +120,7 @@ def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incomi
         content_encoding=delivery.properties.content_encoding or "",
         client_session_uuid=uuid,
         traceparent=traceparent,
+        principal=principal,
         refused=content if isinstance(content, Rejection) else None,
     )
     return envelope, Incoming(
@@ -125,6 +128,7 @@ def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incomi
         content=content,
         client_session_uuid=uuid,
         traceparent=traceparent,
+        principal=principal,
         can_come_again=delivery.times_busy < _PATIENCE,
         original=Original(delivery, envelope.routing_key, envelope.replay_id),
     )
@@ -156,6 +160,13 @@ def _returned_envelope(delivery: Readable) -> Envelope:
         refused=_refused(delivery.headers),
         replay_id=_uuid(delivery.headers.get(amqp.REPLAY_HEADER)),
     )
+
+
+def _principal_of(headers: dict[str, Any]) -> int | None:
+    try:
+        return amqp.principal_of(headers)
+    except ValueError as error:
+        _refuse(RejectReason.MALFORMED, f"{str(error).capitalize()}.")
 
 
 def _refused(headers: dict[str, Any]) -> Rejection | None:

@@ -23,19 +23,26 @@ class Resolved(NamedTuple):
     """The question's id by published id, whether it is deleted or not. A missing id is unknown."""
     withdrawn: Set[str]
     """The published ids in `questions` that are withdrawn."""
-    owners: Mapping[str, int]
-    """The owner's user id by published id, for the questions whose owner was asked for. Withdrawn
-    and deleted questions are left out.
+    owners: Mapping[str, int | None]
+    """The owner's user id by published id, for the questions whose owner was asked for; None for a
+    shared question. Withdrawn and deleted questions are left out.
     """
     granted: Mapping[str, set[int]]
     """The principals granted to each viewer. A viewer without any grant is left out."""
 
 
+UserQuestion = tuple[int, int]
+"""(user_id, question_id): many users may share a question, and each has a history of it."""
+
+
 class Standing(NamedTuple):
-    """A question as it is under its principal's lock. A deleted question has none."""
+    """A question, and a user's progress on it, under that user's lock. A deleted question has
+    none.
+    """
 
     question_id: int
-    user_id: int
+    owner_id: int | None
+    """None if the question is shared."""
     topic_id: int
     correct_choice: int
     progress: Progress | None
@@ -43,6 +50,10 @@ class Standing(NamedTuple):
     explanation_requested: bool
     scheduler: str | None
     """The scheduler that computed the schedule in `progress`."""
+
+
+Standings = Mapping[tuple[int | None, int], Standing]
+"""By (user_id, question_id). Without a user there is no progress."""
 
 
 class Stored(NamedTuple):

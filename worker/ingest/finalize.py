@@ -17,7 +17,16 @@ from worker.domain.history import Change, Placed, is_late, place
 from worker.domain.ids import derived_id
 from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
-from worker.domain.records import AttemptRow, Message, SessionRow, Standing, Stored, storable
+from worker.domain.records import (
+    AttemptRow,
+    Message,
+    SessionRow,
+    Standing,
+    Standings,
+    Stored,
+    UserQuestion,
+    storable,
+)
 from worker.domain.schedule import SCHEDULER_NAME
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import Summary, summarize
@@ -102,7 +111,7 @@ def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
 
 
 def in_one_transaction(
-    batches: Sequence[ScoredBatch], standing: Mapping[int, Standing], most: int
+    batches: Sequence[ScoredBatch], standing: Standings, most: int
 ) -> Sequence[ScoredBatch]:
     """The batches that one transaction folds: at least the first one.
 
@@ -111,15 +120,17 @@ def in_one_transaction(
     questions are too, so that it does not become late on more of them.
     """
     chosen: list[ScoredBatch] = []
-    folded: set[int] = set()
-    left_out: set[int] = set()
+    folded: set[UserQuestion] = set()
+    left_out: set[UserQuestion] = set()
     attempts = 0
     for batch in batches:
-        new = {*batch.late} - folded
-        more = sum([_attempts_of(standing[question_id]) for question_id in new])
+        user_id = batch.plan.user_id
+        new = {(user_id, question_id) for question_id in batch.late} - folded
+        more = sum([_attempts_of(standing[each]) for each in new])
         is_too_much = more and attempts + more > most
-        if chosen and (is_too_much or not left_out.isdisjoint(batch.pub_ids.values())):
-            left_out.update(batch.pub_ids.values())
+        answered = {(user_id, question_id) for question_id in batch.pub_ids.values()}
+        if chosen and (is_too_much or not left_out.isdisjoint(answered)):
+            left_out |= answered
             continue
         chosen.append(batch)
         folded |= new
@@ -133,17 +144,17 @@ def _attempts_of(question: Standing) -> int:
 
 def finalize(
     batches: Sequence[ScoredBatch],
-    standing: Mapping[int, Standing],
-    histories: Mapping[int, Sequence[ScoredAttempt]],
+    standing: Standings,
+    histories: Mapping[UserQuestion, Sequence[ScoredAttempt]],
     policy: Policy,
 ) -> Finalized:
-    """Folds each question once. `histories` has all attempts of each late question."""
+    """Folds each (user, question) once. `histories` has all attempts of each late one."""
     done = Finalized()
     placed = _placed(batches, standing, histories)
     patterns = {each: pattern_of(now.progress, policy) for each, now in placed.items()}
-    # A question's changes are in the order of delivery, as the batches below are.
+    # The changes of each are in the order of delivery, as the batches below are.
     changed = {each: iter(now.changes) for each, now in placed.items()}
-    explained = {each.question_id for each in standing.values() if each.explanation_requested}
+    explained = {each for each in placed if standing[each].explanation_requested}
     for batch in batches:
         plan, uuid = batch.plan, batch.plan.client_session_uuid
         outgoing: list[Message] = []
@@ -152,17 +163,22 @@ def finalize(
             session_id = derived_id(uuid, str(topic_id))
             changes: dict[int, Change] = {}
             for question_id in dict.fromkeys([row.question_id for row in rows]):
-                changes[question_id] = next(changed[question_id])
+                changes[question_id] = next(changed[plan.user_id, question_id])
             summary = summarize([row.attempt.outcome for row in rows], changes.values())
             sessions.append((topic_id, session_id, summary))
             done.sessions.append(_session(batch, topic_id, session_id, list(changes), summary))
             session = FinalizedSession(
-                plan.user_id, topic_id, session_id, changes, patterns, plan.incoming.traceparent
+                plan.user_id,
+                topic_id,
+                session_id,
+                changes,
+                {each: patterns[plan.user_id, each] for each in changes},
+                plan.incoming.traceparent,
             )
             for followup in FOLLOWUPS:
                 outgoing += followup.on_session(session, explained)
         due = [
-            (pub_id, placed[question_id].progress.memory.due_at)
+            (pub_id, placed[plan.user_id, question_id].progress.memory.due_at)
             for pub_id, question_id in batch.pub_ids.items()
         ]
         told = messages.ingested(
@@ -174,37 +190,30 @@ def finalize(
             batch.received_at, batch.last_answered_at, [each.time_was for each in batch.replaced]
         )
         done.messages[uuid] = outgoing
-    for question_id, now in placed.items():
-        question = standing[question_id]
+    for each, now in placed.items():
         done.progress.append(
-            Stored(
-                question.user_id,
-                question_id,
-                question.topic_id,
-                now.progress,
-                patterns[question_id],
-                question_id in explained,
-            )
+            Stored(*each, standing[each].topic_id, now.progress, patterns[each], each in explained)
         )
     return done
 
 
 def _placed(
     batches: Iterable[ScoredBatch],
-    standing: Mapping[int, Standing],
-    histories: Mapping[int, Sequence[ScoredAttempt]],
-) -> dict[int, Placed]:
-    """Each question's history with all of its sessions, in the order of delivery."""
-    new: dict[int, list[list[ScoredAttempt]]] = {}
+    standing: Standings,
+    histories: Mapping[UserQuestion, Sequence[ScoredAttempt]],
+) -> dict[UserQuestion, Placed]:
+    """The history of each (user, question) with all of its sessions, in the order of delivery."""
+    new: dict[UserQuestion, list[list[ScoredAttempt]]] = {}
     for batch in batches:
+        user_id = batch.plan.user_id
         for rows in batch.topics.values():
             for question_id, answers in _by_question(rows).items():
-                new.setdefault(question_id, []).append(answers)
+                new.setdefault((user_id, question_id), []).append(answers)
     return {
-        question_id: place(None, histories[question_id], sessions)
-        if question_id in histories
-        else place(standing[question_id].progress, (), sessions)
-        for question_id, sessions in new.items()
+        each: place(None, histories[each], sessions)
+        if each in histories
+        else place(standing[each].progress, (), sessions)
+        for each, sessions in new.items()
     }
 
 

@@ -15,7 +15,7 @@ from schemas.followups import EXPLANATION, REVIEW, Kind
 from schemas.words import CORRECT, Outcome, Pattern
 from worker.domain.history import Change
 from worker.domain.patterns import wants_review
-from worker.domain.records import Message
+from worker.domain.records import Message, UserQuestion
 from worker.ingest import messages
 
 
@@ -56,9 +56,9 @@ class Followup(NamedTuple):
     """A kind of job, with a function for everything that may request or withdraw it."""
 
     kind: Kind
-    on_session: Callable[[FinalizedSession, set[int]], Iterable[Message]]
-    """The jobs of a finalized session. The set has the questions whose explanation was requested;
-    the function adds to it."""
+    on_session: Callable[[FinalizedSession, set[UserQuestion]], Iterable[Message]]
+    """The jobs of a finalized session. The set has the (user_id, question_id) whose explanation was
+    requested; the function adds to it."""
     on_void: Callable[[VoidedSessions], Iterable[UUID]]
     """The message ids of jobs that are no longer needed when these sessions are void."""
     on_rescore: Callable[[Corrected], Iterable[Message]]
@@ -86,13 +86,14 @@ def _explained(user_id: int, question_id: int) -> str:
     return f"{user_id}/{question_id}"
 
 
-def _explanations(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
+def _explanations(session: FinalizedSession, explained: set[UserQuestion]) -> Iterable[Message]:
     """A request for each question whose last answer is not correct and that was never asked
     about.
     """
     for question_id, change in session.changes.items():
-        if change.after is not CORRECT and question_id not in explained:
-            explained.add(question_id)
+        asked = session.user_id, question_id
+        if change.after is not CORRECT and asked not in explained:
+            explained.add(asked)
             yield explanation_requested(
                 session.user_id,
                 question_id,
@@ -139,7 +140,7 @@ def review_requested(
     return messages.followup(REVIEW, str(quiz_session_id), body, traceparent)
 
 
-def _review(session: FinalizedSession, explained: set[int]) -> Iterable[Message]:
+def _review(session: FinalizedSession, explained: set[UserQuestion]) -> Iterable[Message]:
     """One request for all of the session's questions that are relapsed, stuck or leeches."""
     patterns = session.patterns
     to_review = [(each, patterns[each]) for each in session.changes if wants_review(patterns[each])]

@@ -9,12 +9,13 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from schemas import amqp
 from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import Skipped
 from schemas.words import RejectReason, SkipReason
 from worker.domain.policy import Policy
-from worker.domain.records import Original, Resolved, Standing
+from worker.domain.records import Original, Resolved, Standing, Standings
 from worker.domain.times import was_before
 
 
@@ -30,6 +31,8 @@ class Incoming:
     its viewer gets a result.
     """
     traceparent: str | None = None
+    principal: int | None = None
+    """The user that the viewer names, if it names one. It chooses among the viewer's grants."""
     can_come_again: bool = False
     """Whether it may be handed in again, instead of waiting, if its principal is busy."""
     original: Original | None = field(default=None, compare=False)
@@ -59,15 +62,29 @@ class Plan(NamedTuple):
         return self.batch.client_session_uuid
 
 
-def owner_of(batch: AttemptBatch, owners: Mapping[str, int]) -> int | None:
-    """The owner, in `owners`, of the first of the batch's questions that has one. This is the
-    batch's principal, unless the batch is rejected.
+def find_principal(
+    incoming: Incoming,
+    batch: AttemptBatch,
+    owners: Mapping[str, int | None],
+    granted: Mapping[str, set[int]],
+) -> int | None:
+    """The batch's principal, unless the batch is rejected: the owner, in `owners`, of the first of
+    its questions that has one; if all of these are shared, the user whom the viewer may and does
+    mean. None if there is no such user.
     """
-    for attempt in batch.attempts:
-        owner = owners.get(attempt.question_pub_id)
-        if owner is not None:
+    known = [each.question_pub_id for each in batch.attempts if each.question_pub_id in owners]
+    for pub_id in known:
+        if (owner := owners[pub_id]) is not None:
             return owner
-    return None
+    return _meant(incoming, granted) if known else None
+
+
+def _meant(incoming: Incoming, granted: Mapping[str, set[int]]) -> int | None:
+    """The user among the viewer's grants whom it names, or the only one."""
+    users = granted.get(incoming.viewer or "", set())
+    if incoming.principal is not None:
+        return incoming.principal if incoming.principal in users else None
+    return min(users) if len(users) == 1 else None
 
 
 def may_write(
@@ -86,28 +103,30 @@ def plan(
     incoming: Incoming,
     batch: AttemptBatch,
     resolved: Resolved,
-    standing: Mapping[int, Standing],
+    standing: Standings,
+    user_id: int | None,
     policy: Policy,
     received_at: datetime,
     erased_at: Mapping[int, datetime],
 ) -> Plan:
     """Divides the batch's attempts into those that count and those that are skipped.
 
-    A published id that is not in `resolved` is unknown, and a question that is not in `standing` is
-    deleted. Raises `Rejection` with `nothing_resolved`, `mixed_principals`, `principal_not_granted`
-    or `nothing_to_score`.
+    `user_id` is the user whose lock is held, or None. A published id that is not in `resolved` is
+    unknown, and a question that is not in `standing` for this user is deleted. Raises `Rejection`
+    with `nothing_resolved`, `mixed_principals`, `principal_ambiguous`, `principal_not_granted` or
+    `nothing_to_score`.
     """
-    owners: set[int] = set()
+    owners: set[int | None] = set()
     answered: list[Answered] = []
     skipped: list[Skipped] = []
     erased: datetime | None = None
+    gone_at = None if user_id is None else erased_at.get(user_id)
     for position, attempt in enumerate(batch.attempts):
-        question = _question(attempt.question_pub_id, resolved, standing)
+        question = _question(attempt.question_pub_id, resolved, standing, user_id)
         if isinstance(question, SkipReason):
             skipped.append(_skipped(position, attempt, question))
             continue
-        owners.add(question.user_id)
-        gone_at = erased_at.get(question.user_id)
+        owners.add(question.owner_id)
         if gone_at is not None and _is_before(batch, position, gone_at, received_at, policy):
             erased = gone_at
             skipped.append(_skipped(position, attempt, SkipReason.ERASED))
@@ -116,7 +135,7 @@ def plan(
             skipped.append(_skipped(position, attempt, SkipReason.NO_ANSWER))
         else:
             answered.append((position, attempt, question))
-    principal = _single(owners, len(batch.attempts))
+    principal = _single(incoming, owners, resolved.granted, len(batch.attempts))
     if not may_write(incoming.viewer, principal, resolved.granted, policy):
         raise Rejection(
             RejectReason.PRINCIPAL_NOT_GRANTED,
@@ -131,7 +150,7 @@ def plan(
 
 
 def _question(
-    pub_id: str, resolved: Resolved, standing: Mapping[int, Standing]
+    pub_id: str, resolved: Resolved, standing: Standings, user_id: int | None
 ) -> Standing | SkipReason:
     """The question that a published id stands for, or why there is none."""
     question_id = resolved.questions.get(pub_id)
@@ -139,7 +158,7 @@ def _question(
         return SkipReason.UNKNOWN_PUBLICATION
     if pub_id in resolved.withdrawn:
         return SkipReason.WITHDRAWN
-    return standing.get(question_id) or SkipReason.QUESTION_DELETED
+    return standing.get((user_id, question_id)) or SkipReason.QUESTION_DELETED
 
 
 def erased_throughout(
@@ -149,7 +168,7 @@ def erased_throughout(
     policy: Policy,
 ) -> datetime | None:
     """When the user of a batch that is to be rejected was erased, if all its answers are from
-    before; None if they are not. `behind` has when the owners of its questions were erased.
+    before; None if they are not. `behind` has when the users of its questions were erased.
 
     A rejected batch is kept as a dead letter, and that must not keep what was erased.
     """
@@ -173,8 +192,14 @@ def _is_before(
     return was_before(sent_at, erased_at, received_at, policy.earliest_answer, policy.erase_memory)
 
 
-def _single(owners: set[int], attempts: int) -> int:
-    if not owners:
+def _single(
+    incoming: Incoming,
+    all_owners: set[int | None],
+    granted: Mapping[str, set[int]],
+    attempts: int,
+) -> int:
+    owners = all_owners - {None}
+    if not all_owners:
         raise Rejection(
             RejectReason.NOTHING_RESOLVED,
             f"None of the {attempts} attempts is on a question that is published now.",
@@ -184,8 +209,30 @@ def _single(owners: set[int], attempts: int) -> int:
             RejectReason.MIXED_PRINCIPALS,
             f"The questions belong to {len(owners)} users, but a batch is one user's session.",
         )
-    (principal,) = owners
-    return principal
+    named = incoming.principal
+    if owners:
+        (owner,) = owners
+        assert owner is not None
+        if named not in (None, owner):
+            raise Rejection(
+                RejectReason.MIXED_PRINCIPALS,
+                f"The header {amqp.PRINCIPAL_HEADER} names user {named}, but the questions belong"
+                f" to user {owner}.",
+            )
+        return owner
+    if (meant := _meant(incoming, granted)) is not None:
+        return meant
+    if named is not None:
+        raise Rejection(
+            RejectReason.PRINCIPAL_NOT_GRANTED,
+            f"The viewer may not write for user {named}: grant that, or discard the batch.",
+        )
+    users = len(granted.get(incoming.viewer or "", ()))
+    raise Rejection(
+        RejectReason.PRINCIPAL_AMBIGUOUS,
+        f"All questions are shared, and the viewer has {users} grants: grant it one user, or name"
+        f" one in the header {amqp.PRINCIPAL_HEADER}.",
+    )
 
 
 def _skipped(position: int, attempt: Attempt, reason: SkipReason) -> Skipped:

@@ -5,7 +5,7 @@ in as `Incoming`, and the decision about each goes out as a `Disposition`.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -18,17 +18,18 @@ from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Rejected
 from worker.domain.policy import Policy
-from worker.domain.records import DeadLetter, Message, Resolved, Standing
+from worker.domain.records import DeadLetter, Message, Resolved, Standings
 from worker.errors import NoTurn, PrincipalInUse, SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
 from worker.ingest.finalize import Finalized, ScoredBatch, finalize, in_one_transaction, score
 from worker.ingest.letters import dead_letter
-from worker.ingest.resolve import Incoming, Plan, erased_throughout, may_write, owner_of, plan
+from worker.ingest.resolve import Incoming, Plan, erased_throughout, find_principal, may_write, plan
 from worker.store import (
     attempts,
     dead_letters,
     erasures,
     inbox,
+    keys,
     outbox,
     principals,
     progress,
@@ -166,16 +167,21 @@ async def transact(
         if isinstance(incoming.content, AttemptBatch)
     }
     resolved, principal_of = await _resolve(connection, batches, policy)
-    held = await _lock(connection, {*principal_of.values()}, wait=wait, turns=turns)
+    is_shared = None in resolved.owners.values()
+    held = await _lock(
+        connection, {*principal_of.values()}, wait=wait, turns=turns, is_shared=is_shared
+    )
     received_at, known, erased_at = await inbox.look(connection, batches, held)
     busy = {uuid for uuid, user_id in principal_of.items() if user_id not in held} - known.keys()
     new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
-    standing = await _standing(connection, new, resolved)
-    planned, rejections = _plan(new, resolved, standing, held, policy, received_at, erased_at)
+    standing = await _standing(connection, new, resolved, principal_of, is_shared=is_shared)
+    planned, rejections = _plan(
+        new, resolved, standing, principal_of, policy, received_at, erased_at
+    )
     plans = [each for each in planned if each.answered]
     buried = {
         each.client_session_uuid: each.erased_at for each in planned if not each.answered
-    } | await _erased(connection, new, rejections, received_at, policy)
+    } | await _erased(connection, new, rejections, resolved.granted, received_at, policy)
     scored = [score(plan, received_at, policy) for plan in plans]
     chosen = in_one_transaction(scored, standing, _FOLDED_AT_ONCE)
     done = await _finalize(connection, chosen, standing, policy)
@@ -225,68 +231,90 @@ async def _resolve(
     owners = dict(resolved.owners)
     if others := {
         each.question_pub_id
-        for _, batch in batches.values()
-        if batch.attempts[0].question_pub_id not in owners
+        for incoming, batch in batches.values()
+        if find_principal(incoming, batch, owners, resolved.granted) is None
         for each in batch.attempts
     }:
         owners |= await publications.owners(connection, others)
-    return resolved, {
-        uuid: owner
+    return resolved._replace(owners=owners), {
+        uuid: principal
         for uuid, (incoming, batch) in batches.items()
-        if (owner := owner_of(batch, owners)) is not None
-        and may_write(incoming.viewer, owner, resolved.granted, policy)
+        if (principal := find_principal(incoming, batch, owners, resolved.granted)) is not None
+        and may_write(incoming.viewer, principal, resolved.granted, policy)
     }
 
 
 async def _lock(
-    connection: AsyncConnection, users: set[int], *, wait: bool, turns: int | None
+    connection: AsyncConnection, users: set[int], *, wait: bool, turns: int | None, is_shared: bool
 ) -> set[int]:
-    """Locks the users' histories until the commit, and returns the users that are locked."""
+    """Locks the users' histories until the commit, and returns the users that are locked.
+
+    With `is_shared` it then also holds up who corrects the key of a shared question.
+    """
     if not users:
         return users
-    if not wait:
-        return await principals.lock_free(connection, users, turns)
-    await principals.lock(connection, users)
-    return users
+    if wait:
+        await principals.lock(connection, users)
+        held = users
+    else:
+        held = await principals.lock_free(connection, users, turns)
+    if is_shared:
+        await keys.hold(connection)
+    return held
 
 
 async def _standing(
-    connection: AsyncConnection, batches: Batches, resolved: Resolved
-) -> Mapping[int, Standing]:
-    """The questions of the batches as they are now."""
+    connection: AsyncConnection,
+    batches: Batches,
+    resolved: Resolved,
+    principal_of: Mapping[UUID, int],
+    *,
+    is_shared: bool,
+) -> Standings:
+    """The questions of the batches as they are now, and their users' progress on them."""
     published = resolved.questions
-    found = {
-        published.get(each.question_pub_id)
-        for _, batch in batches.values()
+    wanted = {
+        (principal_of.get(uuid), question_id)
+        for uuid, (_, batch) in batches.items()
         for each in batch.attempts
+        if (question_id := published.get(each.question_pub_id)) is not None
     }
-    wanted = [each for each in found if each is not None]
-    return await progress.standing(connection, wanted) if wanted else {}
+    if not wanted:
+        return {}
+    standing = await progress.standing(connection, wanted)
+    if not is_shared and any(each.owner_id is None for each in standing.values()):
+        # Shared questions among a user's own, which were not looked up before. Their keys must not
+        # change any more, and may just have.
+        await keys.hold(connection)
+        standing = await progress.standing(connection, wanted)
+    return standing
 
 
 def _plan(
     batches: Batches,
     resolved: Resolved,
-    standing: Mapping[int, Standing],
-    held: Collection[int],
+    standing: Standings,
+    principal_of: Mapping[UUID, int],
     policy: Policy,
     received_at: datetime,
     erased_at: Mapping[int, datetime],
 ) -> tuple[list[Plan], dict[UUID, Rejection]]:
     """Plans each batch, or rejects it.
 
-    Raises `TransientFault` if the questions of a batch have changed their owner since the lookup,
-    and the new owner is not in `held`.
+    Raises `TransientFault` if the questions of a batch have changed their owner since the lookup.
     """
     plans: list[Plan] = []
     rejections: dict[UUID, Rejection] = {}
     for uuid, (incoming, batch) in batches.items():
+        user_id = principal_of.get(uuid)
         try:
-            planned = plan(incoming, batch, resolved, standing, policy, received_at, erased_at)
+            planned = plan(
+                incoming, batch, resolved, standing, user_id, policy, received_at, erased_at
+            )
         except Rejection as rejection:
             rejections[uuid] = rejection
             continue
-        if planned.user_id not in held:
+        if planned.user_id != user_id:
             raise TransientFault(f"The questions of batch {uuid} have just changed their owner.")
         plans.append(planned)
     return plans, rejections
@@ -296,6 +324,7 @@ async def _erased(
     connection: AsyncConnection,
     batches: Batches,
     rejections: Mapping[UUID, Rejection],
+    granted: Mapping[str, set[int]],
     received_at: datetime,
     policy: Policy,
 ) -> dict[UUID, datetime | None]:
@@ -305,23 +334,35 @@ async def _erased(
     They do not become dead letters, because a dead letter keeps the whole batch, and its questions
     may be withdrawn because its user is gone.
     """
-    rejected = {uuid: batches[uuid][1] for uuid in rejections}
+    rejected = {uuid: batches[uuid] for uuid in rejections}
     if not rejected:
         return {}
-    behind = await erasures.behind(
-        connection, {each.question_pub_id for batch in rejected.values() for each in batch.attempts}
+    behind = await publications.behind(
+        connection,
+        {each.question_pub_id for _, batch in rejected.values() for each in batch.attempts},
     )
-    return {
-        uuid: erased_at
-        for uuid, batch in rejected.items()
-        if (erased_at := erased_throughout(batch, behind, received_at, policy)) is not None
+    owners = {pub_id: owner for pub_id, (_, owner) in behind.items()}
+    users = {
+        uuid: find_principal(incoming, batch, owners, granted)
+        for uuid, (incoming, batch) in rejected.items()
     }
+    wanted = {*owners.values(), *users.values()}
+    moments = await erasures.of_users(connection, [each for each in wanted if each is not None])
+    found: dict[UUID, datetime | None] = {}
+    for uuid, (_, batch) in rejected.items():
+        erased = {
+            pub_id: moments.get(users[uuid] if owner is None else owner)
+            for pub_id, owner in owners.items()
+        }
+        if (moment := erased_throughout(batch, erased, received_at, policy)) is not None:
+            found[uuid] = moment
+    return found
 
 
 async def _finalize(
     connection: AsyncConnection,
     batches: Sequence[ScoredBatch],
-    standing: Mapping[int, Standing],
+    standing: Standings,
     policy: Policy,
 ) -> Finalized:
     late = {(each.plan.user_id, question_id) for each in batches for question_id in each.late}

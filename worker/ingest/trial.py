@@ -92,14 +92,16 @@ async def _try(connection: AsyncConnection) -> NoReturn:
     received_at = (await inbox.look(connection, [], [])).received_at
     for question_id, topic_id in await fetch(connection, _QUESTION, {}):
         first = -secrets.randbits(62)
-        questions = [
-            Standing(question_id, first - n, topic_id, _RIGHT, None, False, None)
-            for n in range(_BATCHES)
-        ]
-        plans = [_plan(question) for question in questions]
+        question = Standing(question_id, None, topic_id, _RIGHT, None, False, None)
+        plans = [_plan(question, first - n) for n in range(_BATCHES)]
         done = [
-            finalize([score(plan, received_at, Policy())], {question_id: question}, {}, Policy())
-            for plan, question in zip(plans, questions, strict=True)
+            finalize(
+                [score(plan, received_at, Policy())],
+                {(plan.user_id, question_id): question},
+                {},
+                Policy(),
+            )
+            for plan in plans
         ]
         await _write(connection, plans, done)
     await dead_letters.keep(connection, [_letter() for _ in range(_BATCHES)], Policy())
@@ -140,14 +142,14 @@ def _letter() -> DeadLetter:
     )
 
 
-def _plan(question: Standing) -> Plan:
-    """A made-up batch of the question's owner."""
+def _plan(question: Standing, user_id: int) -> Plan:
+    """A made-up batch of the user."""
     attempt = Attempt(question_pub_id=_VIEWER, selected_choice=_RIGHT)
     batch = AttemptBatch(client_session_uuid=uuid4(), attempts=(attempt,) * _ATTEMPTS)
     return Plan(
         Incoming(_VIEWER, batch, batch.client_session_uuid),
         batch,
-        question.user_id,
+        user_id,
         tuple((position, attempt, question) for position in range(_ATTEMPTS)),
         (),
         None,

@@ -14,7 +14,7 @@ viewer's last grant must stay, because a viewer without grants may write for eve
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -25,13 +25,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
+from worker.broker.copies import named_principal
 from worker.ingest import messages
-from worker.operate.dead.letters import OnProgress, batch_in
+from worker.operate.dead.letters import OnProgress, batch_in, properties_of
 from worker.store import audit, erasures, outbox, principals, publications
 from worker.store.audit import By
 from worker.store.driver import write
 from worker.store.engine import transaction
-from worker.store.operate import dead
+from worker.store.operate import dead, grants
 from worker.store.operate import erase as stored
 from worker.store.operate.dead import Letter, Wanted
 from worker.store.operate.erase import Erased
@@ -66,11 +67,12 @@ async def survey(engine: AsyncEngine, user_id: int, progress: OnProgress) -> Sur
     async with transaction(engine) as connection:
         found = Survey(*await stored.count(connection, user_id))
         letters = await dead.count(connection, Wanted())
+        granted = await grants.all_of(connection)
     seen, after = 0, None
     while True:
         async with transaction(engine) as connection:
             page = await dead.page(connection, Wanted(), after, _AT_ONCE)
-            owners = await _owners(connection, page)
+            owners = await _owners(connection, page, granted)
         if not page:
             return found
         for letter, whose in zip(page, owners, strict=True):
@@ -123,19 +125,35 @@ async def _tell(
         await write(connection, outbox.recording(results))
 
 
-async def _owners(connection: AsyncConnection, letters: Sequence[Letter]) -> list[set[int]]:
-    """Everybody whose questions each letter names; failing that, whose batch has its uuid."""
+async def _owners(
+    connection: AsyncConnection, letters: Sequence[Letter], granted: Mapping[str, list[int]]
+) -> list[set[int]]:
+    """Everybody whose questions each letter names; failing that, whose batch has its uuid, or for
+    whom its viewer answered shared questions.
+    """
     named = [_named(letter) for letter in letters]
     behind = await publications.behind(connection, {each for some in named for each in some})
     found = []
     for letter, names in zip(letters, named, strict=True):
-        owners = {behind[name][1] for name in names if name in behind}
+        known = {behind[name][1] for name in names if name in behind}
+        owners = {owner for owner in known if owner is not None}
         uuid = letter.brief.client_session_uuid
         if not owners and uuid is not None:
             owner = await stored.owner_of_batch(connection, uuid)
             owners = set() if owner is None else {owner}
+        if not owners and known:
+            owners = _meant(letter, granted)
         found.append(owners)
     return found
+
+
+def _meant(letter: Letter, granted: Mapping[str, list[int]]) -> set[int]:
+    """The user that the letter's viewer names, or the only one that it may write for."""
+    named = named_principal(properties_of(letter).get("headers"))
+    if named is not None:
+        return {named}
+    users = granted.get(letter.brief.viewer or "", [])
+    return {*users} if len(users) == 1 else set()
 
 
 def _named(letter: Letter) -> set[str]:

@@ -6,7 +6,7 @@ counts from the current log. Viewers know this message already. The inbox keeps 
 that a redelivery does not send the old one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -23,12 +23,15 @@ from worker.errors import IngestError
 from worker.ingest.followups import FOLLOWUPS, Corrected
 from worker.operate.repair import Difference, put_right
 from worker.operate.retelling import again, due_now
-from worker.store import attempts, audit, content, inbox, outbox, principals, publications
+from worker.store import attempts, audit, content, inbox, keys, outbox, principals, publications
 from worker.store.audit import By
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.operate import rescore as stored
 from worker.store.operate.rescore import Answer, Told
+
+Progress = Callable[[int, int], None]
+"""Told how many users are done, of how many."""
 
 
 class RescoreCounts(NamedTuple):
@@ -64,26 +67,63 @@ async def rescore(
     correct_choice: int | None,
     policy: Policy,
     by: By,
+    progress: Progress = lambda done, of: None,
 ) -> RescoreCounts:
     """Scores all attempts on a question by `correct_choice`, or by the question's own key if it is
     None.
 
-    It sets the question's correct choice if it differs. It runs one transaction for each principal
-    with attempts on the question, the owner first. Usually the owner is the only one. Raises
-    `IngestError` if there is no such question, or if its key is the application's to change.
+    It sets the question's correct choice if it differs. Then it runs one transaction for each
+    principal, until no attempt on the question was judged by another key. If it is interrupted, it
+    can be run again. Raises `IngestError` if there is no such question, or if its key is the
+    application's to change.
     """
+    total = RescoreCounts()
     async with transaction(engine) as connection:
-        user_ids = await stored.answered_by(connection, question_id)
-        if user_ids is None:
+        question = await stored.question(connection, question_id)
+        if question is None:
             raise IngestError(f"There is no question {question_id}.")
         await _check_key(connection, question_id, correct_choice)
-    total = RescoreCounts()
-    for user_id in user_ids:
+        if question.owner_id is None:
+            # After this, every answer that was judged by the old key is on record.
+            await keys.wait(connection)
+            await _correct_shared(connection, question_id, correct_choice, by)
+    if question.owner_id is not None:
+        total = await _of_user(engine, question.owner_id, question_id, correct_choice, policy, by)
+    done = 0
+    while True:
         async with transaction(engine) as connection:
-            await principals.lock(connection, [user_id])
-            done = await _rescore_one(connection, user_id, question_id, correct_choice, policy, by)
-        total = RescoreCounts(*(a + b for a, b in zip(total, done, strict=True)))
-    return total
+            user_ids = await stored.judged_otherwise(connection, question_id)
+        if not user_ids:
+            return total
+        for number, user_id in enumerate(user_ids, start=done + 1):
+            one = await _of_user(engine, user_id, question_id, None, policy, by)
+            total = RescoreCounts(*(a + b for a, b in zip(total, one, strict=True)))
+            progress(number, done + len(user_ids))
+        done += len(user_ids)
+
+
+async def _correct_shared(
+    connection: AsyncConnection, question_id: int, correct_choice: int | None, by: By
+) -> None:
+    was = await stored.key(connection, question_id)
+    if correct_choice is None or correct_choice == was:
+        return
+    await stored.correct(connection, question_id, correct_choice)
+    effect = {"correct_choice": correct_choice, "question_had": was}
+    await audit.record(connection, by, "rescore", f"question {question_id}", effect)
+
+
+async def _of_user(
+    engine: AsyncEngine,
+    user_id: int,
+    question_id: int,
+    correct_choice: int | None,
+    policy: Policy,
+    by: By,
+) -> RescoreCounts:
+    async with transaction(engine) as connection:
+        await principals.lock(connection, [user_id])
+        return await _rescore_one(connection, user_id, question_id, correct_choice, policy, by)
 
 
 async def _check_key(
@@ -108,6 +148,8 @@ async def _rescore_one(
     by: By,
 ) -> RescoreCounts:
     was = await stored.key(connection, question_id)
+    if was is None:  # the application has just deleted the question
+        return RescoreCounts()
     key = was if correct_choice is None else correct_choice
     if key != was:
         await stored.correct(connection, question_id, key)
@@ -154,7 +196,7 @@ async def _results(
     """The current result of each batch, and the viewer that gets it."""
     questions = {each for batch in told for ids in batch.questions.values() for each in ids}
     histories = await attempts.histories(connection, {(user_id, each) for each in questions})
-    marks = {question_id: _marks(history) for question_id, history in histories.items()}
+    marks = {question_id: _marks(history) for (_, question_id), history in histories.items()}
     results = [_as_of_now(batch, marks) for batch in told]
     due = await due_now(connection, user_id, results)
     return [

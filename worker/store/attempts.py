@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome
-from worker.domain.records import SessionRow
+from worker.domain.records import SessionRow, UserQuestion
 from worker.domain.scoring import ScoredAttempt
 from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
@@ -105,9 +105,10 @@ _SCORED: Final = (
 )
 
 _HISTORY: Final = text(
-    "SELECT attempt.study_question_id, attempt.quiz_session_id, attempt.answered_at,"
-    " nullif(attempt.answered_at_sent, attempt.answered_at), attempt.position, attempt.outcome,"
-    " attempt.is_correct FROM unnest(CAST(:user_ids AS bigint[]), CAST(:question_ids AS bigint[]))"
+    "SELECT attempt.user_id, attempt.study_question_id, attempt.quiz_session_id,"
+    " attempt.answered_at, nullif(attempt.answered_at_sent, attempt.answered_at),"
+    " attempt.position, attempt.outcome, attempt.is_correct"
+    " FROM unnest(CAST(:user_ids AS bigint[]), CAST(:question_ids AS bigint[]))"
     " AS wanted (user_id, question_id)"
     " JOIN study_question_attempts AS attempt ON attempt.user_id = wanted.user_id"
     " AND attempt.study_question_id = wanted.question_id"
@@ -169,9 +170,9 @@ def inserting(sessions: Sequence[SessionRow]) -> list[Write]:
 
 
 async def histories(
-    connection: AsyncConnection, wanted: Collection[tuple[int, int]]
-) -> dict[int, list[ScoredAttempt]]:
-    """All attempts that count, in no order, of each (user_id, question_id), by question.
+    connection: AsyncConnection, wanted: Collection[UserQuestion]
+) -> dict[UserQuestion, list[ScoredAttempt]]:
+    """All attempts that count, in no order, of each (user_id, question_id).
 
     Attempts of voided sessions do not count.
     """
@@ -186,13 +187,13 @@ async def histories(
     session_ids = list({row[1] for row in rows})
     sessions = await fetch(connection, _UUIDS, {"session_ids": session_ids})
     uuids: dict[UUID, UUID] = {row[0]: row[1] for row in sessions}
-    found: dict[int, list[ScoredAttempt]] = {question_id: [] for _, question_id in wanted}
+    found: dict[UserQuestion, list[ScoredAttempt]] = {each: [] for each in wanted}
     for number, row in enumerate(rows):
-        question_id, session_id, answered_at, sent_at, position, outcome, is_correct = row
+        user_id, question_id, session_id, answered_at, sent_at, position, outcome, is_correct = row
         if number % _READ_AT_ONCE == _READ_AT_ONCE - 1:
             await asyncio.sleep(0)  # other tasks must run too, and there may be many rows
         if (uuid := uuids.get(session_id)) is not None:
-            found[question_id].append(
+            found[user_id, question_id].append(
                 ScoredAttempt(
                     answered_at,
                     sent_at or answered_at,

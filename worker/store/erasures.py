@@ -11,14 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.store.driver import fetch
-from worker.store.literals import as_text, texts
 
-_BEHIND: Final = text(
-    "SELECT publication.pub_id, erasure.erased_at FROM published AS publication"
-    " JOIN study_questions AS question ON question.id = publication.source_id"
-    " LEFT JOIN ingest_erasures AS erasure ON erasure.user_id = question.user_id"
-    " WHERE publication.kind = 'question'"
-    f" AND publication.pub_id = ANY({as_text('pub_ids', 'text')})"
+_OF_USERS: Final = text(
+    "SELECT user_id, erased_at FROM ingest_erasures WHERE user_id = ANY(CAST(:users AS bigint[]))"
 )
 
 _REMEMBER: Final = text(
@@ -27,13 +22,11 @@ _REMEMBER: Final = text(
 )
 
 
-async def behind(
-    connection: AsyncConnection, pub_ids: Collection[str]
-) -> dict[str, datetime | None]:
-    """The time at which the owner of each question was erased, by published id, or None if never.
-    This includes withdrawn publications and deleted questions. Unknown ids are left out.
-    """
-    rows = await fetch(connection, _BEHIND, {"pub_ids": texts(pub_ids)})
+async def of_users(
+    connection: AsyncConnection, user_ids: Collection[int]
+) -> dict[int | None, datetime]:
+    """The time at which each user was erased. Users who never were are left out."""
+    rows = await fetch(connection, _OF_USERS, {"users": list(user_ids)})
     return {row[0]: row[1] for row in rows}
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.words import Outcome, Pattern
 from worker.domain.fold import Progress
-from worker.domain.records import Standing, Stored
+from worker.domain.records import Standing, Standings, Stored
 from worker.domain.schedule import Memory
 from worker.store.driver import Write, fetch
 from worker.store.literals import as_text, numbers, rows_of, time_of, times, words
@@ -48,14 +48,18 @@ _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 _PATTERNS: Final = {pattern.value: pattern for pattern in Pattern}
 """Plain dictionaries, because calling an Enum takes ten times as long."""
 
+_WANTED: Final = rows_of(
+    {"user_id": as_text("users", "bigint"), "question_id": as_text("questions", "bigint")}
+)
 _STANDING: Final = text(
-    "SELECT question.id, question.user_id, question.study_topic_id, question.correct_choice,"
-    " coalesce(explanation_requested, false), scheduler,"
+    "SELECT wanted.user_id, question.id, question.user_id, question.study_topic_id,"
+    " question.correct_choice, coalesce(explanation_requested, false), scheduler,"
     f" {', '.join(f'progress.{name}' for name in [*_COLUMNS][_FOLD])}"
-    " FROM study_questions AS question"
-    " LEFT JOIN study_question_progress AS progress ON progress.user_id = question.user_id"
-    " AND progress.study_question_id = question.id"
-    " WHERE question.id = ANY(CAST(:question_ids AS bigint[])) AND question.deleted_at IS NULL"
+    f" FROM {_WANTED} AS wanted"
+    " JOIN study_questions AS question ON question.id = wanted.question_id"
+    " LEFT JOIN study_question_progress AS progress ON progress.user_id = wanted.user_id"
+    " AND progress.study_question_id = wanted.question_id"
+    " WHERE question.deleted_at IS NULL"
 )
 
 _NUMBERS: Final = ("bigint", "integer", "smallint", "boolean")
@@ -92,15 +96,20 @@ _DELETE: Final = text(
 )
 
 
-async def standing(connection: AsyncConnection, question_ids: Iterable[int]) -> dict[int, Standing]:
-    """The questions, and their owners' progress on them. Read them under the owners' locks."""
-    rows = await fetch(connection, _STANDING, {"question_ids": list(question_ids)})
+async def standing(
+    connection: AsyncConnection, wanted: Collection[tuple[int | None, int]]
+) -> Standings:
+    """The questions, and the users' progress on them, for each (user_id, question_id). Read them
+    under the users' locks.
+    """
+    users, questions = zip(*wanted, strict=True) if wanted else ((), ())
+    values = {"users": numbers(users), "questions": numbers(questions)}
     found = {}
-    for row in rows:
-        question_id, user_id, topic_id, correct_choice, requested, scheduler = row[:6]
-        progress = None if scheduler is None else _fold(row[6:])
-        found[question_id] = Standing(
-            question_id, user_id, topic_id, correct_choice, progress, requested, scheduler
+    for row in await fetch(connection, _STANDING, values):
+        user_id, question_id, owner_id, topic_id, correct_choice, requested, scheduler = row[:7]
+        progress = None if scheduler is None else _fold(row[7:])
+        found[user_id, question_id] = Standing(
+            question_id, owner_id, topic_id, correct_choice, progress, requested, scheduler
         )
     return found
 

@@ -47,7 +47,7 @@ async def resolve(
     """
     questions: dict[str, int] = {}
     taken_back: set[str] = set()
-    owners: dict[str, int] = {}
+    owners: dict[str, int | None] = {}
     granted: dict[str, set[int]] = {}
     wanted = {"pub_ids": texts(pub_ids), "owned": texts(owned), "viewers": list(viewers)}
     for pub_id, withdrawn, question_id, user_id, viewer in await fetch(
@@ -64,15 +64,17 @@ async def resolve(
     return Resolved(questions, taken_back, owners, granted)
 
 
-async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[str, int]:
-    """The owner's user id by published id. Withdrawn and deleted questions have none."""
+async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[str, int | None]:
+    """The owner's user id by published id, None for a shared question. Withdrawn and deleted
+    questions are left out.
+    """
     rows = await fetch(connection, _OWNERS, {"owned": texts(pub_ids)})
     return {row[0]: row[1] for row in rows}
 
 
 async def behind(
     connection: AsyncConnection, pub_ids: Collection[str]
-) -> dict[str, tuple[int, int]]:
-    """(question_id, user_id) by published id, including withdrawn and deleted ones."""
-    rows = await connection.execute(_BEHIND, {"pub_ids": list(pub_ids)})
+) -> dict[str, tuple[int, int | None]]:
+    """(question_id, owner or None) by published id, including withdrawn and deleted ones."""
+    rows = await fetch(connection, _BEHIND, {"pub_ids": list(pub_ids)})
     return {pub_id: (question_id, user_id) for pub_id, question_id, user_id in rows}

@@ -15,6 +15,7 @@ import migrations
 from worker.errors import DatabaseAway, SchemaError
 from worker.store import version
 from worker.store.engine import transaction
+from worker.store.prepare import prepared
 
 _REFUSED: Final = {
     "55P03": "Another session has locked a table for longer than INGEST_LOCK_TIMEOUT: run `migrate`"
@@ -82,7 +83,7 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     await _check_encoding(engine)
     before = await current(engine)
     try:
-        async with engine.connect() as plain:
+        async with prepared(engine, before, target), engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="READ COMMITTED")
             await connection.run_sync(_run, before, target)
             await connection.commit()

@@ -60,7 +60,8 @@ study_topics = Table(
     "study_topics",
     METADATA,
     Column("id", BigInteger, Identity(), primary_key=True),
-    Column("user_id", BigInteger, nullable=False),
+    # Empty for what many users share; so it is for a question.
+    Column("user_id", BigInteger),
     Column("name", Text, nullable=False, server_default=""),
 )
 
@@ -68,7 +69,7 @@ study_questions = Table(
     "study_questions",
     METADATA,
     Column("id", BigInteger, Identity(), primary_key=True),
-    Column("user_id", BigInteger, nullable=False),
+    Column("user_id", BigInteger),
     Column("study_topic_id", BigInteger, ForeignKey("study_topics.id"), nullable=False),
     Column("correct_choice", Integer, nullable=False),
     Column("deleted_at", _TIME),
@@ -154,7 +155,7 @@ study_question_attempts = Table(
         name="time_was",
     ),
     CheckConstraint("jsonb_typeof(replaced) = 'array'", name="replaced"),
-    Index(None, "study_question_id"),
+    Index(None, "study_question_id", "user_id"),
 )
 
 study_question_progress = Table(

@@ -23,6 +23,13 @@ class Answer(NamedTuple):
     outcome: Outcome
 
 
+class Question(NamedTuple):
+    """Whose a question is (None if it is shared), and its key."""
+
+    owner_id: int | None
+    correct_choice: int
+
+
 class Told(NamedTuple):
     """An ingested batch with the result that its viewer got, and its sessions with their
     questions.
@@ -33,18 +40,21 @@ class Told(NamedTuple):
     questions: dict[UUID, list[int]]
 
 
-_OWNER: Final = text("SELECT user_id FROM study_questions WHERE id = :question_id")
+_QUESTION: Final = text(
+    "SELECT user_id, correct_choice FROM study_questions WHERE id = :question_id"
+)
 
-_ANSWERED_BY: Final = text(
-    "SELECT DISTINCT user_id FROM study_question_attempts WHERE study_question_id = :question_id"
+_JUDGED_OTHERWISE: Final = text(
+    "SELECT DISTINCT attempt.user_id FROM study_questions AS question"
+    " JOIN study_question_attempts AS attempt ON attempt.study_question_id = question.id"
+    " WHERE question.id = :question_id AND attempt.correct_choice <> question.correct_choice"
+    " ORDER BY attempt.user_id"
 )
 
 _CORRECT: Final = text(
     "UPDATE study_questions SET correct_choice = :choice"
     " WHERE id = :question_id AND correct_choice <> :choice"
 )
-
-_KEY: Final = text("SELECT correct_choice FROM study_questions WHERE id = :question_id")
 
 _ANSWERS: Final = text(
     "SELECT id, quiz_session_id, selected_choice, correct_choice, is_correct, outcome"
@@ -80,16 +90,15 @@ _TOLD: Final = text(
 )
 
 
-async def answered_by(connection: AsyncConnection, question_id: int) -> list[int] | None:
-    """The question's owner, and then other users who have attempts on it (from when they owned it).
+async def question(connection: AsyncConnection, question_id: int) -> Question | None:
+    """The question, deleted or not. None if there is none."""
+    row = (await connection.execute(_QUESTION, {"question_id": question_id})).one_or_none()
+    return None if row is None else Question(*row)
 
-    None if there is no such question.
-    """
-    owner = await connection.scalar(_OWNER, {"question_id": question_id})
-    if owner is None:
-        return None
-    others = (await connection.scalars(_ANSWERED_BY, {"question_id": question_id})).all()
-    return [owner, *sorted(set(others) - {owner})]
+
+async def judged_otherwise(connection: AsyncConnection, question_id: int) -> list[int]:
+    """The users with attempts on the question that were judged by another key than it has now."""
+    return list(await connection.scalars(_JUDGED_OTHERWISE, {"question_id": question_id}))
 
 
 async def correct(connection: AsyncConnection, question_id: int, choice: int) -> None:
@@ -97,11 +106,10 @@ async def correct(connection: AsyncConnection, question_id: int, choice: int) ->
     await connection.execute(_CORRECT, {"question_id": question_id, "choice": choice})
 
 
-async def key(connection: AsyncConnection, question_id: int) -> int:
-    """The question's current correct choice."""
-    choice = await connection.scalar(_KEY, {"question_id": question_id})
-    assert choice is not None
-    return int(choice)
+async def key(connection: AsyncConnection, question_id: int) -> int | None:
+    """The question's current correct choice. None if there is no such question."""
+    found = await question(connection, question_id)
+    return None if found is None else found.correct_choice
 
 
 async def answers(connection: AsyncConnection, user_id: int, question_id: int) -> list[Answer]:
