@@ -5,7 +5,7 @@ alone.
 import argparse
 from typing import Final
 
-WORKLOADS: Final = ("late", "hot_user", "even", "flood", "rescore")
+WORKLOADS: Final = ("late", "hot_user", "even", "flood", "rescore", "shared_bank")
 """Those of `bench.busy`, each of which can run alone."""
 
 

@@ -4,7 +4,8 @@
 *hot_user*: that user's backlog among other users', with several workers against one.
 *even*: an even load with several workers. *flood*: how long another user waits while a thousand
 attempts on one question, again and again, arrive newest first. *rescore*: a question that was
-answered ten times as often.
+answered ten times as often. *shared_bank*: questions that all users share against each user's own,
+and a late answer to a bank with many learners against one with few.
 """
 
 import asyncio
@@ -24,7 +25,16 @@ from bench.figures import percentile
 from bench.processes import Processes
 from bench.race import LOGS, Course, Lap
 from bench.stage import Stage, environment_of
-from bench.workload import Batch, Shape, batches, correct_choice, same_question, sessions_of
+from bench.workload import (
+    VIEWER,
+    Batch,
+    Shape,
+    batches,
+    correct_choice,
+    same_question,
+    sessions_of,
+)
+from worker.domain.dispositions import Ingested
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.rescore import rescore
@@ -36,6 +46,7 @@ _HUNDRED: Final = 100
 _HOT: Final = 1
 """The busy user."""
 _WORLD: Final = "busy"
+_BANK: Final = "bank"
 _FILLED_AT_ONCE: Final = 1_000
 """The attempts in each batch of the history."""
 _PATIENCE: Final = 300.0
@@ -56,6 +67,8 @@ class Sizes(NamedTuple):
     flood: int = 160
     flood_attempts: int = 1_000
     rescored: Sequence[int] = (62, 620)
+    bank: int = 1_000
+    learners: Sequence[int] = (10, 1_000)
 
 
 class Busy:
@@ -71,6 +84,7 @@ class Busy:
             "even": self.even,
             "flood": self.flood,
             "rescore": self.rescore,
+            "shared_bank": self.shared_bank,
         }
 
     async def late(self) -> dict[str, Any]:
@@ -202,6 +216,91 @@ class Busy:
             self._say(f"rescore of {attempts}: {seconds[-1]:.3f} s")
         few, many = self._sizes.rescored
         return {f"rescore_{many}_vs_{few}": seconds[1] / seconds[0]}
+
+    async def shared_bank(self) -> dict[str, Any]:
+        """The throughput on a shared bank against that on owned questions, and the time of late
+        answers with many learners against few.
+        """
+        shape, count = self._sizes.shape, self._sizes.bank
+        owned, shared = (
+            [
+                (user, session)
+                for number in range(count)
+                for user in [1 + number * 7 % shape.users]
+                for session in sessions_of(user, of, 1, seed=f"bank {number}", day=30)
+            ]
+            for of in (shape, shape._replace(is_shared=True))
+        )
+        await self._bank(max(shape.users, *self._sizes.learners))
+        ratios = []
+        for _ in range(_ROUNDS):
+            seconds = []
+            for world, sessions in ((courses.FRESH, owned), (_BANK, shared)):
+                await self._stage.copy("bank_race", world)
+                seconds.append(await self._ingest_of_users("bank_race", sessions))
+            ratios.append(seconds[0] / seconds[1])
+        self._say("shared_bank " + ", ".join(f"{each:.2f}" for each in ratios))
+        late = []
+        for learners in self._sizes.learners:
+            late.append(await self._late_on_bank(learners))
+            self._say(f"shared_bank, late with {learners} learners: {late[-1]:.3f} s")
+        return {
+            "shared_bank": median(ratios),
+            "shared_bank_late": late[1] / late[0],
+        }
+
+    async def _late_on_bank(self, learners: int) -> float:
+        """The time of one learner's late batches, where all have answered the whole bank."""
+        shape = self._sizes.shape._replace(is_shared=True)
+        whole = shape._replace(
+            attempts=shape.questions_per_user, topics_per_batch=shape.topics_per_user
+        )
+        history = [
+            (user, session)
+            for user in range(1, learners + 1)
+            for session in sessions_of(user, whole, 1, seed=f"learner {user}", day=60)
+        ]
+        late = [
+            (1, session) for session in sessions_of(1, shape, self._sizes.hot, seed="late", day=10)
+        ]
+        await self._stage.copy("bank_late", _BANK)
+        await self._ingest_of_users("bank_late", history)
+        await self._stage.settle("bank_late")
+        seconds = []
+        for _ in range(_ROUNDS):
+            await self._stage.copy("bank_again", "bank_late")
+            seconds.append(await self._ingest_of_users("bank_again", late))
+        return median(seconds)
+
+    async def _bank(self, learners: int) -> None:
+        """The fresh world without owners, where the viewer may write for so many learners."""
+        await self._stage.copy(_BANK, courses.FRESH)
+        connection = await self._stage.connect(_BANK)
+        try:
+            await connection.execute("UPDATE study_questions SET user_id = NULL")
+            await connection.execute(
+                "INSERT INTO viewer_grants (viewer, user_id) SELECT $1, generate_series(1, $2)",
+                VIEWER,
+                learners,
+            )
+        finally:
+            await connection.close()
+        await self._stage.settle(_BANK)
+
+    async def _ingest_of_users(self, name: str, sessions: Sequence[tuple[int, Batch]]) -> float:
+        """The time it takes to ingest the sessions, each with a header that names its user."""
+        ready = [reference.incoming(batch, user) for user, batch in sessions]
+        engine = self._engine(name)
+        ingest = Ingest(engine, Policy())
+        try:
+            started = time.perf_counter()
+            for at in range(0, len(ready), _GROUP):
+                for done in await ingest(ready[at : at + _GROUP]):
+                    if not isinstance(done, Ingested):
+                        raise BenchError(f"a session of {name} was not ingested: {done}")
+            return time.perf_counter() - started
+        finally:
+            await engine.dispose()
 
     async def _world(self, attempts: int) -> None:
         """The fresh world, where the busy user has a history."""

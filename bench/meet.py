@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
             courses.Sizes(shape, (courses.FRESH,), warm_up=50, long_warm_up=50, long=50, short=50),
             latency.Sizes(peak=40, seconds=0.5, alone=2, beside_usual=1.0),
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 100, 2_000, 2_000, 500, 2.0),
-            BusySizes(shape, (2, 5), 60, 40, (1, 2, 3), 60, 3, 10, (3, 6)),
+            BusySizes(shape, (2, 5), 60, 40, (1, 2, 3), 60, 3, 10, (3, 6), 20, (2, 4)),
         )
 
     def with_batches(self, count: int) -> "Sizes":

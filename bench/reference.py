@@ -34,10 +34,10 @@ async def ingest(stage: Stage, name: str, batches: Iterable[Batch]) -> None:
         await engine.dispose()
 
 
-def incoming(batch: Batch) -> Incoming:
-    """The batch as the ingest step takes it."""
+def incoming(batch: Batch, principal: int | None = None) -> Incoming:
+    """The batch as the ingest step takes it; of the user that its viewer names, if it names one."""
     content = decode(batch.body)
-    return Incoming(VIEWER, content, content.client_session_uuid)
+    return Incoming(VIEWER, content, content.client_session_uuid, principal=principal)
 
 
 def incoming_all(batches: Sequence[Batch]) -> list[Incoming]:

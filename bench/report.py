@@ -33,6 +33,8 @@ _GOALS: Final = {
     "eight_vs_two": "0.85 or more",
     "flood.wait": "300 or less",
     "rescore_620_vs_62": "12 or less",
+    "shared_bank": "0.95 or more",
+    "shared_bank_late": "1.2 or less",
 }
 
 

@@ -28,6 +28,8 @@ class Shape(NamedTuple):
     topics_per_batch: int = 2
     attempts: int = 20
     """In each batch."""
+    is_shared: bool = False
+    """Whether all users answer the questions of the first one."""
 
     @property
     def questions_per_user(self) -> int:
@@ -115,7 +117,7 @@ def _batch(source: random.Random, user: int, shape: Shape, at: datetime) -> Batc
 
 
 def _questions(user: int, shape: Shape) -> range:
-    first = (user - 1) * shape.questions_per_user + 1
+    first = 1 if shape.is_shared else (user - 1) * shape.questions_per_user + 1
     return range(first, first + shape.questions_per_user)
 
 
