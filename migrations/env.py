@@ -8,10 +8,13 @@ from sqlalchemy import text
 
 from migrations import beside
 from worker.store import version
+from worker.store.ours import PUBLIC, quoted, schema_of
 from worker.store.tables import METADATA
 
 _LOCK = 7_415_983_204_117_023
 """Advisory lock (any constant): two migrations at once run one after the other."""
+_LOCK_OF_SCHEMA = text("SELECT pg_advisory_xact_lock(hashtextextended('study-ingest migrate', 0))")
+_IS_THERE = text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
 
 connection = context.config.attributes["connection"]
 context.configure(
@@ -25,8 +28,16 @@ with context.begin_transaction():
     # because everybody else then waits behind us.
     patience = connection.scalar(text("SHOW lock_timeout"))
     connection.execute(text("SET LOCAL lock_timeout = 0"))
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    schema = schema_of(connection)
+    if schema == PUBLIC:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    else:
+        connection.execute(_LOCK_OF_SCHEMA)
     connection.execute(text(f"SET LOCAL lock_timeout = '{patience}'"))
+    if schema != PUBLIC and not connection.scalar(_IS_THERE, {"schema": schema}):
+        connection.execute(text(f"CREATE SCHEMA {quoted(schema)}"))
+    # Only here do names stand without their schema: versions that were released never change.
+    connection.execute(text(f"SET LOCAL search_path = {quoted(schema)}, pg_temp"))
     ours = {script.revision for script in context.script.walk_revisions()}
     version.take_over(connection, ours)
     at, target = version.read(connection, ours), context.config.attributes["target"]

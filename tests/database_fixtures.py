@@ -39,12 +39,18 @@ async def _administer(*statements: str) -> None:
         await connection.close()
 
 
-def _settings(database_url: str) -> Settings:
+def _settings(database_url: str, schema: str = "public") -> Settings:
     # The broker's URL is required too; tests of the store alone never use it.
-    return Settings(database_url=database_url, amqp_url="amqp://unused")  # type: ignore[arg-type]
+    return Settings(
+        database_url=database_url,  # type: ignore[arg-type]
+        amqp_url="amqp://unused",  # type: ignore[arg-type]
+        database_schema=schema,
+    )
 
 
 OURS, THEIRS = "content-is-ours", "content-is-the-applications"
+ELSEWHERE = "in-a-schema-of-its-own"
+_SCHEMA = "study_elsewhere"
 
 CONTENT_OF_AN_APPLICATION = (
     "CREATE SCHEMA app",
@@ -70,7 +76,8 @@ async def _template(content: str) -> str:
     if content not in _templates:
         name = f"test_template_{uuid4().hex[:12]}"
         await _administer(f"CREATE DATABASE {name}")
-        engine = make_engine(_settings(_named(name)), connections=1, name="tests")
+        settings = _settings(_named(name), _schema(content))
+        engine = make_engine(settings, connections=1, name="tests")
         if content == THEIRS:
             async with engine.begin() as connection:
                 for statement in CONTENT_OF_AN_APPLICATION:
@@ -88,14 +95,20 @@ def _drop_templates() -> Iterator[None]:
         asyncio.run(_administer(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 
 
+def _schema(content: str) -> str:
+    return _SCHEMA if content == ELSEWHERE else "public"
+
+
 @pytest.fixture
 def content(request: pytest.FixtureRequest) -> str:
     """Whose the content is in the test's database: ours, unless the test has it otherwise."""
     return str(getattr(request, "param", OURS))
 
 
-on_either_content = pytest.mark.parametrize("content", [OURS, THEIRS], indirect=True)
-"""Marks tests that run once on content of ours, and once on an application's."""
+on_either_content = pytest.mark.parametrize("content", [OURS, THEIRS, ELSEWHERE], indirect=True)
+"""Marks tests that run once on content of ours, once on an application's, and once where all tables
+are in a schema that no session looks into by itself.
+"""
 
 
 @asynccontextmanager
@@ -130,8 +143,9 @@ async def other_engine() -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str, content: str) -> AsyncIterator[AsyncEngine]:
     """A pool of ten connections to the test's database, with the default settings."""
-    engine = make_engine(_settings(database_url), connections=10, name="tests")
+    settings = _settings(database_url, _schema(content))
+    engine = make_engine(settings, connections=10, name="tests")
     yield engine
     await engine.dispose()

@@ -8,7 +8,8 @@ import asyncio
 import csv
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.amqp import attempts_key
 from schemas.attempt_batch import Attempt, AttemptBatch
@@ -29,6 +30,7 @@ from worker.domain.records import Original
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.ingest.resolve import Incoming
 from worker.operate import repair
+from worker.store.ours import PUBLIC, quoted, schema_of
 
 MONDAY: Final = datetime(2024, 3, 4, 9, 0, tzinfo=UTC)
 """Long past, so that nothing told relative to it is clamped."""
@@ -70,15 +72,24 @@ def at(days: float = 0, *, hours: float = 0, minutes: float = 0) -> datetime:
 # ----------------------------------------------------------------- the study application's rows
 
 
+@asynccontextmanager
+async def looking_into(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction in which the engine's schema need not be named."""
+    async with engine.begin() as connection:
+        if (schema := schema_of(connection)) != PUBLIC:
+            await connection.execute(text(f"SET LOCAL search_path = {quoted(schema)}"))
+        yield connection
+
+
 async def execute(engine: AsyncEngine, sql: str, **values: object) -> None:
     """Runs and commits one statement."""
-    async with engine.begin() as connection:
+    async with looking_into(engine) as connection:
         await connection.execute(text(sql), values)
 
 
 async def rows(engine: AsyncEngine, sql: str, **values: object) -> list[dict[str, Any]]:
     """What one query finds."""
-    async with engine.connect() as connection:
+    async with looking_into(engine) as connection:
         found = await connection.execute(text(sql), values)
         return [dict(row) for row in found.mappings()]
 
@@ -94,7 +105,7 @@ async def publish(
     """Publishes `count` new questions of one user (None: shared ones), in a topic of their own
     unless told.
     """
-    async with engine.begin() as connection:
+    async with looking_into(engine) as connection:
         if topic_id is None:
             topic_id = await connection.scalar(
                 text(
@@ -291,7 +302,7 @@ async def count(engine: AsyncEngine, table: str) -> int:
 
 async def forget(engine: AsyncEngine) -> None:
     """Empties what ingest writes; questions and publications stay."""
-    async with engine.begin() as connection:
+    async with looking_into(engine) as connection:
         for table in LOG_TABLES:
             await connection.execute(text(f"DELETE FROM {table}"))
 

@@ -59,6 +59,14 @@ class _Servers(BaseModel):
         "Add ?sslmode=verify-full for a database on another machine. Several hosts can be given, "
         "as in libpq, and every other word of libpq's URLs is followed or refused."
     )
+    database_schema: str = Field(
+        default="public",
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="The schema of that database which has the tables, and the application's "
+        "content or views of it. `migrate` creates the schema if it is missing. Set it if your "
+        "application has tables with the same names, or for a second installation in one database. "
+        "All workers and commands of one installation need the same.",
+    )
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp)] = Field(
         description="The RabbitMQ vhost, as amqp://user:password@host:port/vhost. "
         "Use amqps:// for a broker on another machine, with ?cafile=... if the system does not "

@@ -39,8 +39,8 @@ _COMMIT_HANGS: Final = 2.0
 # The question of the newest attempt certainly has a topic. Before the first attempt, any question
 # will do.
 _QUESTION: Final = text(
-    "(SELECT study_question_id, study_topic_id FROM study_question_attempts ORDER BY id DESC"
-    " LIMIT 1) UNION ALL (SELECT id, study_topic_id FROM study_questions LIMIT 1) LIMIT 1"
+    "(SELECT study_question_id, study_topic_id FROM ours.study_question_attempts ORDER BY id DESC"
+    " LIMIT 1) UNION ALL (SELECT id, study_topic_id FROM ours.study_questions LIMIT 1) LIMIT 1"
 )
 
 _HANGING_COMMITS: Final = text(

@@ -75,7 +75,7 @@ _ATTEMPTS: Final = rows_of(
 )
 
 _INSERT_SESSIONS: Final = text(
-    "INSERT INTO study_quiz_sessions (id, user_id, study_topic_id, question_ids,"
+    "INSERT INTO ours.study_quiz_sessions (id, user_id, study_topic_id, question_ids,"
     " subject_distribution, status, cursor, source, client_session_uuid, correct_count,"
     " wrong_count, unsure_count, finished_at, finalized_at, created_at, updated_at)"
     " SELECT id, user_id, topic_id, question_ids,"
@@ -85,7 +85,8 @@ _INSERT_SESSIONS: Final = text(
     f" FROM {_SESSIONS} AS session"
 )
 _INSERT_ATTEMPTS: Final = text(
-    "INSERT INTO study_question_attempts (user_id, study_topic_id, quiz_session_id, is_correct,"
+    "INSERT INTO ours.study_question_attempts (user_id, study_topic_id, quiz_session_id,"
+    " is_correct,"
     f" {', '.join(_OF_ATTEMPT)})"
     # Values that attempts share with their session are sent once: `place` is the session's place in
     # the arrays. (These are not sent as text, because each attempt would parse them again.)
@@ -110,21 +111,21 @@ _HISTORY: Final = text(
     " attempt.position, attempt.outcome, attempt.is_correct"
     " FROM unnest(CAST(:user_ids AS bigint[]), CAST(:question_ids AS bigint[]))"
     " AS wanted (user_id, question_id)"
-    " JOIN study_question_attempts AS attempt ON attempt.user_id = wanted.user_id"
+    " JOIN ours.study_question_attempts AS attempt ON attempt.user_id = wanted.user_id"
     " AND attempt.study_question_id = wanted.question_id"
 )
 # By itself, because a session has many attempts, and would be looked up for each of them.
 _UUIDS: Final = text(
-    "SELECT id, client_session_uuid FROM study_quiz_sessions"
+    "SELECT id, client_session_uuid FROM ours.study_quiz_sessions"
     " WHERE id = ANY(CAST(:session_ids AS uuid[])) AND voided_at IS NULL"
 )
 
 _LOG: Final = (
     "SELECT attempt.study_question_id,"
     f" coalesce(question.study_topic_id, attempt.study_topic_id), {_SCORED}"
-    " FROM study_question_attempts AS attempt"
-    " LEFT JOIN study_questions AS question ON question.id = attempt.study_question_id"
-    " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
+    " FROM ours.study_question_attempts AS attempt"
+    " LEFT JOIN ours.study_questions AS question ON question.id = attempt.study_question_id"
+    " JOIN ours.study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
     " WHERE session.user_id = :user_id AND session.voided_at IS NULL"
 )
 _IN_ORDER: Final = " ORDER BY attempt.study_question_id, attempt.answered_at"

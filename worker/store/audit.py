@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 
 _RECORD: Final = text(
-    "INSERT INTO ingest_audit (actor, operation, subject, reason, effect)"
+    "INSERT INTO ours.ingest_audit (actor, operation, subject, reason, effect)"
     " VALUES (:actor, :operation, :subject, :reason, CAST(:effect AS jsonb))"
 )
 
@@ -60,7 +60,7 @@ async def record(
 
 
 _ENTRIES: Final = text(
-    "SELECT happened_at, actor, operation, subject, reason, effect FROM ingest_audit"
+    "SELECT happened_at, actor, operation, subject, reason, effect FROM ours.ingest_audit"
     " WHERE (CAST(:operation AS text) IS NULL OR operation = :operation)"
     " AND (CAST(:actor AS text) IS NULL OR actor = :actor)"
     " AND (CAST(:subject AS text) IS NULL OR subject = :subject)"

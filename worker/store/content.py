@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.errors import SchemaError
+from worker.store.ours import schema_of
 
 TABLE: Final = "ingest_content"
 """Which relations are ours. It is missing in a schema before 0013, when all of them were."""
@@ -47,20 +48,22 @@ RELATIONS: Final = {
 }
 
 _THERE: Final = text(
-    "SELECT relname FROM pg_class WHERE relnamespace = CAST(current_schema() AS regnamespace)"
+    "SELECT relname FROM pg_class"
+    " WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = :schema)"
     " AND relkind IN ('r', 'p', 'v', 'm', 'f') AND relname = ANY(CAST(:names AS text[]))"
 )
 _COLUMNS: Final = text(
     "SELECT column_name, data_type FROM information_schema.columns"
-    " WHERE table_schema = current_schema() AND table_name = :name"
+    " WHERE table_schema = :schema AND table_name = :name"
 )
-_THEIRS: Final = text(f"SELECT relation FROM {TABLE} WHERE NOT is_ours ORDER BY relation")
-_IS_OURS: Final = text(f"SELECT is_ours FROM {TABLE} WHERE relation = :name")
+_THEIRS: Final = text(f"SELECT relation FROM ours.{TABLE} WHERE NOT is_ours ORDER BY relation")
+_IS_OURS: Final = text(f"SELECT is_ours FROM ours.{TABLE} WHERE relation = :name")
 
 
 def there(connection: Connection, names: Collection[str]) -> set[str]:
     """Those of the relations that exist."""
-    return set(connection.scalars(_THERE, {"names": list(names)}))
+    values = {"names": list(names), "schema": schema_of(connection)}
+    return set(connection.scalars(_THERE, values))
 
 
 def theirs(connection: Connection) -> set[str]:
@@ -91,7 +94,8 @@ def check(connection: Connection, relations: Collection[str]) -> None:
 
 
 def _missing(connection: Connection, name: str) -> Iterator[str]:
-    found = {row[0]: row[1] for row in connection.execute(_COLUMNS, {"name": name})}
+    values = {"name": name, "schema": schema_of(connection)}
+    found = {row[0]: row[1] for row in connection.execute(_COLUMNS, values)}
     if not found:
         yield f"{name} is gone"
         return
@@ -115,8 +119,8 @@ def _read_whole(connection: Connection, name: str, key: str) -> set[str]:
     """
     explained = connection.scalar(
         text(
-            f"EXPLAIN (FORMAT JSON) SELECT * FROM {name}"
-            f" WHERE {key} = ANY(ARRAY(SELECT {key} FROM {name} LIMIT 0))"
+            f"EXPLAIN (FORMAT JSON) SELECT * FROM ours.{name}"
+            f" WHERE {key} = ANY(ARRAY(SELECT {key} FROM ours.{name} LIMIT 0))"
         )
     )
     plan = (explained if isinstance(explained, list) else json.loads(explained or "[]"))[0]["Plan"]

@@ -32,7 +32,7 @@ _AT_ONCE_BYTES: Final = 16 * 1024**2
 # Whose letters are too many is as of this statement's snapshot: nobody is locked for a count.
 _KEEP: Final = text(
     "WITH crowded AS MATERIALIZED (SELECT viewer FROM unnest(CAST(:crowds AS text[])) AS viewer"
-    " WHERE (SELECT count(*) FROM (SELECT FROM ingest_dead_letters AS letter"
+    " WHERE (SELECT count(*) FROM (SELECT FROM ours.ingest_dead_letters AS letter"
     " WHERE letter.viewer = viewer.viewer LIMIT CAST(:bound AS bigint)) AS counted)"
     " >= CAST(:bound AS bigint)),"
     " letter AS (SELECT *, reason = ANY(CAST(:hopeless AS text[]))"
@@ -43,7 +43,7 @@ _KEEP: Final = text(
     " CAST(:properties AS bytea[]), CAST(:bodies AS bytea[]), CAST(:lengths AS bigint[]),"
     " CAST(:digests AS bytea[])) AS letter (key, died_at, reason, detail, viewer, routing_key,"
     " client_session_uuid, replay_id, properties, body, body_bytes, body_sha256))"
-    " INSERT INTO ingest_dead_letters (key, died_at, reason, detail, viewer, routing_key,"
+    " INSERT INTO ours.ingest_dead_letters (key, died_at, reason, detail, viewer, routing_key,"
     " client_session_uuid, replay_id, properties, body, body_bytes, body_sha256)"
     " SELECT key, coalesce(died_at, now()), reason, detail, viewer, routing_key,"
     " client_session_uuid, replay_id,"
@@ -59,11 +59,11 @@ _NO_PROPERTIES: Final = bytes(4)
 # Steps from viewer to viewer in the index, and counts each one's letters up to a bound.
 _WAITING: Final = text(
     "WITH RECURSIVE step (viewer) AS ("
-    "(SELECT viewer FROM ingest_dead_letters ORDER BY viewer LIMIT 1) UNION ALL"
-    " SELECT (SELECT letter.viewer FROM ingest_dead_letters AS letter"
+    "(SELECT viewer FROM ours.ingest_dead_letters ORDER BY viewer LIMIT 1) UNION ALL"
+    " SELECT (SELECT letter.viewer FROM ours.ingest_dead_letters AS letter"
     " WHERE letter.viewer > step.viewer ORDER BY letter.viewer LIMIT 1)"
     " FROM step WHERE step.viewer IS NOT NULL)"
-    " SELECT viewer, (SELECT count(*) FROM (SELECT FROM ingest_dead_letters AS letter"
+    " SELECT viewer, (SELECT count(*) FROM (SELECT FROM ours.ingest_dead_letters AS letter"
     " WHERE letter.viewer = step.viewer LIMIT CAST(:bound AS bigint)) AS counted)"
     " FROM step WHERE viewer IS NOT NULL LIMIT CAST(:viewers AS bigint)"
 )

@@ -12,6 +12,8 @@ from asyncpg import Connection
 from sqlalchemy import URL, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.store.ours import named, schema_of
+
 DRIVER: Final = "postgresql+asyncpg"
 """SQLAlchemy's name for the driver."""
 
@@ -37,7 +39,7 @@ async def fetch(
         raise RuntimeError(
             "A statement outside a transaction would be committed by itself: use `transaction`."
         )
-    written, names = _written(statement)
+    written, names = _written(statement, schema_of(connection))
     rows: list[Row] = await driver.fetch(written, *[parameters[name] for name in names])
     return rows
 
@@ -73,7 +75,7 @@ def driver_of(connection: AsyncConnection) -> Connection:
 
 
 @cache
-def _written(statement: TextClause) -> tuple[str, Sequence[str]]:
+def _written(statement: TextClause, schema: str) -> tuple[str, Sequence[str]]:
     """The statement in the driver's form, and the names of $1, $2..."""
     compiled = statement.compile(dialect=URL.create(DRIVER).get_dialect()())
-    return str(compiled), compiled.positiontup or ()
+    return named(str(compiled), schema), compiled.positiontup or ()

@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from worker import libpq
 from worker.errors import DatabaseAway, SessionStale, TransientFault
 from worker.settings import Settings
+from worker.store import ours
 from worker.store.connecting import arguments
 from worker.store.driver import DRIVER, driver_of
 
@@ -84,6 +85,7 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         pool_use_lifo=True,
         pool_timeout=settings.transaction_timeout,
         connect_args=arguments(address, settings, name),
+        execution_options={ours.OPTION: settings.database_schema},
     )
     pool = engine.sync_engine
     _idle_timeouts[pool] = settings.idle_in_transaction_timeout
@@ -101,6 +103,12 @@ def make_engine(settings: Settings, *, connections: int, name: str) -> AsyncEngi
         if is_doubtful or connection.driver_connection.is_closed():
             raise DisconnectionError
 
+    def name_schema(*execution: Any) -> tuple[str, Any]:
+        """What the driver's own statements get from `worker.store.driver`."""
+        _, _, statement, parameters, *_ = execution
+        return ours.named(statement, settings.database_schema), parameters
+
+    event.listen(pool, "before_cursor_execute", name_schema, retval=True)
     event.listen(pool, "connect", number)
     event.listen(pool, "checkout", replace)
     return engine

@@ -13,11 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.store.driver import fetch
 
 _OF_USERS: Final = text(
-    "SELECT user_id, erased_at FROM ingest_erasures WHERE user_id = ANY(CAST(:users AS bigint[]))"
+    "SELECT user_id, erased_at FROM ours.ingest_erasures WHERE user_id = ANY(CAST(:users AS"
+    " bigint[]))"
 )
 
 _REMEMBER: Final = text(
-    "INSERT INTO ingest_erasures (user_id, erased_at) VALUES (:user_id, clock_timestamp())"
+    "INSERT INTO ours.ingest_erasures (user_id, erased_at) VALUES (:user_id, clock_timestamp())"
     " ON CONFLICT (user_id) DO UPDATE SET erased_at = excluded.erased_at RETURNING erased_at"
 )
 

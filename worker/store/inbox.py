@@ -55,14 +55,14 @@ _LOOK: Final = text(
     "SELECT now(), erased_users, erased_times, client_session_uuid, content_digest, user_id,"
     " CAST(summary AS text), received_at, erased_at FROM"
     " (SELECT array_agg(user_id) AS erased_users, array_agg(erased_at) AS erased_times"
-    " FROM ingest_erasures WHERE user_id = ANY(CAST(:users AS bigint[]))) AS once"
-    " LEFT JOIN ingest_inbox ON client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
+    " FROM ours.ingest_erasures WHERE user_id = ANY(CAST(:users AS bigint[]))) AS once"
+    " LEFT JOIN ours.ingest_inbox ON client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
 )
 
 # In the order of the uuids, so that two groups with common uuids can't deadlock. The time of
 # receipt is the column's default, which is the time of the transaction.
 _RECORD: Final = text(
-    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer, summary,"
+    "INSERT INTO ours.ingest_inbox (client_session_uuid, content_digest, user_id, viewer, summary,"
     " erased_at) SELECT receipt.*, CASE WHEN content_digest IS NULL THEN now() END"
     " FROM unnest(CAST(:uuids AS uuid[]), CAST(:digests AS bytea[]),"
     " CAST(:users AS bigint[]), CAST(:viewers AS text[]), CAST(:summaries AS jsonb[]))"
@@ -72,7 +72,7 @@ _RECORD: Final = text(
 _WALL: Final = "ingest_inbox_pkey"
 
 _RETELL: Final = text(
-    "UPDATE ingest_inbox AS inbox SET summary = told.summary"
+    "UPDATE ours.ingest_inbox AS inbox SET summary = told.summary"
     " FROM unnest(CAST(:uuids AS uuid[]), CAST(:summaries AS jsonb[])) AS told (uuid, summary)"
     " WHERE inbox.client_session_uuid = told.uuid"
 )

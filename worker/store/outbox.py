@@ -36,7 +36,7 @@ class Backlog(NamedTuple):
 
 
 _RECORD: Final = text(
-    "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
+    "INSERT INTO ours.outbox (message_id, exchange, routing_key, type, headers, body)"
     " SELECT message_id, exchange, routing_key, type, headers, body FROM unnest("
     f"CAST(:message_ids AS uuid[]), {as_text('exchanges', 'text')}, {as_text('keys', 'text')},"
     f" {as_text('types', 'text')}, CAST(:headers AS jsonb[]), CAST(:bodies AS text[]))"
@@ -49,27 +49,28 @@ _RECORD: Final = text(
 # published, although their key's lock is free. The DELETE skips those rows, because they are gone.
 _TAKE: Final = text(
     "WITH oldest AS MATERIALIZED ("
-    f"(SELECT id, routing_key FROM outbox WHERE exchange = '{amqp.RESULTS_EXCHANGE}'"
+    f"(SELECT id, routing_key FROM ours.outbox WHERE exchange = '{amqp.RESULTS_EXCHANGE}'"
     " ORDER BY id LIMIT :results) UNION ALL"
-    f" (SELECT id, routing_key FROM outbox WHERE exchange <> '{amqp.RESULTS_EXCHANGE}'"
-    " ORDER BY id LIMIT :jobs)), ours AS MATERIALIZED ("
+    f" (SELECT id, routing_key FROM ours.outbox WHERE exchange <> '{amqp.RESULTS_EXCHANGE}'"
+    " ORDER BY id LIMIT :jobs)), held AS MATERIALIZED ("
     "SELECT routing_key FROM (SELECT DISTINCT routing_key FROM oldest) AS waiting"
     " WHERE pg_try_advisory_xact_lock(hashtextextended('study-ingest outbox ' || routing_key, 0)))"
-    " DELETE FROM outbox WHERE id = ANY(ARRAY("
-    "SELECT oldest.id FROM oldest JOIN ours ON ours.routing_key = oldest.routing_key))"
+    " DELETE FROM ours.outbox WHERE id = ANY(ARRAY("
+    "SELECT oldest.id FROM oldest JOIN held ON held.routing_key = oldest.routing_key))"
     " RETURNING id, message_id, exchange, routing_key, type, CAST(headers AS text), body"
 )
 
 # The count is limited, because beyond that nobody needs the exact number.
 _BACKLOG: Final = text(
-    "SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT 100000) AS counted),"
+    "SELECT (SELECT count(*) FROM (SELECT FROM ours.outbox LIMIT 100000) AS counted),"
     " coalesce(CAST(extract(epoch FROM clock_timestamp() - (SELECT min(created_at) FROM"
-    " (SELECT created_at FROM outbox ORDER BY id LIMIT 1000) AS first)) AS double precision), 0)"
+    " (SELECT created_at FROM ours.outbox ORDER BY id LIMIT 1000) AS first)) AS double precision),"
+    " 0)"
 )
 
-_DELETE: Final = text("DELETE FROM outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
+_DELETE: Final = text("DELETE FROM ours.outbox WHERE id = ANY(CAST(:ids AS bigint[]))")
 
-_WITHDRAW: Final = text("DELETE FROM outbox WHERE message_id = ANY(CAST(:ids AS uuid[]))")
+_WITHDRAW: Final = text("DELETE FROM ours.outbox WHERE message_id = ANY(CAST(:ids AS uuid[]))")
 
 
 def recording(messages: Sequence[Message]) -> list[Write]:

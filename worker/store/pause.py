@@ -18,15 +18,15 @@ class Pause(NamedTuple):
     reason: str
 
 
-_FIND: Final = text("SELECT paused_at, actor, reason FROM ingest_pause")
+_FIND: Final = text("SELECT paused_at, actor, reason FROM ours.ingest_pause")
 
 # The first pause stays, so that a second one does not overwrite who paused, and why.
 _PAUSE: Final = text(
-    "INSERT INTO ingest_pause (actor, reason) VALUES (:actor, :reason)"
+    "INSERT INTO ours.ingest_pause (actor, reason) VALUES (:actor, :reason)"
     " ON CONFLICT (single) DO NOTHING"
 )
 
-_RESUME: Final = text("DELETE FROM ingest_pause RETURNING paused_at, actor, reason")
+_RESUME: Final = text("DELETE FROM ours.ingest_pause RETURNING paused_at, actor, reason")
 
 
 async def find(connection: AsyncConnection) -> Pause | None:

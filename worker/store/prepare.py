@@ -31,9 +31,7 @@ _TRY: Final = text("SELECT pg_try_advisory_lock(hashtextextended('study-ingest p
 _RELEASE: Final = text("SELECT pg_advisory_unlock(hashtextextended('study-ingest prepare', 0))")
 _WAIT: Final = 0.2
 _IS_VALID: Final = text(
-    "SELECT indisvalid FROM pg_index WHERE indexrelid ="
-    " (SELECT oid FROM pg_class WHERE relname = :name"
-    " AND relnamespace = CAST(current_schema() AS regnamespace))"
+    "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('ours.' || :name)"
 )
 
 
@@ -58,7 +56,7 @@ async def prepared(engine: AsyncEngine, at: str | None, target: str) -> AsyncIte
     except BaseException:
         async with _alone(engine) as connection:
             for name in made:
-                await connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+                await connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS ours.{name}"))
         raise
 
 
@@ -85,9 +83,9 @@ async def _make(connection: AsyncConnection, name: str) -> bool:
     if is_valid:
         return False
     if is_valid is False:
-        await connection.execute(text(f"DROP INDEX CONCURRENTLY {name}"))
+        await connection.execute(text(f"DROP INDEX CONCURRENTLY ours.{name}"))
     index = _INDEXES[name]
     await connection.execute(
-        text(f"CREATE INDEX CONCURRENTLY {name} ON {index.table} ({index.columns})")
+        text(f"CREATE INDEX CONCURRENTLY {name} ON ours.{index.table} ({index.columns})")
     )
     return True

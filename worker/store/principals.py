@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.errors import NoTurn, PrincipalInUse
 from worker.store.driver import fetch
+from worker.store.ours import PUBLIC, schema_of
 
 _LOCK: Final = text(
     "SELECT pg_advisory_xact_lock(key) FROM"
@@ -27,8 +28,9 @@ _TURNS: Final = 0x7374_7564
 _LOCK_FREE: Final = text(
     "SELECT key FROM unnest(CAST(:keys AS bigint[])) AS key WHERE CASE WHEN (SELECT coalesce("
     "(SELECT TRUE FROM generate_series(1, CAST(:turns AS integer)) AS turn"
-    f" WHERE pg_try_advisory_xact_lock({_TURNS}, turn) LIMIT 1),"
-    f" pg_advisory_xact_lock({_TURNS}, 1 + floor(random() * :turns)::integer) IS NOT NULL))"
+    " WHERE pg_try_advisory_xact_lock(CAST(:class AS integer), turn) LIMIT 1),"
+    " pg_advisory_xact_lock(CAST(:class AS integer), 1 + floor(random() * :turns)::integer)"
+    " IS NOT NULL))"
     " THEN pg_try_advisory_xact_lock(key) END"
 )
 # Without a turn.
@@ -42,7 +44,8 @@ async def lock(connection: AsyncConnection, user_ids: Iterable[int]) -> None:
 
     Raises `PrincipalInUse` if another transaction does not release one within the lock timeout.
     """
-    keys = sorted({_key(user_id) for user_id in user_ids})
+    schema = schema_of(connection)
+    keys = sorted({_key(user_id, schema) for user_id in user_ids})
     try:
         await fetch(connection, _LOCK, {"keys": keys})
     except LockNotAvailableError as error:
@@ -60,20 +63,32 @@ async def lock_free(
     With `turns` it first waits until fewer than that many transactions hold a turn, and takes one
     until the commit. Raises `NoTurn` if it waits for longer than the lock timeout.
     """
-    wanted = {_key(user_id): user_id for user_id in user_ids}
+    schema = schema_of(connection)
+    wanted = {_key(user_id, schema): user_id for user_id in user_ids}
     keys = list(wanted)
     try:
         free = (
             await fetch(connection, _LOCK_FREE_NOW, {"keys": keys})
             if turns is None
-            else await fetch(connection, _LOCK_FREE, {"keys": keys, "turns": turns})
+            else await fetch(
+                connection, _LOCK_FREE, {"keys": keys, "turns": turns, "class": _class(schema)}
+            )
         )
     except LockNotAvailableError as error:
         raise NoTurn("Other ingest transactions held all turns for too long.") from error
     return {wanted[key] for (key,) in free}
 
 
-def _key(user_id: int) -> int:
+def _class(schema: str) -> int:
+    """The class of the turns of one installation."""
+    if schema == PUBLIC:
+        return _TURNS
+    digest = hashlib.blake2b(f"study-ingest {schema} turns".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+def _key(user_id: int, schema: str) -> int:
     # Hashed, to avoid collisions with other uses of advisory locks in the same database.
-    digest = hashlib.blake2b(b"study-ingest principal %d" % user_id, digest_size=8).digest()
+    name = "principal" if schema == PUBLIC else f"{schema} principal"
+    digest = hashlib.blake2b(f"study-ingest {name} {user_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, signed=True)

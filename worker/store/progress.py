@@ -56,8 +56,8 @@ _STANDING: Final = text(
     " question.correct_choice, coalesce(explanation_requested, false), scheduler,"
     f" {', '.join(f'progress.{name}' for name in [*_COLUMNS][_FOLD])}"
     f" FROM {_WANTED} AS wanted"
-    " JOIN study_questions AS question ON question.id = wanted.question_id"
-    " LEFT JOIN study_question_progress AS progress ON progress.user_id = wanted.user_id"
+    " JOIN ours.study_questions AS question ON question.id = wanted.question_id"
+    " LEFT JOIN ours.study_question_progress AS progress ON progress.user_id = wanted.user_id"
     " AND progress.study_question_id = wanted.question_id"
     " WHERE question.deleted_at IS NULL"
 )
@@ -77,7 +77,7 @@ def _array(name: str, kind: str) -> str:
 
 
 _SAVE: Final = text(
-    f"INSERT INTO study_question_progress ({', '.join(_COLUMNS)}) SELECT "
+    f"INSERT INTO ours.study_question_progress ({', '.join(_COLUMNS)}) SELECT "
     + ", ".join(time_of(name) if kind == "timestamptz" else name for name, kind in _COLUMNS.items())
     + f" FROM {rows_of({name: _array(name, kind) for name, kind in _COLUMNS.items()})} AS row"
     f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
@@ -85,13 +85,13 @@ _SAVE: Final = text(
 )
 
 _OF_USER: Final = text(
-    f"SELECT {SELECTED} FROM study_question_progress AS progress WHERE user_id = :user_id"
+    f"SELECT {SELECTED} FROM ours.study_question_progress AS progress WHERE user_id = :user_id"
     " AND (CAST(:question_ids AS bigint[]) IS NULL"
     " OR study_question_id = ANY(CAST(:question_ids AS bigint[])))"
 )
 
 _DELETE: Final = text(
-    "DELETE FROM study_question_progress WHERE user_id = :user_id"
+    "DELETE FROM ours.study_question_progress WHERE user_id = :user_id"
     " AND study_question_id = ANY(CAST(:question_ids AS bigint[]))"
 )
 

@@ -11,8 +11,8 @@ from worker.store.driver import fetch
 from worker.store.literals import as_text, texts
 
 _QUESTIONS: Final = (
-    "FROM published AS publication"
-    " JOIN study_questions AS question ON question.id = publication.source_id"
+    "FROM ours.published AS publication"
+    " JOIN ours.study_questions AS question ON question.id = publication.source_id"
     " WHERE publication.kind = 'question'"
 )
 _OWNED: Final = (
@@ -21,10 +21,10 @@ _OWNED: Final = (
 )
 
 _RESOLVE: Final = text(
-    "SELECT pub_id, deleted, source_id, NULL, NULL FROM published"
+    "SELECT pub_id, deleted, source_id, NULL, NULL FROM ours.published"
     f" WHERE kind = 'question' AND pub_id = ANY({as_text('pub_ids', 'text')})"
     f" UNION ALL SELECT publication.pub_id, NULL, NULL, question.user_id, NULL {_OWNED}"
-    " UNION ALL SELECT NULL, NULL, NULL, user_id, viewer FROM viewer_grants"
+    " UNION ALL SELECT NULL, NULL, NULL, user_id, viewer FROM ours.viewer_grants"
     " WHERE viewer = ANY(CAST(:viewers AS text[]))"
 )
 

@@ -34,7 +34,7 @@ _AT_ONCE_BYTES: Final = 8 * 1024**2
 # One relay at a time.
 _LOCK: Final = text(
     "SELECT pg_try_advisory_xact_lock(hashtextextended('study-ingest replays', 0))"
-    " WHERE EXISTS (SELECT FROM ingest_replays)"
+    " WHERE EXISTS (SELECT FROM ours.ingest_replays)"
 )
 
 _TAKE: Final = text(
@@ -42,26 +42,27 @@ _TAKE: Final = text(
     " properties, body FROM (SELECT message_id, letter_id, replay.id,"
     " sum(coalesce(letter.body_bytes, 0)) OVER (ORDER BY replay.id) AS bytes,"
     " row_number() OVER (ORDER BY replay.id) AS place"
-    " FROM (SELECT * FROM ingest_replays ORDER BY id LIMIT :most) AS replay"
-    " JOIN ingest_dead_letters AS letter ON letter.id = replay.letter_id) AS oldest"
-    " JOIN ingest_dead_letters AS letter ON letter.id = oldest.letter_id"
+    " FROM (SELECT * FROM ours.ingest_replays ORDER BY id LIMIT :most) AS replay"
+    " JOIN ours.ingest_dead_letters AS letter ON letter.id = replay.letter_id) AS oldest"
+    " JOIN ours.ingest_dead_letters AS letter ON letter.id = oldest.letter_id"
     " WHERE bytes <= :bytes OR place = 1 ORDER BY oldest.id"
 )
 
 # Whose letter was discarded meanwhile.
 _FORGET: Final = text(
-    "DELETE FROM ingest_replays WHERE id IN (SELECT replay.id FROM ingest_replays AS replay"
-    " LEFT JOIN ingest_dead_letters AS letter ON letter.id = replay.letter_id"
+    "DELETE FROM ours.ingest_replays WHERE id IN (SELECT replay.id FROM ours.ingest_replays AS"
+    " replay"
+    " LEFT JOIN ours.ingest_dead_letters AS letter ON letter.id = replay.letter_id"
     " WHERE letter.id IS NULL ORDER BY replay.id LIMIT :most)"
 )
 
 _DONE: Final = text(
-    "WITH gone AS (DELETE FROM ingest_dead_letters WHERE id = ANY(CAST(:letters AS bigint[])))"
-    " DELETE FROM ingest_replays WHERE letter_id = ANY(CAST(:letters AS bigint[]))"
+    "WITH gone AS (DELETE FROM ours.ingest_dead_letters WHERE id = ANY(CAST(:letters AS bigint[])))"
+    " DELETE FROM ours.ingest_replays WHERE letter_id = ANY(CAST(:letters AS bigint[]))"
 )
 
 _CANCEL: Final = text(
-    "DELETE FROM ingest_replays WHERE letter_id = ANY(CAST(:letters AS bigint[]))"
+    "DELETE FROM ours.ingest_replays WHERE letter_id = ANY(CAST(:letters AS bigint[]))"
 )
 
 

@@ -7,10 +7,10 @@ left there, and moves it back on the way down to a schema of 0.1.0.
 from collections.abc import Collection
 from typing import Final
 
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 
 from worker.errors import SchemaError
+from worker.store.ours import schema_of
 
 TABLE: Final = "study_ingest_version"
 
@@ -21,16 +21,17 @@ _NEWEST_IN_ALEMBIC: Final = "0007"
 # Not to_regclass, which may answer from before the wait for another migration.
 _THERE: Final = text(
     "SELECT EXISTS (SELECT FROM pg_class WHERE relname = :name"
-    " AND relnamespace = CAST(current_schema() AS regnamespace))"
+    " AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = :schema))"
 )
-_IN_ALEMBIC: Final = text(f"SELECT version_num FROM {_ALEMBIC}")
+_READ: Final = text(f"SELECT version_num FROM ours.{TABLE}")
+_IN_ALEMBIC: Final = text(f"SELECT version_num FROM ours.{_ALEMBIC}")
 
 
 def read(connection: Connection, ours: Collection[str]) -> str | None:
     """The version of the schema; None if nothing was migrated. `ours` are all that we know."""
     if _is_there(connection, TABLE):
-        found = MigrationContext.configure(connection, opts={"version_table": TABLE})
-        return found.get_current_revision()
+        found: str | None = connection.scalar(_READ)
+        return found
     return _in_alembic(connection, ours)
 
 
@@ -49,9 +50,9 @@ def hand_back(connection: Connection) -> None:
     """
     if not _is_there(connection, TABLE):  # there was nothing to do, and nothing to remember
         return
-    at = connection.scalar(text(f"SELECT version_num FROM {TABLE}"))
+    at = connection.scalar(_READ)
     if at is None:
-        connection.execute(text(f"DROP TABLE {TABLE}"))
+        connection.execute(text(f"DROP TABLE ours.{TABLE}"))
     elif at <= _NEWEST_IN_ALEMBIC:
         if _is_there(connection, _ALEMBIC):
             raise SchemaError(
@@ -63,7 +64,8 @@ def hand_back(connection: Connection) -> None:
 
 
 def _is_there(connection: Connection, table: str) -> bool:
-    return bool(connection.scalar(_THERE, {"name": table}))
+    values = {"name": table, "schema": schema_of(connection)}
+    return bool(connection.scalar(_THERE, values))
 
 
 def _in_alembic(connection: Connection, ours: Collection[str]) -> str | None:
@@ -77,5 +79,5 @@ def _in_alembic(connection: Connection, ours: Collection[str]) -> str | None:
 
 
 def _rename(connection: Connection, table: str, name: str) -> None:
-    connection.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
-    connection.execute(text(f"ALTER TABLE {name} RENAME CONSTRAINT {table}_pkc TO {name}_pkc"))
+    connection.execute(text(f"ALTER TABLE ours.{table} RENAME TO {name}"))
+    connection.execute(text(f"ALTER TABLE ours.{name} RENAME CONSTRAINT {table}_pkc TO {name}_pkc"))

@@ -14,6 +14,7 @@ from worker.store import content, schema
 from worker.store.engine import transaction
 from worker.store.operate import schedules, times
 from worker.store.operate.roles import RIGHTS
+from worker.store.ours import schema_of
 from worker.store.tables import METADATA
 
 _BESIDE_THE_LANES = 2
@@ -33,13 +34,14 @@ _FACTS = text(
 
 _INDEXES = text(
     "SELECT relname, indisvalid AND indisready FROM pg_index JOIN pg_class ON"
-    " pg_class.oid = indexrelid WHERE relnamespace = CAST(current_schema() AS regnamespace)"
+    " pg_class.oid = indexrelid"
+    " WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = :schema)"
 )
 
 _MISSING_RIGHTS = text(
     "SELECT name, wanted FROM unnest(CAST(:tables AS text[]), CAST(:rights AS text[]))"
-    " AS needed (name, wanted) WHERE to_regclass(name) IS NOT NULL"
-    " AND NOT has_table_privilege(name, wanted)"
+    " AS needed (name, wanted) WHERE to_regclass('ours.' || name) IS NOT NULL"
+    " AND NOT has_table_privilege('ours.' || name, wanted)"
 )
 
 
@@ -181,7 +183,10 @@ async def _content(connection: AsyncConnection) -> Finding:
 
 
 async def _indexes(connection: AsyncConnection) -> list[Finding]:
-    there = {row[0]: row[1] for row in await connection.execute(_INDEXES)}
+    there = {
+        row[0]: row[1]
+        for row in await connection.execute(_INDEXES, {"schema": schema_of(connection)})
+    }
     theirs = await connection.run_sync(content.theirs)
     wanted: set[str] = set()
     for table in METADATA.tables.values():

@@ -26,7 +26,8 @@ _TIMEOUTS = text("SELECT name, CAST(setting AS bigint) FROM pg_settings WHERE na
 
 _HIDING = text(
     "SELECT name FROM unnest(CAST(:tables AS text[])) AS needed (name)"
-    " WHERE to_regclass(name) IS NOT NULL AND row_security_active(name) ORDER BY name"
+    " WHERE to_regclass('ours.' || name) IS NOT NULL"
+    " AND row_security_active('ours.' || name) ORDER BY name"
 )
 
 

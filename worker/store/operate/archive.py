@@ -27,23 +27,24 @@ _PATIENT: Final = (
 _OF_USER: Final = "(CAST(:user_id AS bigint) IS NULL OR {}.user_id = :user_id)"
 
 _ASKED: Final = (
-    "SELECT attempt.study_question_id FROM study_quiz_sessions AS session"
-    " JOIN study_question_attempts AS attempt ON attempt.quiz_session_id = session.id WHERE "
+    "SELECT attempt.study_question_id FROM ours.study_quiz_sessions AS session"
+    " JOIN ours.study_question_attempts AS attempt ON attempt.quiz_session_id = session.id WHERE "
     + _OF_USER.format("session")
 )
 
 _TOPICS: Final = text(
     "SELECT CAST(json_build_object('record', 'topic', 'id', id, 'user_id', user_id,"
-    " 'name', name) AS text) FROM study_topics WHERE id IN"
-    f" (SELECT study_topic_id FROM study_questions WHERE id IN ({_ASKED}) UNION"
-    " SELECT study_topic_id FROM study_quiz_sessions AS session"
+    " 'name', name) AS text) FROM ours.study_topics WHERE id IN"
+    f" (SELECT study_topic_id FROM ours.study_questions WHERE id IN ({_ASKED}) UNION"
+    " SELECT study_topic_id FROM ours.study_quiz_sessions AS session"
     f" WHERE {_OF_USER.format('session')}) ORDER BY id"
 )
 
 _QUESTIONS: Final = text(
     "SELECT CAST(json_build_object('record', 'question', 'id', id, 'user_id', user_id,"
     " 'study_topic_id', study_topic_id, 'correct_choice', correct_choice,"
-    f" 'deleted_at', deleted_at) AS text) FROM study_questions WHERE id IN ({_ASKED}) ORDER BY id"
+    f" 'deleted_at', deleted_at) AS text) FROM ours.study_questions WHERE id IN ({_ASKED}) ORDER"
+    f" BY id"
 )
 
 
@@ -76,22 +77,23 @@ _BATCHES: Final = text(
     " 'sessions', coalesce((SELECT json_agg(json_build_object("
     f"{_pairs('session', _SESSION_COLUMNS)}, 'attempts', (SELECT json_agg(json_build_object("
     f"{_pairs('attempt', _ATTEMPT_COLUMNS)}) ORDER BY attempt.position)"
-    " FROM study_question_attempts AS attempt WHERE attempt.quiz_session_id = session.id))"
-    " ORDER BY session.study_topic_id) FROM study_quiz_sessions AS session"
+    " FROM ours.study_question_attempts AS attempt WHERE attempt.quiz_session_id = session.id))"
+    " ORDER BY session.study_topic_id) FROM ours.study_quiz_sessions AS session"
     " WHERE session.client_session_uuid = inbox.client_session_uuid), '[]')) AS text)"
-    f" FROM ingest_inbox AS inbox WHERE {_OF_USER.format('inbox')}"
+    f" FROM ours.ingest_inbox AS inbox WHERE {_OF_USER.format('inbox')}"
     " ORDER BY inbox.client_session_uuid"
 )
 
 _ERASURES: Final = text(
     "SELECT CAST(json_build_object('record', 'erasure', 'user_id', user_id,"
-    " 'erased_at', erased_at) AS text) FROM ingest_erasures AS erasure"
+    " 'erased_at', erased_at) AS text) FROM ours.ingest_erasures AS erasure"
     f" WHERE {_OF_USER.format('erasure')} ORDER BY user_id"
 )
 
 _REQUESTED: Final = text(
     "SELECT CAST(json_build_object('record', 'explanation_requested', 'user_id', user_id,"
-    " 'study_question_id', study_question_id) AS text) FROM study_question_progress AS progress"
+    " 'study_question_id', study_question_id) AS text) FROM ours.study_question_progress AS"
+    " progress"
     f" WHERE explanation_requested AND {_OF_USER.format('progress')}"
     " ORDER BY user_id, study_question_id"
 )
@@ -104,12 +106,12 @@ def _records(columns: dict[str, str]) -> str:
 _LINES: Final = "jsonb_to_recordset(CAST(:lines AS jsonb))"
 
 _ADD_TOPICS: Final = text(
-    f"INSERT INTO study_topics (id, user_id, name) SELECT id, user_id, name FROM {_LINES}"
+    f"INSERT INTO ours.study_topics (id, user_id, name) SELECT id, user_id, name FROM {_LINES}"
     " AS line (id bigint, user_id bigint, name text) ON CONFLICT (id) DO NOTHING"
 )
 
 _ADD_QUESTIONS: Final = text(
-    "INSERT INTO study_questions (id, user_id, study_topic_id, correct_choice, deleted_at)"
+    "INSERT INTO ours.study_questions (id, user_id, study_topic_id, correct_choice, deleted_at)"
     f" SELECT id, user_id, study_topic_id, correct_choice, deleted_at FROM {_LINES}"
     " AS line (id bigint, user_id bigint, study_topic_id bigint, correct_choice integer,"
     " deleted_at timestamptz) ON CONFLICT (id) DO NOTHING"
@@ -117,7 +119,7 @@ _ADD_QUESTIONS: Final = text(
 
 # In the order of the uuids, like ingest.
 _ADD_BATCHES: Final = text(
-    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer,"
+    "INSERT INTO ours.ingest_inbox (client_session_uuid, content_digest, user_id, viewer,"
     " received_at, erased_at, summary) SELECT client_session_uuid,"
     " decode(content_digest, 'hex'), user_id, viewer, received_at, erased_at, summary"
     f" FROM {_LINES}"
@@ -127,7 +129,7 @@ _ADD_BATCHES: Final = text(
 )
 
 _ADD_ERASURES: Final = text(
-    "INSERT INTO ingest_erasures (user_id, erased_at) SELECT user_id, erased_at"
+    "INSERT INTO ours.ingest_erasures (user_id, erased_at) SELECT user_id, erased_at"
     f" FROM {_LINES} AS line (user_id bigint, erased_at timestamptz) ON CONFLICT (user_id)"
     " DO UPDATE SET erased_at = greatest(ingest_erasures.erased_at, excluded.erased_at)"
 )
@@ -139,14 +141,15 @@ _NEW_SESSIONS: Final = (
 )
 
 _ADD_SESSIONS: Final = text(
-    "INSERT INTO study_quiz_sessions (client_session_uuid, user_id,"
+    "INSERT INTO ours.study_quiz_sessions (client_session_uuid, user_id,"
     f" {', '.join(_SESSION_COLUMNS)}) SELECT batch.client_session_uuid, batch.user_id,"
     f" {', '.join(f'session.{name}' for name in _SESSION_COLUMNS)} FROM {_NEW_SESSIONS}"
     " WHERE batch.client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
 )
 
 _ADD_ATTEMPTS: Final = text(
-    f"INSERT INTO study_question_attempts (user_id, quiz_session_id, {', '.join(_ATTEMPT_COLUMNS)})"
+    "INSERT INTO ours.study_question_attempts (user_id, quiz_session_id,"
+    f" {', '.join(_ATTEMPT_COLUMNS)})"
     " SELECT batch.user_id, session.id,"
     f" {', '.join(f'attempt.{name}' for name in _ATTEMPT_COLUMNS)} FROM {_NEW_SESSIONS}"
     " CROSS JOIN LATERAL jsonb_to_recordset(session.attempts)"
@@ -155,7 +158,7 @@ _ADD_ATTEMPTS: Final = text(
 )
 
 _REQUEST: Final = text(
-    "UPDATE study_question_progress AS progress SET explanation_requested = true"
+    "UPDATE ours.study_question_progress AS progress SET explanation_requested = true"
     f" FROM {_LINES} AS line (user_id bigint, study_question_id bigint)"
     " WHERE progress.user_id = line.user_id"
     " AND progress.study_question_id = line.study_question_id AND NOT explanation_requested"
@@ -163,8 +166,8 @@ _REQUEST: Final = text(
 
 _SEQUENCES: Final = {
     table: text(
-        f"SELECT setval(sequence, greatest(nextval(sequence), (SELECT max(id) FROM {table})))"
-        f" FROM pg_get_serial_sequence('{table}', 'id') AS sequence"
+        f"SELECT setval(sequence, greatest(nextval(sequence), (SELECT max(id) FROM ours.{table})))"
+        f" FROM pg_get_serial_sequence('ours.{table}', 'id') AS sequence"
     )
     for table in ("study_topics", "study_questions")
 }

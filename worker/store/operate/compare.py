@@ -20,7 +20,7 @@ class StoredAnswer(NamedTuple):
 _STORED: Final = text(
     "SELECT attempt.position, attempt.study_question_id, attempt.selected_choice,"
     " attempt.outcome = 'unsure', attempt.answered_at_sent"
-    " FROM study_quiz_sessions AS session JOIN study_question_attempts AS attempt"
+    " FROM ours.study_quiz_sessions AS session JOIN ours.study_question_attempts AS attempt"
     " ON attempt.quiz_session_id = session.id WHERE session.client_session_uuid = :uuid"
 )
 

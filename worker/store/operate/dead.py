@@ -94,9 +94,9 @@ Place = tuple[datetime, int]
 
 _BRIEF: Final = (
     "id, died_at, reason, detail, nullif(viewer, ''), routing_key, client_session_uuid, body_bytes,"
-    " body_sha256 IS NULL, EXISTS (SELECT FROM ingest_replays WHERE letter_id = letter.id)"
+    " body_sha256 IS NULL, EXISTS (SELECT FROM ours.ingest_replays WHERE letter_id = letter.id)"
 )
-_FROM: Final = "FROM ingest_dead_letters AS letter"
+_FROM: Final = "FROM ours.ingest_dead_letters AS letter"
 # An engine's plans are for finding few rows by their keys.
 _READ_ALL: Final = text("SET LOCAL enable_seqscan = on")
 
@@ -130,8 +130,8 @@ async def overview(connection: AsyncConnection) -> Overview:
         text(f"SELECT reason, count(*) {_FROM} GROUP BY reason ORDER BY count(*) DESC, reason")
     )
     by_reason = {row[0]: row[1] for row in counts}
-    oldest = await connection.scalar(text("SELECT min(died_at) FROM ingest_dead_letters"))
-    leaving = await connection.scalar(text("SELECT count(*) FROM ingest_replays"))
+    oldest = await connection.scalar(text("SELECT min(died_at) FROM ours.ingest_dead_letters"))
+    leaving = await connection.scalar(text("SELECT count(*) FROM ours.ingest_replays"))
     return Overview(by_reason, oldest, int(leaving or 0))
 
 
@@ -191,7 +191,7 @@ async def ids(
     """The reasons of the oldest letters that are wanted, by their ids."""
     only = (
         "body_sha256 IS NULL",
-        "NOT EXISTS (SELECT FROM ingest_replays WHERE letter_id = letter.id)",
+        "NOT EXISTS (SELECT FROM ours.ingest_replays WHERE letter_id = letter.id)",
     )
     where, values = _where(wanted, *(only if replayable else ()))
     found = await connection.execute(
@@ -202,13 +202,13 @@ async def ids(
 
 
 _ASK: Final = text(
-    "WITH asked AS (INSERT INTO ingest_replays (letter_id, message_id)"
+    "WITH asked AS (INSERT INTO ours.ingest_replays (letter_id, message_id)"
     " SELECT letter.id, gen_random_uuid() FROM unnest(CAST(:ids AS bigint[]))"
-    " WITH ORDINALITY AS wanted (id, place) JOIN ingest_dead_letters AS letter"
+    " WITH ORDINALITY AS wanted (id, place) JOIN ours.ingest_dead_letters AS letter"
     " ON letter.id = wanted.id WHERE letter.body_sha256 IS NULL ORDER BY place"
     " ON CONFLICT (letter_id) DO NOTHING RETURNING letter_id, message_id)"
     " SELECT message_id, client_session_uuid FROM asked"
-    " JOIN ingest_dead_letters AS letter ON letter.id = asked.letter_id"
+    " JOIN ours.ingest_dead_letters AS letter ON letter.id = asked.letter_id"
 )
 
 _OUTCOMES: Final = text(
@@ -216,15 +216,15 @@ _OUTCOMES: Final = text(
     " 'rejected: ' || letter.reason WHEN inbox.client_session_uuid IS NOT NULL THEN 'ingested'"
     " ELSE 'in the queue' END AS outcome, count(*)"
     " FROM unnest(CAST(:message_ids AS uuid[]), CAST(:uuids AS uuid[])) AS asked (message_id, uuid)"
-    " LEFT JOIN ingest_replays AS replay ON replay.message_id = asked.message_id"
-    " LEFT JOIN ingest_dead_letters AS letter ON letter.replay_id = asked.message_id"
-    " LEFT JOIN ingest_inbox AS inbox ON inbox.client_session_uuid = asked.uuid"
+    " LEFT JOIN ours.ingest_replays AS replay ON replay.message_id = asked.message_id"
+    " LEFT JOIN ours.ingest_dead_letters AS letter ON letter.replay_id = asked.message_id"
+    " LEFT JOIN ours.ingest_inbox AS inbox ON inbox.client_session_uuid = asked.uuid"
     " GROUP BY outcome ORDER BY outcome"
 )
 
 _DISCARD: Final = text(
-    "WITH gone AS (DELETE FROM ingest_dead_letters WHERE id = ANY(CAST(:ids AS bigint[]))"
-    " RETURNING id), replays AS (DELETE FROM ingest_replays"
+    "WITH gone AS (DELETE FROM ours.ingest_dead_letters WHERE id = ANY(CAST(:ids AS bigint[]))"
+    " RETURNING id), replays AS (DELETE FROM ours.ingest_replays"
     " WHERE letter_id = ANY(CAST(:ids AS bigint[]))) SELECT count(*) FROM gone"
 )
 

@@ -23,47 +23,49 @@ class Erased(NamedTuple):
 
 
 _ATTEMPTS_OF_USER: Final = (
-    "study_question_attempts WHERE quiz_session_id IN"
-    " (SELECT id FROM study_quiz_sessions WHERE user_id = :user_id)"
+    "ours.study_question_attempts WHERE quiz_session_id IN"
+    " (SELECT id FROM ours.study_quiz_sessions WHERE user_id = :user_id)"
 )
 
 _COUNT: Final = text(
     f"SELECT (SELECT count(*) FROM {_ATTEMPTS_OF_USER}),"
-    " (SELECT count(*) FROM ingest_inbox WHERE user_id = :user_id)"
+    " (SELECT count(*) FROM ours.ingest_inbox WHERE user_id = :user_id)"
 )
 
 # In the order of the uuids, like ingest, so that there is no deadlock.
 _BURY: Final = text(
-    "INSERT INTO ingest_inbox (client_session_uuid, erased_at)"
+    "INSERT INTO ours.ingest_inbox (client_session_uuid, erased_at)"
     " SELECT uuid, now() FROM unnest(CAST(:uuids AS uuid[])) AS uuid ORDER BY uuid"
     " ON CONFLICT (client_session_uuid) DO NOTHING"
 )
 
 _MESSAGES: Final = text(
-    "DELETE FROM outbox WHERE headers ->> 'client-session-uuid' IN"
-    " (SELECT CAST(client_session_uuid AS text) FROM ingest_inbox WHERE user_id = :user_id"
+    "DELETE FROM ours.outbox WHERE headers ->> 'client-session-uuid' IN"
+    " (SELECT CAST(client_session_uuid AS text) FROM ours.ingest_inbox WHERE user_id = :user_id"
     " UNION SELECT CAST(uuid AS text) FROM unnest(CAST(:uuids AS uuid[])) AS uuid"
     # A letter may have the uuid of somebody else's batch, who still gets its result.
-    " WHERE NOT EXISTS (SELECT FROM ingest_inbox WHERE client_session_uuid = uuid"
+    " WHERE NOT EXISTS (SELECT FROM ours.ingest_inbox WHERE client_session_uuid = uuid"
     " AND user_id <> :user_id))"
     " OR (exchange = 'study.followups' AND CAST(body AS jsonb) ->> 'user_id' = :user)"
 )
 
 _ATTEMPTS: Final = text(f"DELETE FROM {_ATTEMPTS_OF_USER}")
-_SESSIONS: Final = text("DELETE FROM study_quiz_sessions WHERE user_id = :user_id")
-_PROGRESS: Final = text("DELETE FROM study_question_progress WHERE user_id = :user_id")
+_SESSIONS: Final = text("DELETE FROM ours.study_quiz_sessions WHERE user_id = :user_id")
+_PROGRESS: Final = text("DELETE FROM ours.study_question_progress WHERE user_id = :user_id")
 
 _INBOX: Final = text(
-    "UPDATE ingest_inbox SET content_digest = NULL, user_id = NULL, viewer = NULL,"
+    "UPDATE ours.ingest_inbox SET content_digest = NULL, user_id = NULL, viewer = NULL,"
     " summary = NULL, received_at = now(), erased_at = now() WHERE user_id = :user_id"
 )
 
 _TOLD: Final = text(
-    "SELECT client_session_uuid, viewer FROM ingest_inbox"
+    "SELECT client_session_uuid, viewer FROM ours.ingest_inbox"
     " WHERE user_id = :user_id AND viewer IS NOT NULL ORDER BY received_at"
 )
 
-_OWNER_OF_BATCH: Final = text("SELECT user_id FROM ingest_inbox WHERE client_session_uuid = :uuid")
+_OWNER_OF_BATCH: Final = text(
+    "SELECT user_id FROM ours.ingest_inbox WHERE client_session_uuid = :uuid"
+)
 
 
 async def count(connection: AsyncConnection, user_id: int) -> tuple[int, int]:

@@ -7,17 +7,17 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 _ADD: Final = text(
-    "INSERT INTO viewer_grants (viewer, user_id)"
+    "INSERT INTO ours.viewer_grants (viewer, user_id)"
     " SELECT :viewer, user_id FROM unnest(CAST(:users AS bigint[])) AS user_id"
     " ON CONFLICT DO NOTHING"
 )
 
 _REMOVE: Final = text(
-    "DELETE FROM viewer_grants WHERE viewer = :viewer"
+    "DELETE FROM ours.viewer_grants WHERE viewer = :viewer"
     " AND (CAST(:users AS bigint[]) IS NULL OR user_id = ANY(CAST(:users AS bigint[])))"
 )
 
-_ALL: Final = text("SELECT viewer, user_id FROM viewer_grants ORDER BY viewer, user_id")
+_ALL: Final = text("SELECT viewer, user_id FROM ours.viewer_grants ORDER BY viewer, user_id")
 
 
 async def add(connection: AsyncConnection, viewer: str, users: Collection[int]) -> bool:

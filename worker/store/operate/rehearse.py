@@ -40,23 +40,23 @@ class MessageWritten(NamedTuple):
 
 _SESSIONS: Final = text(
     "SELECT id, user_id, study_topic_id, correct_count, wrong_count, unsure_count"
-    " FROM study_quiz_sessions WHERE client_session_uuid = :uuid ORDER BY study_topic_id"
+    " FROM ours.study_quiz_sessions WHERE client_session_uuid = :uuid ORDER BY study_topic_id"
 )
 
 _ATTEMPTS: Final = text(
     "SELECT attempt.position, attempt.study_question_id, attempt.selected_choice,"
     " attempt.correct_choice, attempt.outcome, attempt.answered_at"
-    " FROM study_quiz_sessions AS session JOIN study_question_attempts AS attempt"
+    " FROM ours.study_quiz_sessions AS session JOIN ours.study_question_attempts AS attempt"
     " ON attempt.quiz_session_id = session.id WHERE session.client_session_uuid = :uuid"
     " ORDER BY attempt.position"
 )
 
-_LAST: Final = text("SELECT coalesce(max(id), 0) FROM outbox")
+_LAST: Final = text("SELECT coalesce(max(id), 0) FROM ours.outbox")
 
 _MESSAGES: Final = text(
-    "SELECT routing_key, type, body FROM outbox WHERE id > :last AND (headers ->>"
+    "SELECT routing_key, type, body FROM ours.outbox WHERE id > :last AND (headers ->>"
     " 'client-session-uuid' = :uuid OR CAST(body AS jsonb) ->> 'quiz_session_id' IN"
-    " (SELECT CAST(id AS text) FROM study_quiz_sessions WHERE client_session_uuid = :id))"
+    " (SELECT CAST(id AS text) FROM ours.study_quiz_sessions WHERE client_session_uuid = :id))"
     " ORDER BY id"
 )
 

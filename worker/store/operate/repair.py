@@ -36,7 +36,7 @@ def _next(after: str) -> str:
     # Two looks into an index, instead of reading all sessions to find the distinct users.
     return "least({})".format(
         ", ".join(
-            f"(SELECT min(user_id) FROM {table} WHERE user_id > {after})"
+            f"(SELECT min(user_id) FROM ours.{table} WHERE user_id > {after})"
             for table in ("study_quiz_sessions", "study_question_progress")
         )
     )
@@ -46,7 +46,7 @@ _WALK: Final = text(
     f"WITH RECURSIVE walked (user_id) AS (SELECT {_next('CAST(:after AS bigint)')}"
     f" UNION ALL SELECT {_next('walked.user_id')} FROM walked WHERE user_id IS NOT NULL)"
     " SELECT user_id, mod(mod(user_id, :shards) + :shards, :shards) = :shard - 1"
-    " AND (CAST(:since AS timestamptz) IS NULL OR EXISTS (SELECT FROM study_quiz_sessions AS"
+    " AND (CAST(:since AS timestamptz) IS NULL OR EXISTS (SELECT FROM ours.study_quiz_sessions AS"
     " session WHERE session.user_id = walked.user_id AND session.updated_at >= :since))"
     f" FROM walked WHERE user_id IS NOT NULL LIMIT :at_once"
 )
@@ -62,8 +62,8 @@ async def walk(connection: AsyncConnection, part: Part, after: int) -> Walked:
 
 
 _KNOWN: Final = text(
-    "SELECT EXISTS (SELECT FROM study_quiz_sessions WHERE user_id = :user_id)"
-    " OR EXISTS (SELECT FROM study_question_progress WHERE user_id = :user_id)"
+    "SELECT EXISTS (SELECT FROM ours.study_quiz_sessions WHERE user_id = :user_id)"
+    " OR EXISTS (SELECT FROM ours.study_question_progress WHERE user_id = :user_id)"
 )
 
 

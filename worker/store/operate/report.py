@@ -42,16 +42,16 @@ _QUESTIONS: Final = text(
     " coalesce(topic.name, ''), progress.attempts_count,"
     " progress.lapse_count, progress.last_outcome, progress.last_answered_at, progress.pattern,"
     " progress.stability, progress.difficulty, progress.due_at"
-    " FROM study_question_progress AS progress"
-    " LEFT JOIN study_questions AS question ON question.id = progress.study_question_id"
-    " LEFT JOIN study_topics AS topic"
+    " FROM ours.study_question_progress AS progress"
+    " LEFT JOIN ours.study_questions AS question ON question.id = progress.study_question_id"
+    " LEFT JOIN ours.study_topics AS topic"
     " ON topic.id = coalesce(question.study_topic_id, progress.study_topic_id)"
     " WHERE progress.user_id = :user_id ORDER BY progress.study_question_id"
 )
 
 # The table is the application's, and need not have an index on `source_id`: one pass for all.
 _NAMES: Final = text(
-    "SELECT source_id, min(pub_id) FROM published WHERE kind = 'question' AND NOT deleted"
+    "SELECT source_id, min(pub_id) FROM ours.published WHERE kind = 'question' AND NOT deleted"
     " AND source_id = ANY(CAST(:question_ids AS bigint[])) GROUP BY source_id"
 )
 
@@ -59,8 +59,8 @@ _NAMES: Final = text(
 _WEEKS: Final = text(
     "WITH answered AS (SELECT answered_at, outcome, is_correct,"
     " lag(answered_at) OVER (PARTITION BY study_question_id ORDER BY answered_at) AS before"
-    " FROM study_question_attempts AS attempt"
-    " JOIN study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
+    " FROM ours.study_question_attempts AS attempt"
+    " JOIN ours.study_quiz_sessions AS session ON session.id = attempt.quiz_session_id"
     " WHERE session.user_id = :user_id AND session.voided_at IS NULL)"
     " SELECT CAST(date_trunc('week', answered_at AT TIME ZONE 'UTC') AS date) AS monday,"
     " count(*), count(*) FILTER (WHERE is_correct)"

@@ -41,41 +41,42 @@ class Told(NamedTuple):
 
 
 _QUESTION: Final = text(
-    "SELECT user_id, correct_choice FROM study_questions WHERE id = :question_id"
+    "SELECT user_id, correct_choice FROM ours.study_questions WHERE id = :question_id"
 )
 
 _JUDGED_OTHERWISE: Final = text(
-    "SELECT DISTINCT attempt.user_id FROM study_questions AS question"
-    " JOIN study_question_attempts AS attempt ON attempt.study_question_id = question.id"
+    "SELECT DISTINCT attempt.user_id FROM ours.study_questions AS question"
+    " JOIN ours.study_question_attempts AS attempt ON attempt.study_question_id = question.id"
     " WHERE question.id = :question_id AND attempt.correct_choice <> question.correct_choice"
     " ORDER BY attempt.user_id"
 )
 
 _CORRECT: Final = text(
-    "UPDATE study_questions SET correct_choice = :choice"
+    "UPDATE ours.study_questions SET correct_choice = :choice"
     " WHERE id = :question_id AND correct_choice <> :choice"
 )
 
 _ANSWERS: Final = text(
     "SELECT id, quiz_session_id, selected_choice, correct_choice, is_correct, outcome"
-    " FROM study_question_attempts WHERE user_id = :user_id AND study_question_id = :question_id"
+    " FROM ours.study_question_attempts WHERE user_id = :user_id AND study_question_id ="
+    " :question_id"
     " ORDER BY id"
 )
 
 _RESCORE: Final = text(
-    "UPDATE study_question_attempts AS attempt SET correct_choice = :choice,"
+    "UPDATE ours.study_question_attempts AS attempt SET correct_choice = :choice,"
     f" is_correct = scored.is_correct, outcome = scored.outcome, {KEPT}"
     " FROM unnest(CAST(:ids AS bigint[]), CAST(:rights AS boolean[]), CAST(:outcomes AS text[]))"
-    " AS scored (id, is_correct, outcome), study_quiz_sessions AS session"
+    " AS scored (id, is_correct, outcome), ours.study_quiz_sessions AS session"
     " WHERE attempt.id = scored.id AND session.id = attempt.quiz_session_id"
 )
 
 _RECOUNT: Final = text(
-    "UPDATE study_quiz_sessions AS session SET correct_count = counted.correct,"
+    "UPDATE ours.study_quiz_sessions AS session SET correct_count = counted.correct,"
     " wrong_count = counted.wrong, unsure_count = counted.unsure, updated_at = now()"
     " FROM (SELECT quiz_session_id, count(*) FILTER (WHERE outcome = 'correct') AS correct,"
     " count(*) FILTER (WHERE outcome = 'wrong') AS wrong,"
-    " count(*) FILTER (WHERE outcome = 'unsure') AS unsure FROM study_question_attempts"
+    " count(*) FILTER (WHERE outcome = 'unsure') AS unsure FROM ours.study_question_attempts"
     " WHERE quiz_session_id = ANY(CAST(:ids AS uuid[])) GROUP BY quiz_session_id) AS counted"
     " WHERE session.id = counted.quiz_session_id"
 )
@@ -83,8 +84,10 @@ _RECOUNT: Final = text(
 _TOLD: Final = text(
     "SELECT CAST(inbox.summary AS text), inbox.viewer, session.id,"
     " ARRAY(SELECT CAST(jsonb_array_elements_text(session.question_ids) AS bigint))"
-    " FROM study_quiz_sessions AS session JOIN ingest_inbox AS inbox USING (client_session_uuid)"
-    " WHERE session.client_session_uuid IN (SELECT client_session_uuid FROM study_quiz_sessions"
+    " FROM ours.study_quiz_sessions AS session JOIN ours.ingest_inbox AS inbox USING"
+    " (client_session_uuid)"
+    " WHERE session.client_session_uuid IN (SELECT client_session_uuid FROM"
+    " ours.study_quiz_sessions"
     " WHERE id = ANY(CAST(:ids AS uuid[]))) AND session.voided_at IS NULL"
     " AND inbox.summary IS NOT NULL ORDER BY inbox.received_at, inbox.client_session_uuid"
 )

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.errors import RoleError
+from worker.store.ours import schema_of
 
 RIGHTS: Final = {
     "study_ingest_version": "SELECT",
@@ -59,7 +60,7 @@ _STATEMENTS: Final = (
 
 _QUOTED: Final = text(
     "SELECT quote_ident(:role) AS role, quote_literal(:verifier) AS verifier,"
-    " quote_ident(current_schema()) AS schema, quote_ident(current_database()) AS database,"
+    " quote_ident(:schema) AS schema, quote_ident(current_database()) AS database,"
     " EXISTS (SELECT FROM pg_roles WHERE rolname = :role) AS exists"
 )
 
@@ -83,7 +84,14 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
         )
     password = secrets.token_urlsafe(24)
     quoted = (
-        await connection.execute(_QUOTED, {"role": role, "verifier": _verifier(password)})
+        await connection.execute(
+            _QUOTED,
+            {
+                "role": role,
+                "verifier": _verifier(password),
+                "schema": schema_of(connection),
+            },
+        )
     ).one()
     create, *statements = _STATEMENTS
     for statement in statements if quoted.exists else (create, *statements):

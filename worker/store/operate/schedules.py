@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.domain.schedule import SCHEDULER_NAME
 
 _COUNT: Final = text(
-    "SELECT count(*) FROM (SELECT FROM study_question_progress"
+    "SELECT count(*) FROM (SELECT FROM ours.study_question_progress"
     " WHERE scheduler <> :current LIMIT :most) AS counted"
 )
 

@@ -44,34 +44,35 @@ _UNJUDGED: Final = (
 
 _SESSIONS: Final = text(
     "SELECT session.client_session_uuid, session.finalized_at, attempt.id,"
-    " attempt.answered_at_sent, attempt.time_was FROM study_quiz_sessions AS session"
-    " JOIN study_question_attempts AS attempt ON attempt.quiz_session_id = session.id"
+    " attempt.answered_at_sent, attempt.time_was FROM ours.study_quiz_sessions AS session"
+    " JOIN ours.study_question_attempts AS attempt ON attempt.quiz_session_id = session.id"
     " WHERE session.user_id = :user_id AND session.client_session_uuid IN"
-    " (SELECT one.client_session_uuid FROM study_quiz_sessions AS one"
-    " JOIN study_question_attempts AS attempt ON attempt.quiz_session_id = one.id"
+    " (SELECT one.client_session_uuid FROM ours.study_quiz_sessions AS one"
+    " JOIN ours.study_question_attempts AS attempt ON attempt.quiz_session_id = one.id"
     f" WHERE one.user_id = :user_id AND {_UNJUDGED})"
     " ORDER BY session.client_session_uuid, attempt.position"
 )
 
 _RETIME: Final = text(
-    "UPDATE study_question_attempts AS attempt"
+    "UPDATE ours.study_question_attempts AS attempt"
     f" SET answered_at = retimed.answered_at, time_was = retimed.time_was, {KEPT}"
     " FROM unnest(CAST(:ids AS bigint[]), CAST(:times AS timestamptz[]), CAST(:reasons AS text[]))"
-    " AS retimed (id, answered_at, time_was), study_quiz_sessions AS session"
+    " AS retimed (id, answered_at, time_was), ours.study_quiz_sessions AS session"
     " WHERE attempt.id = retimed.id AND session.id = attempt.quiz_session_id"
 )
 
 _FINISHED: Final = text(
-    "UPDATE study_quiz_sessions AS session SET finished_at = finished.at, updated_at = now()"
-    " FROM (SELECT quiz_session_id, max(answered_at) AS at FROM study_question_attempts"
-    " WHERE quiz_session_id IN (SELECT quiz_session_id FROM study_question_attempts"
+    "UPDATE ours.study_quiz_sessions AS session SET finished_at = finished.at, updated_at = now()"
+    " FROM (SELECT quiz_session_id, max(answered_at) AS at FROM ours.study_question_attempts"
+    " WHERE quiz_session_id IN (SELECT quiz_session_id FROM ours.study_question_attempts"
     " WHERE id = ANY(CAST(:ids AS bigint[]))) GROUP BY quiz_session_id) AS finished"
     " WHERE session.id = finished.quiz_session_id AND session.finished_at <> finished.at"
 )
 
 _COUNT: Final = text(
     "SELECT count(*) FROM"
-    f" (SELECT FROM study_question_attempts AS attempt WHERE {_UNJUDGED} LIMIT :most) AS counted"
+    f" (SELECT FROM ours.study_question_attempts AS attempt WHERE {_UNJUDGED} LIMIT :most) AS"
+    f" counted"
 )
 
 

@@ -19,20 +19,20 @@ class Voided(NamedTuple):
 
 
 _PRINCIPAL: Final = text(
-    "SELECT user_id FROM study_quiz_sessions WHERE client_session_uuid = :uuid"
+    "SELECT user_id FROM ours.study_quiz_sessions WHERE client_session_uuid = :uuid"
 )
 
 _VOID: Final = text(
-    "WITH voided AS (UPDATE study_quiz_sessions SET voided_at = now(), updated_at = now()"
+    "WITH voided AS (UPDATE ours.study_quiz_sessions SET voided_at = now(), updated_at = now()"
     " WHERE client_session_uuid = :uuid AND voided_at IS NULL RETURNING id)"
     " SELECT array_agg(DISTINCT voided.id), array_agg(DISTINCT attempt.study_question_id),"
-    " count(*) FROM voided JOIN study_question_attempts AS attempt"
+    " count(*) FROM voided JOIN ours.study_question_attempts AS attempt"
     " ON attempt.quiz_session_id = voided.id"
 )
 
 
 _TOLD: Final = text(
-    "SELECT CAST(summary AS text), viewer, now() FROM ingest_inbox"
+    "SELECT CAST(summary AS text), viewer, now() FROM ours.ingest_inbox"
     " WHERE client_session_uuid = :uuid AND summary IS NOT NULL"
 )
 
