@@ -185,7 +185,7 @@ async def histories(
             "question_ids": [question_id for _, question_id in wanted],
         },
     )
-    session_ids = list({row[1] for row in rows})
+    session_ids = list({row[2] for row in rows})
     sessions = await fetch(connection, _UUIDS, {"session_ids": session_ids})
     uuids: dict[UUID, UUID] = {row[0]: row[1] for row in sessions}
     found: dict[UserQuestion, list[ScoredAttempt]] = {each: [] for each in wanted}
