@@ -85,8 +85,12 @@ class Phone:
             poll_interval=0.5,
             result_timeout=plan.impatience,
         )
-        async with Relay(self._outbox, plan.url, plan.viewer, settings) as relay:
-            playing = asyncio.create_task(self._play(relay.wake))
+        # A fault of ours must end the process, because it would hold the lock of the file.
+        async with (
+            Relay(self._outbox, plan.url, plan.viewer, settings) as relay,
+            asyncio.TaskGroup() as tasks,
+        ):
+            playing = tasks.create_task(self._play(relay.wake))
             await self._obey()
             playing.cancel()
         self._file.close()

@@ -39,9 +39,12 @@ def session(
     at = datetime.now(UTC) - CALENDAR * (1 - passed) + timedelta(seconds=skew)
     if rng.random() < 0.1:
         at -= timedelta(days=rng.uniform(0, 8))
-    return [
+    answers = [
         _answer(rng, question, at + timedelta(seconds=20 * n)) for n, question in enumerate(chosen)
     ]
+    if all(each["selected_choice"] is None and not each["is_unsure"] for each in answers):
+        answers[-1]["is_unsure"] = True  # the library records no session without an answer
+    return answers
 
 
 def _answer(rng: random.Random, question: Question, at: datetime) -> dict[str, Any]:

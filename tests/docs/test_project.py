@@ -47,3 +47,13 @@ def test_the_contract_names_every_word_of_the_law(
 ) -> None:
     page = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
     assert {word for word in words if f"`{word}`" not in page} == set()
+
+
+def test_the_tests_that_the_page_of_tests_names_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "testing.md").read_text()))
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert named and not named - there

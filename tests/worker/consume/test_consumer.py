@@ -30,6 +30,7 @@ from worker.consume.consumer import Check, Consumer
 from worker.consume.in_hand import Hand
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.errors import BrokerAway, DatabaseAway, TransientFault
+from worker.health import Watch
 from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 
@@ -747,6 +748,8 @@ async def test_others_pass_a_batch_whose_copy_is_not_confirmed(
         await settled(consumer, ingested=4)
         await reach(consumer, lambda: consumer.unconfirmed == 1)
         assert (consumer.in_hand, consumer.state) == (1, "consuming")
+        impatient = broker.settings.model_copy(update={"stuck_timeout": 1e-9})
+        assert Watch(consumer, impatient).live().ok  # it waits for the broker and is not stuck
         assert consumer.counts["deferred"] == 0  # nothing is acked before its copy is confirmed
         await heal()
         await settled(consumer, deferred=1, ingested=5)
