@@ -210,6 +210,7 @@ def _scored(verdict: Verdict, each: Counted, received_at: datetime) -> tuple[Ans
         "answered_at_sent": sent_at,
         "time_was": _time_was(each.attempt, sent_at, received_at),
         "utc_offset": _offset(each.attempt),
+        "duration_ms": each.attempt.get("duration_ms"),
     }
 
 

@@ -75,4 +75,5 @@ def _attempt(
         "selected_choice": choice,
         "is_unsure": unsure,
         "answered_at": answered_at,
+        "duration_ms": None if answered_at is None else 1_000 + len(pub_id),
     }

@@ -33,6 +33,7 @@ MAX_BODY_BYTES: Final = 1_048_576
 MAX_ATTEMPTS: Final = 1_000
 
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
+_DURATION_MS_MAX: Final = 24 * 60 * 60 * 1000
 _ERRORS_SHOWN = 3
 _JSON_WORDS: Final = {
     "dataclass_type": "should be an object",
@@ -116,6 +117,11 @@ class Attempt:
             "nearest attempt of the batch with a credible one, else by the time of ingest."
         ),
         examples=["2026-03-01T09:30:00.250Z"],
+    )
+    duration_ms: Annotated[StrictInt, Field(ge=0, le=_DURATION_MS_MAX)] | None = Field(
+        default=None,
+        description="How long the answer took, in milliseconds, by the viewer's clock. Since 1.1.",
+        examples=[4200],
     )
 
     def sent_at(self) -> datetime | None:

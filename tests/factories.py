@@ -347,7 +347,8 @@ async def contents(engine: AsyncEngine) -> dict[str, list[dict[str, Any]]]:
             engine,
             "SELECT user_id, study_question_id, study_topic_id, quiz_session_id, position,"
             " selected_choice, correct_choice, is_correct, outcome, answered_at, answered_at_sent,"
-            " time_was, utc_offset FROM study_question_attempts ORDER BY quiz_session_id, position",
+            " time_was, utc_offset, duration_ms FROM study_question_attempts"
+            " ORDER BY quiz_session_id, position",
         ),
         "progress": await rows(
             engine, "SELECT * FROM study_question_progress ORDER BY user_id, study_question_id"

@@ -88,6 +88,7 @@ nearly_attempt = st.fixed_dictionaries(
         "selected_choice": scalars,
         "is_unsure": scalars,
         "answered_at": scalars,
+        "duration_ms": scalars | st.sampled_from([86_400_000, 86_400_001, 86_400_000.0]),
         "confidence": anything,
     },
 )
@@ -275,6 +276,7 @@ def test_spelling_does_not_change_the_digest(document: Json, indent: int, upper:
         document["client_session_uuid"] = document["client_session_uuid"].upper()
     for each in document["attempts"]:
         each["later"] = [None]
+        each["duration_ms"] = 4200
         if each["is_unsure"] is False:
             del each["is_unsure"]
         if each["selected_choice"] is None:
@@ -290,6 +292,19 @@ def test_spelling_does_not_change_the_digest(document: Json, indent: int, upper:
     turned = json.loads(body(document), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
     spelled = json.dumps(turned, indent=indent, ensure_ascii=False).encode()
     assert decode(spelled).digest() == before
+
+
+@pytest.mark.parametrize("duration", [None, 0, 4200.0, 86_400_000])
+def test_a_duration_is_whole_milliseconds_of_at_most_a_day(duration: float | None) -> None:
+    (read,) = decode(body(batch(attempt(duration_ms=duration)))).attempts
+    assert read.duration_ms == duration
+
+
+@pytest.mark.parametrize("duration", [-1, 86_400_001, 0.5, "4200", True, [], {}])
+def test_another_duration_is_malformed(duration: object) -> None:
+    refused = rejection(body(batch(attempt(), attempt(duration_ms=duration))))
+    assert refused.reason is RejectReason.MALFORMED
+    assert "attempts.1.duration_ms: " in refused.detail
 
 
 def test_the_digest_of_known_batches_has_not_changed() -> None:

@@ -80,6 +80,8 @@ class AttemptRow(NamedTuple):
     """Why the time as sent was replaced; None if it is the effective time."""
     utc_offset: int | None
     """The offset of the time as sent, in minutes. None if it had none."""
+    duration_ms: int | None
+    """How long the answer took, as sent."""
 
 
 class SessionRow(NamedTuple):

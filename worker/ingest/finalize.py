@@ -104,7 +104,10 @@ def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
         if progress and (scheduler != SCHEDULER_NAME or is_late(progress, scored)):
             late.add(question_id)
         topics.setdefault(topic_id, []).append(
-            AttemptRow(scored, question_id, selected, right, sent_at, time_was, offsets[position])
+            AttemptRow(
+                *(scored, question_id, selected, right, sent_at, time_was, offsets[position]),
+                attempt.duration_ms,
+            )
         )
         pub_ids[attempt.question_pub_id] = question_id
     return ScoredBatch(plan, received_at, topics, pub_ids, replaced, last_answered_at, late)

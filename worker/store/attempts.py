@@ -59,6 +59,7 @@ _BESIDE: Final = {
     "answered_at_sent": "timestamptz",
     "time_was": "text",
     "utc_offset": "smallint",
+    "duration_ms": "integer",
 }
 """The columns written beside them, in the order of the other fields of `AttemptRow`. A new field
 there is a line here.

@@ -132,6 +132,7 @@ study_question_attempts = Table(
     Column("answered_at_sent", _TIME),
     Column("time_was", Text),
     Column("utc_offset", SmallInteger),
+    Column("duration_ms", Integer),
     # Null means that nothing was ever corrected: see `worker.store.operate.replaced`.
     Column("replaced", JSONB),
     UniqueConstraint("quiz_session_id", "position"),

@@ -1,6 +1,7 @@
 """The ingest transaction on a real database: its decisions, rows and results."""
 
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -514,6 +515,24 @@ async def test_answers_clamped_to_one_receipt_are_folded_as_sent(
     )
     await ingest([sent(right(question, soon))])
     assert await verify(engine, 1, Policy()) == []
+
+
+async def test_how_long_an_answer_took_is_stored_and_no_reason_for_another_batch(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
+    """A viewer that learned to send it may repeat a batch that it first sent without it."""
+    questions = await make.publish(engine, 2)
+    first, second = map(right, questions)
+    before = sent(replace(first, duration_ms=4200), second)
+    again = sent(first, replace(second, duration_ms=7), uuid=before.client_session_uuid)
+
+    assert isinstance(await _one(ingest, before), Ingested)
+    assert isinstance(await _one(ingest, again), Duplicate)
+
+    kept = await make.rows(
+        engine, "SELECT duration_ms FROM study_question_attempts ORDER BY position"
+    )
+    assert [row["duration_ms"] for row in kept] == [4200, None]
 
 
 # --------------------------------------------------------------------------------- follow-ups

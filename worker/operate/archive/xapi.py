@@ -107,6 +107,8 @@ def _result(attempt: Mapping[str, Any]) -> dict[str, Any]:
     }
     if attempt["selected_choice"] is not None:
         result["response"] = str(attempt["selected_choice"])
+    if attempt["duration_ms"] is not None:
+        result["duration"] = f"PT{attempt['duration_ms'] / 1000:.2f}S"
     return result
 
 
