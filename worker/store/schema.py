@@ -17,6 +17,7 @@ from worker.store import version
 from worker.store.engine import transaction
 from worker.store.prepare import prepared
 
+_NO_TABLE: Final = "42P01"
 _REFUSED: Final = {
     "55P03": "Another session has locked a table for longer than INGEST_LOCK_TIMEOUT: run `migrate`"
     " again when that backup or report has ended, or raise the timeout (workers wait as long).",
@@ -49,6 +50,13 @@ def head() -> str:
 
 async def current(engine: AsyncEngine) -> str | None:
     """The version of the database. None if nothing was ever migrated."""
+    try:
+        async with transaction(engine) as connection:
+            return await connection.run_sync(version.read, _known())
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _NO_TABLE:
+            raise
+    # A migration moved the version to another table in between, which happens once.
     async with transaction(engine) as connection:
         return await connection.run_sync(version.read, _known())
 
