@@ -94,6 +94,8 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
         async with prepared(engine, before, target), engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="READ COMMITTED")
             await connection.run_sync(_run, before, target)
+            # Before the commit, because another migration may follow at once.
+            after = await connection.run_sync(version.read, _known())
             await connection.commit()
     except CommandError:
         raise SchemaError(
@@ -109,7 +111,7 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
                 "run `migrate` again.",
             ) from error
         raise
-    return before, await current(engine)
+    return before, after
 
 
 async def _check_encoding(engine: AsyncEngine) -> None:
