@@ -5,8 +5,11 @@ alone.
 import argparse
 from typing import Final
 
-WORKLOADS: Final = ("late", "hot_user", "even", "flood", "rescore", "shared_bank")
-"""Those of `bench.busy`, each of which can run alone."""
+WORKLOADS: Final = (
+    *("late", "hot_user", "even", "flood", "rescore", "shared_bank"),
+    *("rejected", "dead"),
+)
+"""Those of `bench.busy` and `bench.letters`, each of which can run alone."""
 
 
 def parser() -> argparse.ArgumentParser:

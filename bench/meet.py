@@ -17,6 +17,8 @@ from bench.contenders import PEERS, Contender, ours, set_based, usual, usual_pub
 from bench.figures import ratios, spread
 from bench.growth import Growth
 from bench.growth import Sizes as GrowthSizes
+from bench.letters import Letters
+from bench.letters import Sizes as LettersSizes
 from bench.race import Course, Lap
 from bench.stage import PREFIX, Stage
 from bench.workload import Shape, batches
@@ -26,6 +28,8 @@ Laps = dict[str, dict[str, list[Lap]]]
 """By state and contender, a lap for each round."""
 
 _ONE, _TWO, _USUAL, _SET_BASED, _FLOOR = "ours_1", "ours_2", "usual", "set_based", "floor"
+_LONG: Final = "dead"
+"""The workload that fills a table with a million rows, only with `--full`."""
 _WAITING: Final = 15_000
 """Batches to take from, for a round's wait."""
 
@@ -44,6 +48,7 @@ class Sizes(NamedTuple):
     wait: latency.Sizes = latency.Sizes()
     growth: GrowthSizes = GrowthSizes()
     busy: BusySizes = BusySizes()
+    letters: LettersSizes = LettersSizes()
 
     @classmethod
     def tiny(cls) -> "Sizes":
@@ -54,6 +59,7 @@ class Sizes(NamedTuple):
             latency.Sizes(peak=40, seconds=0.5, alone=2, beside_usual=1.0),
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 100, 2_000, 2_000, 500, 2.0),
             BusySizes(shape, (2, 5), 60, 40, (1, 2, 3), 60, 3, 10, (3, 6), 20, (2, 4)),
+            LettersSizes(shape, 60, (300,), 20),
         )
 
     def with_batches(self, count: int) -> "Sizes":
@@ -75,11 +81,15 @@ class Meet:
         self._stage = Stage(settings, prefix)
         self._sizes = sizes
         self._console = console
+        self.workloads = {
+            **Busy(self._stage, sizes.busy, self._say).workloads,
+            **Letters(self._stage, sizes.letters, self._say).workloads,
+        }
 
     async def run(
         self, *, rounds: int, with_peers: bool, with_growth: bool, only: str | None = None
     ) -> dict[str, Any]:
-        """Measures everything, or the workload `only` of `Busy`.
+        """Measures everything, or the workload `only`.
 
         Raises `BenchError` when a contender leaves other rows, or gets stuck.
         """
@@ -88,16 +98,16 @@ class Meet:
             self._say("making the worlds")
             shape = self._sizes.course.shape
             await courses.worlds(self._stage, self._sizes.course)
-            busy = Busy(self._stage, self._sizes.busy, self._say)
             if only is not None:
-                return await busy.workloads[only]()
+                return await self.workloads[only]()
             laps, waits, beside = await self._race(rounds, PEERS if with_peers else ())
             self._say("round trips")
             enough = batches(shape, 2 * sum(round_trips.GROUPS), seed="trips", day=30)
             trips = await round_trips.measure(self._stage, self._sizes.course.states[-1], enough)
             measured = _headlines(laps, trips, latency.spreads(waits), beside)
-            for workload in busy.workloads.values():
-                measured |= await workload()
+            for name, workload in self.workloads.items():
+                if with_growth or name != _LONG:
+                    measured |= await workload()
             if with_growth:
                 course = await self._course(courses.FRESH, short=False)
                 measured["tuning"] = await tuning.measure(self._stage, course, rounds, self._say)

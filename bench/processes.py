@@ -81,6 +81,10 @@ class Processes:
         """Whether every one has ended."""
         return all(leader.poll() is not None for leader in self._leaders)
 
+    def failed(self) -> bool:
+        """Whether one has ended with another code than 0."""
+        return any(leader.poll() for leader in self._leaders)
+
     def hold(self) -> None:
         """Stops all of them where they are."""
         for leader in self._leaders:

@@ -45,6 +45,8 @@ class Course:
     timed: Sequence[Batch]
     expected: Digests
     """Of the tables after both."""
+    published: Sequence[Batch] | None = None
+    """What is published in the end, where it is more than `timed`: the rest must be rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
                 await _reach(connection, warm, processes)
                 await asyncio.sleep(0.2)  # for the last acks
                 processes.hold()
-                await publish(course.timed)
+                await publish(course.timed if course.published is None else course.published)
                 used = processes.usage()
                 released = time.time()
                 started = time.perf_counter()

@@ -12,6 +12,8 @@ from bench.figures import Spread
 def show(measured: Mapping[str, Any], console: Console) -> None:
     """Prints them. One workload alone has a single table."""
     console.print(_busy(measured))
+    if "dead" in measured:
+        console.print(_dead(measured["dead"]))
     if "raw" not in measured:
         return
     console.print(_headlines(measured))
@@ -35,6 +37,7 @@ _GOALS: Final = {
     "rescore_620_vs_62": "12 or less",
     "shared_bank": "0.95 or more",
     "shared_bank_late": "1.2 or less",
+    "good_among_rejected": "0.85 or more",
 }
 
 
@@ -46,6 +49,13 @@ def _busy(measured: Mapping[str, Any]) -> Table:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
             table.add_row(name, f"{value:.3g}", goal)
+    return table
+
+
+def _dead(seconds: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table("command", *(f"{int(letters):,}" for letters in seconds), title="Dead letters, s")
+    for name in next(iter(seconds.values())):
+        table.add_row(name, *(f"{each[name]:.2f}" for each in seconds.values()))
     return table
 
 

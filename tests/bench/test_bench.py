@@ -12,7 +12,6 @@ from rich.console import Console
 
 from bench import environment, race, rows
 from bench.arguments import WORKLOADS
-from bench.busy import Busy
 from bench.contenders import PEERS, Contender
 from bench.courses import FRESH, course, worlds
 from bench.errors import BenchError
@@ -62,6 +61,7 @@ async def test_a_tiny_run_has_every_figure(settings: Settings, prefix: str) -> N
     assert measured["peers"] == {}
     assert measured["hot_user"].keys() == {"throughput", "others_p99", "deferred"}
     assert min(measured["late_vs_in_order"], measured["even"]["four_vs_one"]) > 0
+    assert measured["good_among_rejected"] > 0
     assert measured["eight_vs_two"] > 0 < measured["flood"]["wait"]
     assert {"ours_1", "ours_2", "usual", "set_based", "floor"} == set(
         measured["raw"]["states"][FRESH]["contenders"]
@@ -69,8 +69,15 @@ async def test_a_tiny_run_has_every_figure(settings: Settings, prefix: str) -> N
 
 
 def test_a_workload_can_run_alone(settings: Settings, prefix: str) -> None:
-    busy = Busy(Stage(settings, prefix), SMALL.busy, lambda what: None)
-    assert tuple(busy.workloads) == WORKLOADS
+    meet = Meet(settings, SMALL, Console(quiet=True), prefix)
+    assert tuple(meet.workloads) == WORKLOADS
+
+
+async def test_dead_letters_are_measured(settings: Settings, prefix: str) -> None:
+    meet = Meet(settings, SMALL, Console(quiet=True), prefix)
+    measured = await meet.run(rounds=1, with_peers=False, with_growth=False, only="dead")
+    (seconds,) = measured["dead"].values()
+    assert len(seconds) == 8 and min(seconds.values()) > 0
 
 
 def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:

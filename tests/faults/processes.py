@@ -76,5 +76,5 @@ def _run(command: str, env: dict[str, str], log: Path) -> None:
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = ["study-ingest", command]
+    sys.argv = ["study-ingest", *command.split()]
     main()

@@ -7,21 +7,24 @@ delivery limit. A real client publishes each case, other viewers' batches around
 
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
 from chaos import amqp10
 from schemas import amqp
 from tests import factories
-from tests.broker_fixtures import PATIENCE, VIEWER, Broker
+from tests.broker_fixtures import PATIENCE, VIEWER, Broker, until
 from tests.whole_worker import working
 from worker.broker import topology
 from worker.broker.management import Management
+from worker.operate.status.look import look
 
 pytestmark = pytest.mark.broker
 
@@ -177,3 +180,84 @@ async def test_an_odd_message_costs_the_others_nothing(
     good = [event for event in settled if event["disposition"] in ("ingested", "duplicate")]
     # What is in hand when the odd one first comes is returned with it, and nothing after that.
     assert max(event["delivery_count"] for event in good) <= 1
+
+
+POISON: dict[str, Any] = {
+    "header": {"ttl": 1},
+    "properties": {"reply_to": {"repeat": ["x", 5_000]}},
+    "body": DATA,
+}
+"""Expires at once, and ends every connection of AMQP 0-9-1 to which it is delivered."""
+
+
+async def expire(broker: Broker, client: Path, parts: Sequence[int | None]) -> int:
+    """Puts messages that have expired into the queue of dead letters: so many good ones, or a
+    poisonous one for None. Returns how many they are.
+    """
+    there = 0
+    for part in parts:
+        if part is None:
+            url = broker.settings.amqp_url.get_secret_value()
+            outcomes, complaints = await amqp10.publish(client, url, VIEWER, [POISON])
+            assert outcomes == ["accepted"], complaints
+        for _ in range(part or 0):
+            batch = factories.batch(factories.right("a"))
+            await broker.publish(batch.model_dump_json(), expiration=0.001)
+        there += 1 if part is None else part
+        await broker.until_depth(amqp.DEAD_QUEUE, there)
+    return there
+
+
+async def kept(engine: AsyncEngine) -> int:
+    return await factories.count(engine, "ingest_dead_letters")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_what_lies_behind_letters_that_can_not_be_carried_is_collected(
+    workers: int, client: Path, newer: Broker, engine: AsyncEngine
+) -> None:
+    # More behind them than are delivered at once, and as long waits as a worker has by default.
+    count = await expire(newer, client, [3, None, 2, None, None, 30])
+    settings = newer.settings.model_copy(update={"pause_delay_min": 0.2, "pause_delay_max": 10.0})
+    with capture_logs() as events:
+        async with AsyncExitStack() as running:
+            for _ in range(workers):
+                await running.enter_async_context(working(settings, engine))
+            await until(lambda: kept(engine), count.__eq__)
+            await newer.until_depth(amqp.DEAD_QUEUE, 0)
+
+    taken = [event for event in events if event["event"] == "collector.took_head"]
+    assert len(taken) >= 3
+    letters = await factories.rows(
+        engine, "SELECT reason, octet_length(properties) > 5000 AS is_odd FROM ingest_dead_letters"
+    )
+    assert {letter["reason"] for letter in letters} == {"expired"}
+    assert sum(letter["is_odd"] for letter in letters) == 3
+    assert len(letters) == count
+
+
+async def test_without_the_management_api_it_stays_and_status_says_so(
+    client: Path, newer: Broker, engine: AsyncEngine, management: Management
+) -> None:
+    count = await expire(newer, client, [None, 1])
+    alone = newer.settings.model_copy(
+        update={"management_url": SecretStr("http://guest:guest@127.0.0.1:1")}
+    )
+
+    async def attention() -> list[str]:
+        seen = await look(newer.settings, engine, management)
+        return [each.found for each in seen.attention if each.code == "uncollected"]
+
+    with capture_logs() as events:
+        async with working(alone, engine):
+
+            async def blocked() -> int:
+                return sum(event["event"] == "collector.blocked" for event in events)
+
+            await until(blocked, (3).__le__)
+            (found,) = await until(attention, bool)
+            assert found.startswith("2 messages wait in study.attempts.dead")
+    assert await kept(engine) == 0
+    async with working(newer.settings, engine):
+        await until(lambda: kept(engine), count.__eq__)
+        await newer.until_depth(amqp.DEAD_QUEUE, 0)

@@ -8,6 +8,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from schemas import amqp
 from tests import factories
 from tests.broker_fixtures import Broker, make_settings
 from tests.security.test_identity import body_for, publish_as, result_of
@@ -55,15 +56,28 @@ async def test_a_whole_worker_runs_with_it(
     (question,) = await factories.publish(engine, user_id=42)
     later = factories.batch(factories.wrong(question, "2024-03-02T10:00:00Z"))
     earlier = factories.batch(factories.right(question, "2024-03-01T10:00:00Z"))
+    expired = factories.batch(factories.right(question)).model_dump_json()
+    await publish_as(login, expired, expiration=0.001)
+    await broker.until_depth(amqp.DEAD_QUEUE, 1)
     told = []
     async with working(settings, as_worker):
+        # What the broker gave up on is collected; in the end its replay takes the letter away.
+        told.append((await result_of(broker, login))["reason"])
         # A late batch (which folds again), a duplicate, a rejection, follow-up jobs.
         for body in (later, earlier, earlier):
             await publish_as(login, body.model_dump_json())
             told.append((await result_of(broker, login))["status"])
         await publish_as(login, await body_for(engine, 43))
         told.append((await result_of(broker, login))["status"])
-    assert told == ["ingested", "ingested", "already_ingested", "rejected"]
+        await factories.execute(
+            engine,
+            "INSERT INTO ingest_replays (letter_id, message_id)"
+            " SELECT id, gen_random_uuid() FROM ingest_dead_letters WHERE reason = 'expired'",
+        )
+        told.append((await result_of(broker, login))["status"])
+    assert told == ["expired", "ingested", "ingested", "already_ingested", "rejected", "ingested"]
+    assert await factories.count(engine, "ingest_dead_letters") == 1
+    assert await factories.count(engine, "ingest_replays") == 0
 
 
 async def test_a_workers_role_may_do_nothing_else(
@@ -98,6 +112,8 @@ async def test_a_workers_role_may_do_nothing_else(
         "INSERT INTO viewer_grants (viewer, user_id) VALUES ('me', 1)",
         "INSERT INTO published (pub_id, kind, source_id) VALUES ('me', 'question', 1)",
         "UPDATE study_questions SET user_id = 2",
+        "UPDATE ingest_dead_letters SET reason = ''",
+        "INSERT INTO ingest_replays (letter_id, message_id) VALUES (1, gen_random_uuid())",
         "INSERT INTO ingest_pause (actor, reason) VALUES ('me', 'me')",
         *(f"{verb} TABLE {table}" for table in tables for verb in ("TRUNCATE", "DROP")),
         *(f"ALTER TABLE {table} ADD COLUMN mine int" for table in tables),

@@ -96,6 +96,8 @@ class Viewers:
         self._number = itertools.count()
         self.sent: dict[UUID, int] = {}
         """How many attempts each batch has."""
+        self.rejected: dict[UUID, str] = {}
+        """The bodies of batches that either version has to refuse."""
 
     async def publish(self, count: int) -> None:
         for _ in range(count):
@@ -115,6 +117,8 @@ class Viewers:
                 make.unsure(mine[(number + 3) % _QUESTIONS], times[(number + 2) % 5]),
                 uuid=uuid4(),
             )
+            if number % 10 == 5:
+                await self._publish_one_to_refuse()
             self.sent[batch.client_session_uuid] = len(batch.attempts)
             # Some come twice: the other version may meet the second one.
             for _ in range(2 if number % 3 == 0 else 1):
@@ -122,6 +126,13 @@ class Viewers:
                     batch.model_dump_json(),
                     headers={amqp.CLIENT_SESSION_UUID_HEADER: str(batch.client_session_uuid)},
                 )
+
+    async def _publish_one_to_refuse(self) -> None:
+        batch = make.batch(make.right("nowhere"), uuid=uuid4())
+        body = self.rejected[batch.client_session_uuid] = batch.model_dump_json()
+        await self._broker.publish(
+            body, headers={amqp.CLIENT_SESSION_UUID_HEADER: str(batch.client_session_uuid)}
+        )
 
 
 async def ingested(engine: AsyncEngine, count: int) -> None:
@@ -184,7 +195,9 @@ async def test_version_0_1_0_is_upgraded_under_load_and_nothing_is_lost(
         await both
         await ingested(engine, len(viewers.sent))
         await broker.until_depth(amqp.ATTEMPTS_QUEUE, 0)
-        found = await told(broker, results, len(viewers.sent))
+        found = await told(broker, results, len(viewers.sent) + len(viewers.rejected))
+        # Those of the older version are taken over from the queue.
+        await broker.until_depth(amqp.DEAD_QUEUE, 0)
         assert [await process.end() for process in after] == [0, 0]
         versions = [
             sum(event["event"] == "delivery.settled" for event in process.events)
@@ -202,10 +215,16 @@ async def test_version_0_1_0_is_upgraded_under_load_and_nothing_is_lost(
         " GROUP BY 1",
     )
     assert {row["uuid"]: row["n"] for row in rows} == viewers.sent
-    assert found.keys() == viewers.sent.keys()
-    statuses = {status for counted in found.values() for status in counted}
+    assert found.keys() == viewers.sent.keys() | viewers.rejected.keys()
+    statuses = {status for uuid in viewers.sent for status in found[uuid]}
     assert statuses <= {"ingested", "already_ingested"}
+    assert all(found[uuid].keys() == {"rejected"} for uuid in viewers.rejected)
     assert await broker.depth(amqp.DEAD_QUEUE) == 0
+    letters = await make.rows(engine, "SELECT * FROM ingest_dead_letters")
+    assert {row["client_session_uuid"]: row["body"].decode() for row in letters} == viewers.rejected
+    assert len(letters) == len(viewers.rejected)
+    assert {(row["reason"], row["viewer"]) for row in letters} == {("nothing_resolved", VIEWER)}
+    assert {row["routing_key"].decode() for row in letters} == {amqp.attempts_key(VIEWER)}
     assert await make.count(engine, "outbox") == 0
     # Both schedulers folded while both versions ran, each for what it ingested. Nothing is lost by
     # that, and the rebuild that the manual asks for now brings the rest over.

@@ -3,9 +3,11 @@
 import base64
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from functools import wraps
+from inspect import Signature, signature
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -35,32 +37,59 @@ _ASKED_ABOVE = 100
 _PATIENCE = 60.0
 """Seconds without any change after which `replay --wait` ends."""
 
-_Ids = Annotated[list[int] | None, typer.Option("--id", metavar="ID", help="Only this letter.")]
-_Reasons = Annotated[
-    list[RejectReason] | None,
-    typer.Option("--reason", metavar="REASON", help="Only letters with this reason."),
-]
-_Viewers = Annotated[
-    list[str] | None,
-    typer.Option("--viewer", metavar="VIEWER", help="Only letters from this viewer."),
-]
-_Uuids = Annotated[
-    list[UUID] | None,
-    typer.Option("--uuid", metavar="UUID", help="Only letters with this client_session_uuid."),
-]
-_Older = Annotated[
-    timedelta | None,
-    typer.Option("--older-than", parser=duration, metavar="AGE", help="As 90s, 15m, 2h, 7d, 1w."),
-]
-_Newer = Annotated[
-    timedelta | None,
-    typer.Option("--newer-than", parser=duration, metavar="AGE", help="As 90s, 15m, 2h, 7d, 1w."),
-]
 _Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most this many, the oldest first.")
 ]
 
 _Because = Annotated[str, typer.Option("--because", help="The reason, which is kept in the audit.")]
+_Age = Annotated[
+    timedelta | None, typer.Option(parser=duration, metavar="AGE", help="As 90s, 15m, 2h, 7d, 1w.")
+]
+
+
+def _wanted(
+    id: Annotated[list[int] | None, typer.Option(metavar="ID", help="Only this letter.")] = None,
+    reason: Annotated[
+        list[RejectReason] | None,
+        typer.Option(metavar="REASON", help="Only letters with this reason."),
+    ] = None,
+    viewer: Annotated[
+        list[str] | None, typer.Option(metavar="VIEWER", help="Only letters from this viewer.")
+    ] = None,
+    uuid: Annotated[
+        list[UUID] | None,
+        typer.Option(metavar="UUID", help="Only letters with this client_session_uuid."),
+    ] = None,
+    older_than: _Age = None,
+    newer_than: _Age = None,
+) -> "Wanted":
+    from worker.store.operate.dead import Wanted
+
+    return Wanted(
+        frozenset(id or ()),
+        frozenset(map(str, reason or ())),
+        frozenset(viewer or ()),
+        frozenset(uuid or ()),
+        older_than,
+        newer_than,
+    )
+
+
+def _filtered(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each filter instead of its parameter `wanted`."""
+    filters = signature(_wanted).parameters
+    _, *others = signature(command).parameters.values()
+
+    @wraps(command)
+    def with_options(**options: Any) -> None:
+        wanted = _wanted(**{name: options.pop(name) for name in filters})
+        command(wanted, **options)
+
+    parameters = [*filters.values(), *others]
+    with_options.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_options
+
 
 _commands = typer.Typer(
     name="dead",
@@ -77,13 +106,9 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(_commands)
 
 
+@_filtered
 def list_letters(
-    id: _Ids = None,
-    reason: _Reasons = None,
-    viewer: _Viewers = None,
-    uuid: _Uuids = None,
-    older_than: _Older = None,
-    newer_than: _Newer = None,
+    wanted: "Wanted",
     single: Annotated[
         bool, typer.Option("--letters", help="List single letters, oldest first, not groups.")
     ] = False,
@@ -100,7 +125,6 @@ def list_letters(
     from worker.store.operate import dead as stored
 
     settings = load_settings()
-    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
 
     async def work() -> "tuple[int, list[Group], list[Brief]]":
         async with _database(settings, "list") as engine, transaction(engine) as connection:
@@ -131,13 +155,9 @@ def list_letters(
         typer.echo(f"{count} dead letters{more}.")
 
 
+@_filtered
 def show(
-    id: _Ids = None,
-    reason: _Reasons = None,
-    viewer: _Viewers = None,
-    uuid: _Uuids = None,
-    older_than: _Older = None,
-    newer_than: _Newer = None,
+    wanted: "Wanted",
     limit: _Limit = None,
     as_json: JsonLines = False,
 ) -> None:
@@ -153,7 +173,6 @@ def show(
     from worker.store.engine import transaction
 
     settings = load_settings()
-    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
 
     async def work() -> int:
         count = 0
@@ -177,13 +196,9 @@ def show(
         typer.echo("No dead letter fits.")
 
 
+@_filtered
 def replay(
-    id: _Ids = None,
-    reason: _Reasons = None,
-    viewer: _Viewers = None,
-    uuid: _Uuids = None,
-    older_than: _Older = None,
-    newer_than: _Newer = None,
+    wanted: "Wanted",
     limit: _Limit = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.1, help="At most this many letters a second.")
@@ -211,7 +226,6 @@ def replay(
     from worker.store.operate import dead as stored
 
     settings = load_settings()
-    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
     if dry_run:
         run(_rehearse(settings, wanted, limit, as_json))
         return
@@ -247,13 +261,9 @@ def replay(
         typer.echo(f"  {number} {outcome}")
 
 
+@_filtered
 def discard(
-    id: _Ids = None,
-    reason: _Reasons = None,
-    viewer: _Viewers = None,
-    uuid: _Uuids = None,
-    older_than: _Older = None,
-    newer_than: _Newer = None,
+    wanted: "Wanted",
     limit: _Limit = None,
     everything: Annotated[
         bool, typer.Option("--all", help="All dead letters, instead of a filter.")
@@ -271,7 +281,6 @@ def discard(
     from worker.store.operate import dead as stored
 
     settings = load_settings()
-    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
     if wanted.is_everything and not everything:
         raise SettingsError(
             "No filter is given",
@@ -295,13 +304,9 @@ def discard(
         typer.echo(f"Discarded {count} dead letters.")
 
 
+@_filtered
 def export(
-    id: _Ids = None,
-    reason: _Reasons = None,
-    viewer: _Viewers = None,
-    uuid: _Uuids = None,
-    older_than: _Older = None,
-    newer_than: _Newer = None,
+    wanted: "Wanted",
     limit: _Limit = None,
     because: _Because = "",
 ) -> None:
@@ -312,7 +317,6 @@ def export(
     from worker.operate.dead.letters import letters
 
     settings = load_settings()
-    wanted = _wanted(id, reason, viewer, uuid, older_than, newer_than)
 
     async def work() -> None:
         async with _database(settings, "export") as engine:
@@ -334,26 +338,6 @@ async def _database(settings: "Settings", command: str) -> "AsyncIterator[AsyncE
     async with engine_of(settings, connections=1, name=f"study-ingest dead {command}") as engine:
         await schema.check(engine)
         yield engine
-
-
-def _wanted(
-    ids: list[int] | None,
-    reasons: list[RejectReason] | None,
-    viewers: list[str] | None,
-    uuids: list[UUID] | None,
-    older_than: timedelta | None,
-    newer_than: timedelta | None,
-) -> "Wanted":
-    from worker.store.operate.dead import Wanted
-
-    return Wanted(
-        frozenset(ids or ()),
-        frozenset(map(str, reasons or ())),
-        frozenset(viewers or ()),
-        frozenset(uuids or ()),
-        older_than,
-        newer_than,
-    )
 
 
 async def _rehearse(

@@ -148,6 +148,8 @@ class Collector:
         self._head: bytes | None = None
         """The message at which the last connection ended, and how often one did."""
         self._losses = 0
+        self._body_bytes = max(settings.dead_body_bytes, settings.max_body_bytes)
+        """What is kept of a body, or read."""
 
     def stop(self) -> None:
         """Ends `run` after what is being kept."""
@@ -177,16 +179,19 @@ class Collector:
             amqp.DEAD_QUEUE,
             arrived.put_nowait,
             lambda: arrived.put_nowait(None),
+            room=lambda size: min(size, self._body_bytes),
             purpose="dead-letters",
         )
         collected = 0
         try:
-            await subscription.consume(_PREFETCH)
+            # After a loss one at a time, so that each is acked before the next one can end the
+            # connection.
+            await subscription.consume(1 if self._losses else _PREFETCH)
             while (group := await self._next(arrived, subscription)) is not None:
                 collected += await self._keep_all(group)
         finally:
             await subscription.close()
-        if not collected and not self._stopping.is_set():
+        if not self._stopping.is_set():
             await self._look_at_the_head()
         return collected
 
@@ -229,9 +234,7 @@ class Collector:
                 return 0
             return sum([await self._keep_all([delivery]) for delivery in group])
         first, *others = group
-        await first.ack_with(others)
-        self._head, self._losses = None, 0
-        return len(group)
+        return len(group) if await first.ack_with(others) else 0
 
     async def _keep(self, deaths: Sequence[Death]) -> None:
         async with transaction(self._engine) as connection:
@@ -241,13 +244,18 @@ class Collector:
                 if not death.is_told and death.incoming.client_session_uuid is not None
             }
             known = (await inbox.look(connection, untold, ())).known if untold else {}
-            told: list[Message] = []
-            for death in deaths:
-                if death.incoming.client_session_uuid in untold - known.keys():
-                    told += _result(death)
-            await write(connection, outbox.recording(told))
             letters = [self._letter(death) for death in deaths]
-            await dead_letters.keep(connection, letters, self._settings.policy())
+            new = await dead_letters.keep(connection, letters, self._settings.policy())
+            # A letter that is here already has been told: its ack was lost, or another worker
+            # collected it.
+            told = {
+                letter.key: _result(death)
+                for letter, death in zip(letters, deaths, strict=True)
+                if letter.key in new and death.incoming.client_session_uuid in untold - known.keys()
+            }
+            await write(
+                connection, outbox.recording([each for some in told.values() for each in some])
+            )
         for death in deaths:
             metrics.COLLECTED.labels(metrics.reason_label(death.reason)).inc()
             _log.info(
@@ -294,6 +302,11 @@ class Collector:
         """Keeps the message at the head, then takes it out of the queue."""
         await self._keep([death_of(head, self._settings)])
         taken = await queue.head(take=True)
+        _log.warning(
+            "collector.took_head",
+            meaning="a connection ended whenever this message was delivered: the management API"
+            " gave it instead",
+        )
         if taken is not None and taken.identity() != head.identity():
             # Another worker was faster, and this is the next one.
             await self._keep([death_of(taken, self._settings)])

@@ -52,11 +52,14 @@ _KEEP: Final = text(
     f" CASE WHEN is_cut THEN substring(body FOR {BEGINNING_BYTES}) ELSE body END, body_bytes,"
     f" CASE WHEN is_cut AND length(body) > {BEGINNING_BYTES} THEN coalesce(body_sha256,"
     " sha256(body)) ELSE body_sha256 END"
-    " FROM letter ORDER BY key ON CONFLICT (key) DO NOTHING"
+    " FROM letter ORDER BY key ON CONFLICT (key) DO NOTHING RETURNING key"
 )
 _NO_PROPERTIES: Final = bytes(4)
 
-# Steps from viewer to viewer in the index, and counts each one's letters up to a bound.
+_VIEWERS_SEEN: Final = 2_000
+
+# Steps from viewer to viewer in the index, and counts each one's letters up to a bound. Of viewers
+# there may be many more than are named in the end.
 _WAITING: Final = text(
     "WITH RECURSIVE step (viewer) AS ("
     "(SELECT viewer FROM ours.ingest_dead_letters ORDER BY viewer LIMIT 1) UNION ALL"
@@ -64,16 +67,21 @@ _WAITING: Final = text(
     " WHERE letter.viewer > step.viewer ORDER BY letter.viewer LIMIT 1)"
     " FROM step WHERE step.viewer IS NOT NULL)"
     " SELECT viewer, (SELECT count(*) FROM (SELECT FROM ours.ingest_dead_letters AS letter"
-    " WHERE letter.viewer = step.viewer LIMIT CAST(:bound AS bigint)) AS counted)"
-    " FROM step WHERE viewer IS NOT NULL LIMIT CAST(:viewers AS bigint)"
+    " WHERE letter.viewer = step.viewer LIMIT CAST(:bound AS bigint)) AS counted) AS letters"
+    f" FROM (SELECT viewer FROM step WHERE viewer IS NOT NULL LIMIT {_VIEWERS_SEEN}) AS step"
+    " ORDER BY letters DESC, viewer LIMIT CAST(:viewers AS bigint)"
 )
 
 
-async def keep(connection: AsyncConnection, letters: Sequence[DeadLetter], policy: Policy) -> None:
-    """Keeps the letters that are not kept yet; the last thing that a transaction does.
+async def keep(
+    connection: AsyncConnection, letters: Sequence[DeadLetter], policy: Policy
+) -> set[bytes]:
+    """Keeps the letters that are not kept yet, and returns their keys; nothing that a transaction
+    does later may wait for another one.
 
     Waits for another transaction that keeps or takes away one of them just now.
     """
+    kept: set[bytes] = set()
     for some in _portions(sorted(letters, key=lambda letter: letter.key)):
         rows = [letter._replace(viewer=letter.viewer or "") for letter in some]
         (
@@ -90,7 +98,7 @@ async def keep(connection: AsyncConnection, letters: Sequence[DeadLetter], polic
             lengths,
             digests,
         ) = zip(*rows, strict=True)
-        await fetch(
+        new = await fetch(
             connection,
             _KEEP,
             {
@@ -112,10 +120,12 @@ async def keep(connection: AsyncConnection, letters: Sequence[DeadLetter], polic
                 "digests": digests,
             },
         )
+        kept.update(row[0] for row in new)
+    return kept
 
 
 async def waiting(connection: AsyncConnection, *, bound: int, viewers: int) -> dict[str, int]:
-    """The number of letters by viewer, for the first `viewers` of them in the order of their names.
+    """The number of letters by viewer, for the `viewers` that have most.
 
     Each count stops at `bound`. The viewer of letters without one is "". Locks no row.
     """

@@ -48,12 +48,12 @@ _TAKE: Final = text(
     " WHERE bytes <= :bytes OR place = 1 ORDER BY oldest.id"
 )
 
-# Whose letter was discarded meanwhile.
+# Whose letter was discarded meanwhile. Only of the next ones: a hundred thousand may wait.
 _FORGET: Final = text(
-    "DELETE FROM ours.ingest_replays WHERE id IN (SELECT replay.id FROM ours.ingest_replays AS"
-    " replay"
+    "DELETE FROM ours.ingest_replays WHERE id IN (SELECT replay.id"
+    " FROM (SELECT id, letter_id FROM ours.ingest_replays ORDER BY id LIMIT :most) AS replay"
     " LEFT JOIN ours.ingest_dead_letters AS letter ON letter.id = replay.letter_id"
-    " WHERE letter.id IS NULL ORDER BY replay.id LIMIT :most)"
+    " WHERE letter.id IS NULL)"
 )
 
 _DONE: Final = text(

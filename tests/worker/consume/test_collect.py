@@ -182,7 +182,7 @@ async def test_a_viewer_cannot_give_its_letter_a_reason_or_another_sender(
     assert (letter["reason"], letter["viewer"]) == (RejectReason.EXPIRED, VIEWER)
 
 
-async def test_a_letter_whose_ack_was_lost_is_not_kept_twice(
+async def test_a_letter_whose_ack_was_lost_is_neither_kept_nor_told_twice(
     broker: Broker, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acks = 0
@@ -196,6 +196,7 @@ async def test_a_letter_whose_ack_was_lost_is_not_kept_twice(
         await ack_with(delivery, others)
 
     monkeypatch.setattr(Delivery, "ack_with", lost_once)
+    await _listen(broker)
     await _expire(broker, batch(right("a")))
     await broker.until_depth(amqp.DEAD_QUEUE, 1)
 
@@ -204,4 +205,6 @@ async def test_a_letter_whose_ack_was_lost_is_not_kept_twice(
 
     async with working(broker.settings, engine):
         await until(acked, (2).__eq__)  # it was kept before the first, and is delivered again
+        await until(lambda: make.count(engine, "outbox"), (0).__eq__)
     assert len(await _letters(engine)) == 1
+    assert await broker.depth("told") == 1

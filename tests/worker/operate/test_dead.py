@@ -12,12 +12,13 @@ from schemas.followups import EXPLANATION, KINDS, REVIEW
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from tests import factories as make
-from tests.broker_fixtures import VIEWER
+from tests.broker_fixtures import VIEWER, until
 from tests.factories import WRONG, at, batch, right, wrong
 from tests.worker.operate.conftest import TRACEPARENT, Site
 from worker.broker.publisher import Publisher
 from worker.domain.policy import Policy
 from worker.errors import Unconfirmed
+from worker.ingest.transaction import Ingest
 from worker.operate.dead import replay as replaying
 from worker.operate.dead.compare import differences
 from worker.operate.dead.discard import discard
@@ -201,6 +202,24 @@ async def test_what_still_cannot_be_ingested_becomes_a_letter_again(site: Site) 
     after = await look(site)
     assert len(after) == 4 and not before & {letter.brief.id for letter in after}
     assert {letter.brief.viewer for letter in after} == {VIEWER}
+
+
+async def test_a_reused_uuid_counts_as_rejected_again_and_never_as_ingested(site: Site) -> None:
+    (question,) = await make.publish(site.engine)
+    good = batch(right(question))
+    await Ingest(site.engine, Policy())([make.incoming(good, VIEWER)])
+    await site.park(good.model_copy(update={"attempts": (wrong(question),)}))
+    asked = await replay(site)
+
+    async def outcomes() -> dict[str, int]:
+        async with transaction(site.engine) as connection:
+            return await stored.outcomes(connection, asked)
+
+    assert await outcomes() == {"leaving": 1}
+    await leave(site)
+    assert await outcomes() == {"in the queue": 1}
+    async with site.working():
+        await until(outcomes, {"rejected: uuid_reused": 1}.__eq__)
 
 
 async def test_a_filter_and_a_limit_leave_the_rest(site: Site) -> None:

@@ -1,11 +1,14 @@
 """`doctor` finds each known problem and says what to do about it."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from schemas import amqp
@@ -14,6 +17,7 @@ from tests.broker_fixtures import make_settings, until
 from tests.factories import right
 from tests.worker.operate.commands import invoke
 from tests.worker.operate.conftest import Site
+from worker.broker.inspection import Inspection
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.doctor import broker, database, local, session
@@ -138,6 +142,48 @@ async def test_doctor_finds_problems_of_the_broker(site: Site) -> None:
     (finding,) = await until(topology_alone, lambda found: len(found) == 1)
     assert finding["found"] == f"Queue {amqp.NEWER_QUEUE} is missing."
     assert finding["remedy"] == "Run `study-ingest topology`."
+
+
+@pytest.mark.parametrize(
+    ("policy", "missing"),
+    [
+        ({}, "dead-letter-strategy none, overflow none"),
+        ({"dead-letter-strategy": "at-least-once", "overflow": "reject-publish"}, "no dead-letter"),
+        ({"dead-letter-exchange": "x", "overflow": "reject-publish"}, "dead-letter-strategy none"),
+    ],
+)
+def test_batches_that_the_broker_would_drop_are_found(policy: dict[str, str], missing: str) -> None:
+    queue = {"name": "q", "effective_policy_definition": policy}
+    (finding,) = broker._dead_lettering(queue)
+    assert (finding.severity, finding.check) == ("danger", "dead letters")
+    assert missing in finding.found
+
+
+async def test_a_worker_reads_dead_letters_and_publishes_none(site: Site) -> None:
+    """It needs to read what the broker gave up on, and no right to write there."""
+    name = f"test-{uuid4().hex[:12]}"
+    api, rights = site.broker.api, f"permissions/{site.broker.vhost}/{name}"
+    writes = "|".join(map(re.escape, broker._PUBLISHES_TO))
+    assert not re.search(writes, amqp.DEAD_EXCHANGE)
+    try:
+        user = {"password": "x", "tags": "administrator"}
+        (await api.put(f"users/{name}", json=user)).raise_for_status()
+        url = urlsplit(str(api.base_url))
+        login = url._replace(netloc=f"{name}:x@{url.netloc.rpartition('@')[2]}", path="")
+        changed = {"management_url": SecretStr(login.geturl())}
+        async with Inspection(site.settings.model_copy(update=changed)) as inspection:
+            for reads, wrong in (
+                (f"^({amqp.ATTEMPTS_QUEUE}|{amqp.DEAD_QUEUE})$", []),
+                (f"^{amqp.ATTEMPTS_QUEUE}$", [f"may not read from {amqp.DEAD_QUEUE}."]),
+            ):
+                given = {"configure": "", "write": f"^({writes})$", "read": reads}
+                (await api.put(rights, json=given)).raise_for_status()
+                found = [
+                    each for each in await broker._rights(inspection) if each.severity == "danger"
+                ]
+                assert [each.found.partition(" ")[2].partition(" ")[2] for each in found] == wrong
+    finally:
+        await api.delete(f"users/{name}")
 
 
 async def test_a_server_that_is_away_is_a_finding(site: Site) -> None:

@@ -12,6 +12,7 @@ from schemas import amqp
 from schemas.followups import KINDS
 from worker.errors import BrokerAway, DatabaseAway, IngestError
 from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
+from worker.store.operate.dead import COUNTED_MAX
 
 Severity = Literal["note", "warning", "danger"]
 """`danger`: ingest stands still, or data is at risk. `warning`: somebody should look today. `note`:
@@ -195,11 +196,12 @@ def _of_the_database(database: DatabaseStatus) -> Iterator[Attention]:
             database.refusal,
             "Workers pause until it takes them again. `study-ingest doctor` looks for why.",
         )
-    if database.dead is not None and database.dead.letters:
+    if database.dead is not None and (letters := database.dead.letters):
+        more = " or more" if letters >= COUNTED_MAX else ""
         yield Attention(
             "dead_letters",
             "warning",
-            f"{database.dead.letters} dead letters wait for a decision.",
+            f"{letters}{more} dead letters wait for a decision.",
             "Look at them with `study-ingest dead list`.",
         )
     if pause := database.pause:

@@ -13,6 +13,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from schemas.words import RejectReason
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -69,12 +71,12 @@ class Group(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """All dead letters together."""
+    """All dead letters together, counted up to `COUNTED_MAX`."""
 
     by_reason: dict[str, int]
     oldest: datetime | None
     leaving: int
-    """Replays that were asked for, and have not left yet."""
+    """Replays that were asked for, and have not left yet, counted as far."""
 
     @property
     def letters(self) -> int:
@@ -87,7 +89,12 @@ class Asked(NamedTuple):
 
     message_id: UUID
     client_session_uuid: UUID | None
+    is_reused: bool
+    """Whether another batch was ingested under its uuid: so the inbox tells nothing about it."""
 
+
+COUNTED_MAX: Final = 100_000
+"""Letters after which an overview stops counting: `dead list` counts all of them."""
 
 Place = tuple[datetime, int]
 """Where a letter stands among all others: when it died, and its id."""
@@ -125,13 +132,18 @@ def _where(wanted: Wanted, *more: str) -> tuple[str, dict[str, Any]]:
 
 
 async def overview(connection: AsyncConnection) -> Overview:
-    """How many letters there are, why, and since when."""
+    """How many letters there are, why, and since when. It is asked every few seconds."""
     counts = await connection.execute(
-        text(f"SELECT reason, count(*) {_FROM} GROUP BY reason ORDER BY count(*) DESC, reason")
+        text(
+            f"SELECT reason, count(*) FROM (SELECT reason {_FROM} LIMIT {COUNTED_MAX}) AS counted"
+            " GROUP BY reason ORDER BY count(*) DESC, reason"
+        )
     )
     by_reason = {row[0]: row[1] for row in counts}
     oldest = await connection.scalar(text("SELECT min(died_at) FROM ours.ingest_dead_letters"))
-    leaving = await connection.scalar(text("SELECT count(*) FROM ours.ingest_replays"))
+    leaving = await connection.scalar(
+        text(f"SELECT count(*) FROM (SELECT FROM ours.ingest_replays LIMIT {COUNTED_MAX}) AS counted")
+    )
     return Overview(by_reason, oldest, int(leaving or 0))
 
 
@@ -207,8 +219,9 @@ _ASK: Final = text(
     " WITH ORDINALITY AS wanted (id, place) JOIN ours.ingest_dead_letters AS letter"
     " ON letter.id = wanted.id WHERE letter.body_sha256 IS NULL ORDER BY place"
     " ON CONFLICT (letter_id) DO NOTHING RETURNING letter_id, message_id)"
-    " SELECT message_id, client_session_uuid FROM asked"
-    " JOIN ours.ingest_dead_letters AS letter ON letter.id = asked.letter_id"
+    " SELECT message_id, client_session_uuid, reason = :reused AND EXISTS (SELECT"
+    " FROM ours.ingest_inbox AS inbox WHERE inbox.client_session_uuid = letter.client_session_uuid)"
+    " FROM asked JOIN ours.ingest_dead_letters AS letter ON letter.id = asked.letter_id"
 )
 
 _OUTCOMES: Final = text(
@@ -233,7 +246,9 @@ async def ask_for_replay(connection: AsyncConnection, letter_ids: Sequence[int])
     """Asks for the replay of these letters, in this order; of those that are whole and still there,
     and whose replay was not asked for before.
     """
-    found = await connection.execute(_ASK, {"ids": list(letter_ids)})
+    found = await connection.execute(
+        _ASK, {"ids": list(letter_ids), "reused": RejectReason.UUID_REUSED}
+    )
     return [Asked(*row) for row in found]
 
 
@@ -245,7 +260,7 @@ async def outcomes(connection: AsyncConnection, asked: Sequence[Asked]) -> dict[
         _OUTCOMES,
         {
             "message_ids": [each.message_id for each in asked],
-            "uuids": [each.client_session_uuid for each in asked],
+            "uuids": [None if each.is_reused else each.client_session_uuid for each in asked],
         },
     )
     return {row[0]: row[1] for row in found}
