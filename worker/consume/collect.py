@@ -189,10 +189,13 @@ class Collector:
             await subscription.consume(1 if self._losses else _PREFETCH)
             while (group := await self._next(arrived, subscription)) is not None:
                 collected += await self._keep_all(group)
+        except BrokerAway as error:
+            # It may have ended by the first message, even before it was said to begin.
+            _log.warning("collector.waiting", problem=str(error))
         finally:
             await subscription.close()
         if not self._stopping.is_set():
-            await self._look_at_the_head()
+            collected += await self._look_at_the_head()
         return collected
 
     async def _next(
@@ -278,25 +281,31 @@ class Collector:
             died_at=death.died_at,
         )
 
-    async def _look_at_the_head(self) -> None:
-        """Notes at which message a connection has ended, and takes it when that was the third."""
+    async def _look_at_the_head(self) -> int:
+        """Notes at which message a connection has ended, and takes it when that was the third;
+        returns how many messages it took.
+        """
+        taken = 0
         try:
             async with DeadQueue(self._settings) as queue:
                 head = await queue.head()
                 if head is None:
                     self._head, self._losses = None, 0
-                    return
+                    return taken
                 self._losses = self._losses + 1 if head.identity() == self._head else 1
                 self._head = head.identity()
                 if self._losses < _LOSSES:
-                    return
+                    return taken
                 await self._take(queue, head)
+                taken += 1
                 # Whoever sent one may have sent thousands.
                 while (head := await queue.head()) is not None and not head.can_be_delivered:
                     await self._take(queue, head)
+                    taken += 1
                 self._head, self._losses = None, 0
         except (BrokerAway, TopologyError) as error:
             _log.error("collector.blocked", problem=str(error))
+        return taken
 
     async def _take(self, queue: DeadQueue, head: ShownMessage) -> None:
         """Keeps the message at the head, then takes it out of the queue."""
