@@ -42,17 +42,17 @@ async def test_killed_while_collecting(scene: Scene, where: str) -> None:
     await scene.broker.publish(
         batch.model_dump_json(), type=amqp.ATTEMPT_BATCH_TYPE, expiration=0.001
     )
-    await scene.broker.until_depth(amqp.DEAD_QUEUE, 1)
+    await until(lambda: scene.broker.depth(amqp.DEAD_QUEUE), (1).__eq__)
     wire, way, pattern = COLLECTING[where]
     there = getattr(scene, wire).hold(way, pattern)
     worker = scene.start(wired=True)
     await scene.comes(there, worker)
     await scene.kill(worker)
-    await scene.broker.until_depth(amqp.DEAD_QUEUE, 1)
+    await until(lambda: scene.broker.depth(amqp.DEAD_QUEUE), (1).__eq__)
     assert await letters(scene) == (where in KEPT)
 
     another = scene.start(wired=False)
-    await scene.broker.until_depth(amqp.DEAD_QUEUE, 0)
+    await until(lambda: scene.broker.depth(amqp.DEAD_QUEUE), (0).__eq__)
     await until(lambda: make.count(scene.engine, "outbox"), (0).__eq__)
     await another.stop()
     assert await letters(scene) == 1
