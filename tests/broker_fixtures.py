@@ -168,16 +168,18 @@ class Broker:
             await self._connection.close()
 
 
-async def until(look: Callable[[], Awaitable[Any]], wanted: Callable[[Any], bool]) -> Any:
+async def until(
+    look: Callable[[], Awaitable[Any]], wanted: Callable[[Any], bool], patience: float = PATIENCE
+) -> Any:
     """Looks until what is seen is as wanted, and returns it."""
     seen: Any = "nothing"
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             # A broker tells nobody of its depths: there is no event to wait for.
             while not wanted(seen := await look()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        pytest.fail(f"still {seen!r} after {PATIENCE} s")
+        pytest.fail(f"still {seen!r} after {patience} s")
     return seen
 
 

@@ -221,7 +221,8 @@ async def test_what_lies_behind_letters_that_can_not_be_carried_is_collected(
         async with AsyncExitStack() as running:
             for _ in range(workers):
                 await running.enter_async_context(working(settings, engine))
-            await until(lambda: kept(engine), count.__eq__)
+            # Each ends up to four connections.
+            await until(lambda: kept(engine), count.__eq__, 4 * PATIENCE)
             await newer.until_depth(amqp.DEAD_QUEUE, 0)
 
     taken = [event for event in events if event["event"] == "collector.took_head"]

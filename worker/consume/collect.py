@@ -6,6 +6,7 @@ that no AMQP 0-9-1 connection survives is taken by the management API, so that i
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ _log = structlog.get_logger(__name__)
 
 _PREFETCH: Final = 20
 _LOSSES: Final = 3
-"""Connections that end at the same message before it is taken another way."""
+"""Connections that end with the same message at the head before it is taken another way."""
 
 _WHY: Final = {
     RejectReason.DELIVERY_LIMIT: "The broker returned the batch to workers as often as it may: it"
@@ -145,9 +146,11 @@ class Collector:
         self._engine = engine
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._head: bytes | None = None
-        """The message at which the last connection ended, and how often one did."""
-        self._losses = 0
+        self._losses = Counter[bytes]()
+        """How many connections ended with each message at the head, since one was taken."""
+        self._one_at_a_time = False
+        """After a loss, until the queue is empty, so that each message is acked before the next one
+        can end the connection."""
         self._body_bytes = max(settings.dead_body_bytes, settings.max_body_bytes)
         """What is kept of a body, or read."""
 
@@ -184,9 +187,7 @@ class Collector:
         )
         collected = 0
         try:
-            # After a loss one at a time, so that each is acked before the next one can end the
-            # connection.
-            await subscription.consume(1 if self._losses else _PREFETCH)
+            await subscription.consume(1 if self._one_at_a_time else _PREFETCH)
             while (group := await self._next(arrived, subscription)) is not None:
                 collected += await self._keep_all(group)
         except BrokerAway as error:
@@ -282,19 +283,26 @@ class Collector:
         )
 
     async def _look_at_the_head(self) -> int:
-        """Notes at which message a connection has ended, and takes it when that was the third;
-        returns how many messages it took.
+        """Notes which message is at the head after a connection has ended, and takes it when that
+        was the third; returns how many messages it took.
+
+        The broker may put a returned message behind others that were returned. So the message that
+        ends connections need not be at the head each time: one that can't be delivered is taken
+        after three connections, whichever messages were there.
         """
         taken = 0
         try:
             async with DeadQueue(self._settings) as queue:
                 head = await queue.head()
+                self._one_at_a_time = head is not None
                 if head is None:
-                    self._head, self._losses = None, 0
+                    self._losses.clear()
                     return taken
-                self._losses = self._losses + 1 if head.identity() == self._head else 1
-                self._head = head.identity()
-                if self._losses < _LOSSES:
+                self._losses[head.identity()] += 1
+                losses = self._losses[head.identity()]
+                if not head.can_be_delivered:
+                    losses = self._losses.total()
+                if losses < _LOSSES:
                     return taken
                 await self._take(queue, head)
                 taken += 1
@@ -302,7 +310,7 @@ class Collector:
                 while (head := await queue.head()) is not None and not head.can_be_delivered:
                     await self._take(queue, head)
                     taken += 1
-                self._head, self._losses = None, 0
+                self._losses.clear()
         except (BrokerAway, TopologyError) as error:
             _log.error("collector.blocked", problem=str(error))
         return taken
