@@ -142,7 +142,9 @@ async def overview(connection: AsyncConnection) -> Overview:
     by_reason = {row[0]: row[1] for row in counts}
     oldest = await connection.scalar(text("SELECT min(died_at) FROM ours.ingest_dead_letters"))
     leaving = await connection.scalar(
-        text(f"SELECT count(*) FROM (SELECT FROM ours.ingest_replays LIMIT {COUNTED_MAX}) AS counted")
+        text(
+            f"SELECT count(*) FROM (SELECT FROM ours.ingest_replays LIMIT {COUNTED_MAX}) AS counted"
+        )
     )
     return Overview(by_reason, oldest, int(leaving or 0))
 
