@@ -55,7 +55,8 @@ class PostgreSQL:
         match kind:
             case b"P":
                 name, text, _ = body.split(b"\0", 2)
-                self._parsed[name] = text.decode()
+                # Without the schema that each name has, so that patterns need not know it.
+                self._parsed[name] = text.decode().replace('"public".', "")
             case b"B":
                 _, name, _ = body.split(b"\0", 2)
                 self._bound = self._parsed.get(name, "")
