@@ -124,5 +124,7 @@ def bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None
 
 
 def printable(text: str) -> str:
-    """`text` without terminal control characters, because anybody may have written a message."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    """`text` on one line and without control characters, because anybody may have written it."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )

@@ -77,6 +77,6 @@ def audit(
             *([f"({effect})"] if effect else []),
             *([f"because: {each.reason}"] if each.reason else []),
         ]
-        typer.echo(printable("  ".join(parts)).replace("\n", "\\n"))
+        typer.echo(printable("  ".join(parts)))
     if not found:
         typer.echo("The audit has no such entries.")

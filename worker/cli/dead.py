@@ -359,7 +359,8 @@ async def _rehearse(
             if as_json:
                 answer(_brief(letter.brief) | rehearsed.as_json(seen))
             else:
-                typer.echo(printable(rehearsed.as_text(letter.brief, seen)))
+                for line in rehearsed.as_lines(letter.brief, seen):
+                    typer.echo(printable(line))
     if not as_json:
         what = ", ".join(f"{n} {word}" for word, n in counts.most_common()) or "no dead letters"
         typer.echo(f"Nothing was changed. A replay would give: {what}.")
@@ -425,7 +426,7 @@ def _print_groups(groups: "list[Group]") -> None:
             _minute(group.first),
             _minute(group.last),
             str(group.example),
-            _line(group.detail),
+            printable(group.detail),
         )
     _print(table)
 
@@ -442,7 +443,7 @@ def _print_briefs(briefs: "list[Brief]") -> None:
             _or_unknown(brief.viewer),
             _or_unknown(brief.client_session_uuid),
             str(brief.body_bytes),
-            _line(brief.detail + state),
+            printable(brief.detail + state),
         )
     _print(table)
 
@@ -468,11 +469,11 @@ def _print_whole(letter: "Letter", found: "list[Discrepancy] | None") -> None:
     body, properties = whole.pop("body"), whole.pop("properties")
     del whole["differences"]
     for name, value in whole.items():
-        typer.echo(_line(f"{name}: {value}"))
+        typer.echo(printable(f"{name}: {value}"))
     for name, value in properties.pop("headers", {}).items():
-        typer.echo(_line(f"header {name}: {value}"))
+        typer.echo(printable(f"header {name}: {value}"))
     for name, value in properties.items():
-        typer.echo(_line(f"property {name}: {value}"))
+        typer.echo(printable(f"property {name}: {value}"))
     if not letter.brief.is_whole:
         typer.echo(f"The first {len(letter.body)} bytes of the body, which is all that is kept:")
     with suppress(ValueError, RecursionError):
@@ -483,13 +484,8 @@ def _print_whole(letter: "Letter", found: "list[Discrepancy] | None") -> None:
     if found is not None:
         typer.echo(f"{len(found)} differences from the batch that was ingested under this uuid")
         for position, field, was, now in found:
-            typer.echo(_line(f"  attempt {position}, {field}: ingested {was}, here {now}"))
+            typer.echo(printable(f"  attempt {position}, {field}: ingested {was}, here {now}"))
     typer.echo("")
-
-
-def _line(text: str) -> str:
-    """On one line, whatever a viewer wrote into it."""
-    return printable(text).replace("\n", "\\n")
 
 
 def _or_unknown(value: object) -> str:

@@ -28,6 +28,7 @@ from worker.cli import (
     viewer,
 )
 from worker.cli.answers import answer, failed
+from worker.cli.asking import printable
 from worker.errors import DatabaseRefused, Declined, IngestError, UsageError
 
 app = typer.Typer(
@@ -75,7 +76,7 @@ audit.add_to(app)
 def _end(error: IngestError, said: bool = False) -> NoReturn:
     """Says what is wrong on standard error, and with --json also as the one object."""
     if not said:
-        typer.echo(f"study-ingest: {error}", err=True)
+        typer.echo(f"study-ingest: {printable(str(error))}", err=True)
     if "--json" in sys.argv:
         answer(failed(error))
     sys.exit(error.exit_code)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import Json, by
+from worker.cli.asking import Json, by, printable
 from worker.cli.shared import engine_of, load_settings, run
 
 if TYPE_CHECKING:
@@ -91,4 +91,5 @@ def _fields(pause: "Pause") -> dict[str, str]:
 
 def _described(pause: "Pause") -> str:
     since = pause.paused_at.isoformat(sep=" ", timespec="seconds")
-    return f"since {since} by {pause.actor}" + (f" ({pause.reason})" if pause.reason else "")
+    because = f" ({pause.reason})" if pause.reason else ""
+    return printable(f"since {since} by {pause.actor}{because}")

@@ -33,8 +33,8 @@ def as_json(seen: Rehearsal) -> dict[str, Any]:
     }
 
 
-def as_text(letter: Brief, seen: Rehearsal) -> str:
-    """What would be written, as text for a person."""
+def as_lines(letter: Brief, seen: Rehearsal) -> list[str]:
+    """What would be written, as lines for a person."""
     why = f" ({seen.reason}: {seen.detail})" if seen.reason else ""
     lines = [
         f"session {letter.client_session_uuid or '?'} of {letter.viewer or '?'},"
@@ -52,7 +52,7 @@ def as_text(letter: Brief, seen: Rehearsal) -> str:
     ]
     lines += [_change(each) for each in seen.progress]
     lines += [f"  message to {each.routing_key}: {each.body}" for each in seen.messages]
-    return "\n".join(lines)
+    return lines
 
 
 def _change(change: ProgressChange) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import Json, Reason, Yes, by, confirm
+from worker.cli.asking import Json, Reason, Yes, by, confirm, printable
 from worker.cli.shared import engine_of, load_settings, run
 
 _A_DAY: Final = 86_400.0
@@ -86,7 +86,7 @@ def apply_topology(as_json: Json = False) -> None:
         answer({"changes": told})
         return
     for change in changes:
-        typer.echo(str(change))
+        typer.echo(printable(str(change)))
 
 
 def database_role(

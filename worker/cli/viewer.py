@@ -12,7 +12,7 @@ import typer
 
 from schemas import amqp
 from worker.cli.answers import answer
-from worker.cli.asking import Json, Reason, by
+from worker.cli.asking import Json, Reason, by, printable
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError
 
@@ -201,7 +201,7 @@ def list_viewers(as_json: Json = False) -> None:
     for viewer in found:
         ways = ["AMQP"] * viewer.has_login + ["MQTT"] * viewer.mqtt + ["HTTP"] * viewer.http
         typer.echo(
-            f"{viewer.name}: {'login by ' + ', '.join(ways) if ways else 'no login'}; "
+            f"{printable(viewer.name)}: {'login by ' + ', '.join(ways) if ways else 'no login'}; "
             + (f"may write for {', '.join(map(str, viewer.users))}" if viewer.users else "no grant")
         )
     if not found:
@@ -236,4 +236,4 @@ def _say(as_json: bool, facts: dict[str, object], sentence: str) -> None:
     if as_json:
         answer(facts)
     else:
-        typer.echo(sentence)
+        typer.echo(printable(sentence))
