@@ -21,7 +21,7 @@ STATEMENTS = {
     "resolve": "FROM published.* FROM viewer_grants",
     "lock": "pg_advisory_xact_lock",
     "look": "SELECT now.* LEFT JOIN ingest_inbox",
-    "standing": "FROM study_questions AS question LEFT JOIN study_question_progress",
+    "standing": "JOIN study_questions AS question .*LEFT JOIN study_question_progress",
     "history": "FROM unnest.* JOIN study_question_attempts",
     "inbox": "INSERT INTO ingest_inbox",
     "write": "INSERT INTO study_quiz_sessions.*_attempts.*_progress.* INSERT INTO outbox",
