@@ -105,6 +105,8 @@ def content(request: pytest.FixtureRequest) -> str:
     return str(getattr(request, "param", OURS))
 
 
+in_the_usual_schema = pytest.mark.parametrize("content", [OURS, THEIRS], indirect=True)
+"""Runs a test twice, for tests that make engines of their own."""
 on_either_content = pytest.mark.parametrize("content", [OURS, THEIRS, ELSEWHERE], indirect=True)
 """Marks tests that run once on content of ours, once on an application's, and once where all tables
 are in a schema that no session looks into by itself.

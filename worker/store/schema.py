@@ -93,6 +93,8 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     try:
         async with prepared(engine, before, target), engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="READ COMMITTED")
+            # Otherwise Alembic begins a transaction of its own, and commits it.
+            await connection.begin()
             await connection.run_sync(_run, before, target)
             # Before the commit, because another migration may follow at once.
             after = await connection.run_sync(version.read, _known())

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from schemas.words import RejectReason, Status
 from tests import factories as make
-from tests.database_fixtures import on_either_content
+from tests.database_fixtures import in_the_usual_schema
 from tests.factories import Published, at, right, sent, wrong
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
@@ -25,7 +25,7 @@ from worker.settings import Settings
 from worker.store import principals
 from worker.store.engine import make_engine, transaction
 
-pytestmark = on_either_content
+pytestmark = in_the_usual_schema
 
 ROUNDS = 70
 
