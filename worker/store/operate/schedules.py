@@ -17,8 +17,9 @@ _SHARE: Final = text(
     "SELECT coalesce(sum(each.share), 0) FROM pg_stats AS stats,"
     " unnest(CAST(CAST(stats.most_common_vals AS text) AS text[]), stats.most_common_freqs)"
     " AS each (scheduler, share)"
-    " WHERE stats.schemaname = current_schema() AND stats.tablename = 'study_question_progress'"
-    " AND stats.attname = 'scheduler' AND each.scheduler <> :current"
+    " WHERE stats.tablename = 'study_question_progress' AND stats.attname = 'scheduler'"
+    " AND to_regclass(format('%I.%I', stats.schemaname, stats.tablename))"
+    " = to_regclass('ours.study_question_progress') AND each.scheduler <> :current"
 )
 
 
