@@ -23,6 +23,7 @@ STATEMENTS = {
     "look": "SELECT now.* LEFT JOIN ingest_inbox",
     "standing": "JOIN study_questions AS question .*LEFT JOIN study_question_progress",
     "history": "FROM unnest.* JOIN study_question_attempts",
+    "sessions": "SELECT id, client_session_uuid FROM study_quiz_sessions",
     "inbox": "INSERT INTO ingest_inbox",
     "write": "INSERT INTO study_quiz_sessions.*_attempts.*_progress.* INSERT INTO outbox",
 }
