@@ -50,7 +50,7 @@ def test_the_run_is_of_correct_answers_at_the_end() -> None:
     assert (_folded("cch").correct_run, _folded("cch").best_run) == (0, 2)
 
 
-def test_the_spaced_run_begins_anew_with_a_second_answer_on_one_utc_day() -> None:
+def test_the_spaced_run_starts_again_with_a_second_answer_on_the_same_day() -> None:
     assert _folded("ccc").spaced_run == 3
     assert _folded("ccc", [0, 0.1, 1]).spaced_run == 2
     assert _folded("ccc", [0, 1, 1.1]).spaced_run == 1

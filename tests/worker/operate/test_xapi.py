@@ -101,7 +101,7 @@ async def test_two_rescores_with_an_export_between_and_after(engine: AsyncEngine
 
     for key in (WRONG, RIGHT):  # the second goes back to what the key was
         await rescore(engine, asked.question_id, key, POLICY, BY)
-        assert await store.upload(engine) == 4, "each of two answers is voided and stated anew"
+        assert await store.upload(engine) == 4, "each of two answers is voided and stated again"
         assert store.answers() == await _on_record(engine)
     assert await store.upload(engine) == 0
 

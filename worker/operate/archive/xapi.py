@@ -4,7 +4,8 @@ Pure. A statement's id is derived from the session's uuid, the attempt's positio
 corrections before it, so that an export that is sent twice to a learning record store gives one set
 of statements. A statement never changes, because stores refuse an id that comes back with other
 content. After a correction, an export repeats the statement that was true before, voids it, and
-states the attempt anew. It repeats it because some stores refuse to void what they do not have.
+states the attempt again under a new id. It repeats the earlier one because some stores refuse to
+void what they do not have.
 
 The IRIs of questions, topics and extensions are `urn:study-ingest:...`.
 """
