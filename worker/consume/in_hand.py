@@ -215,6 +215,13 @@ class Hand:
         self._in_copy.discard(delivery)
         self._unconfirmed.discard(delivery)
 
+    def put_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Keeps these deliveries of a lane as unstarted ones, until those are returned."""
+        self._in_work.difference_update(deliveries)
+        self._in_copy.difference_update(deliveries)
+        self._unconfirmed.difference_update(deliveries)
+        self._ordinary.extendleft(reversed(deliveries))
+
     async def give_back_unstarted(self) -> None:
         """Returns to the broker everything that no lane has taken."""
         unstarted = [*self._ordinary, *self._suspects]

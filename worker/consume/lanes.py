@@ -113,7 +113,7 @@ class Lane:
         lost_before = False
         while group := [taken for taken in group if self._is_live(taken)]:
             if not await self._conditions.passes("database"):
-                await self._hand.give_back([taken.delivery for taken in group])
+                await self._give_back([taken.delivery for taken in group])
                 return []
             try:
                 metrics.GROUP_SIZE.observe(len(group))
@@ -219,7 +219,7 @@ class Lane:
             wait = min(backoff.next(), conditions.hold_left)
             await conditions.turned.until(lambda: conditions.draining, timeout=wait)
             if conditions.draining or not conditions.hold_left:
-                await self._hand.give_back([taken.delivery])
+                await self._give_back([taken.delivery])
                 return
 
     def _not_confirmed(self, taken: Taken, trouble: Unconfirmed) -> None:
@@ -232,6 +232,13 @@ class Lane:
             )
         if self._hand.waits_too_much:
             self._conditions.pause("publishing", str(trouble))
+
+    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        if self._conditions.draining:
+            # While the subscription is still open, they would come again at once.
+            self._hand.put_back(deliveries)
+        else:
+            await self._hand.give_back(deliveries)
 
     def _is_live(self, taken: Taken) -> bool:
         if not taken.delivery.is_live:
