@@ -23,7 +23,7 @@ from study_viewer.schemas.errors import Rejection
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import RejectReason, SkipReason, Status
 from study_viewer.tables import upgrade
-from study_viewer.trace import is_traceparent, new_traceparent
+from study_viewer.trace import checked_traceparent
 
 
 class State(StrEnum):
@@ -73,7 +73,7 @@ class Entry:
         return self.result is not None and self.result.status is Status.REJECTED
 
 
-_ERASED: Final = b""
+ERASED: Final = b""
 """The digest of a batch that has lost answers."""
 
 _ENTRY: Final = """
@@ -127,16 +127,10 @@ class Outbox:
         worker can read, `NoTransaction` on a connection in autocommit mode without a BEGIN,
         and ValueError for an invalid traceparent.
         """
-        if traceparent is None:
-            traceparent = new_traceparent()
-        elif not is_traceparent(traceparent):
-            raise ValueError(
-                f"traceparent {traceparent!r} is not of the form 00-<32 hex>-<16 hex>-<2 hex>:"
-                " leave it out to begin a new trace"
-            )
+        traceparent = checked_traceparent(traceparent)
         if not (connection.in_transaction or _opens_transactions(connection)):
             raise NoTransaction
-        body = _body(batch)
+        body = body_of(batch)
         digest = batch.digest()
         cursor = connection.cursor()
         cursor.row_factory = None  # independent of what the viewer has set on its connection
@@ -153,7 +147,7 @@ class Outbox:
             "SELECT digest FROM study_outbox WHERE client_session_uuid = ?",
             (str(batch.client_session_uuid),),
         ).fetchone()
-        if bytes(known[0]) not in (_ERASED, digest):
+        if bytes(known[0]) not in (ERASED, digest):
             raise UuidReused(batch.client_session_uuid)
         return False
 
@@ -282,21 +276,12 @@ class Outbox:
 
     def _forget(self, uuid: str, result: IngestResult) -> None:
         """Deletes the answers that the server has erased: those that it skipped, or else all."""
-        erased = {each.position for each in result.skipped if each.reason == SkipReason.ERASED}
         entry = self.get(result.client_session_uuid)
         if entry is None or not entry.body:
             return
-        body = ""
-        if erased:
-            attempts = [
-                attempt
-                for position, attempt in enumerate(entry.batch.attempts)
-                if position not in erased
-            ]
-            body = entry.batch.model_copy(update={"attempts": tuple(attempts)}).model_dump_json()
         self._change(
             "UPDATE study_outbox SET body = ?, digest = ? WHERE client_session_uuid = ?",
-            (body.encode(), _ERASED, uuid),
+            (left_of(entry, result), ERASED, uuid),
         )
 
     def _change(self, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
@@ -304,7 +289,8 @@ class Outbox:
             return self._connection.execute(statement, values).rowcount
 
 
-def _body(batch: AttemptBatch) -> bytes:
+def body_of(batch: AttemptBatch) -> bytes:
+    """The body as it is published. Raises `BatchRefused`."""
     try:
         body = batch.model_dump_json().encode()
         _check(decode(body))
@@ -314,6 +300,19 @@ def _body(batch: AttemptBatch) -> bytes:
     except Rejection as rejection:
         raise BatchRefused(rejection) from None
     return body
+
+
+def left_of(entry: Entry, result: IngestResult) -> bytes:
+    """The body without the answers that the server has erased: those that it skipped, or else
+    all.
+    """
+    erased = {each.position for each in result.skipped if each.reason == SkipReason.ERASED}
+    if not erased:
+        return b""
+    attempts = tuple(
+        attempt for position, attempt in enumerate(entry.batch.attempts) if position not in erased
+    )
+    return entry.batch.model_copy(update={"attempts": attempts}).model_dump_json().encode()
 
 
 def _check(batch: AttemptBatch) -> None:

@@ -1,10 +1,11 @@
 """Publishes one recorded batch to the broker, and waits for the answer."""
 
 from datetime import UTC, datetime
+from typing import Final
 from uuid import uuid4
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractConnection, AbstractExchange
+from aio_pika.abc import AbstractConnection, AbstractExchange, HeadersType
 from aio_pika.exceptions import DeliveryError, PublishError
 
 from study_viewer.outbox import Entry
@@ -16,6 +17,8 @@ from study_viewer.schemas.amqp import (
     TRACEPARENT_HEADER,
 )
 
+_PRINCIPAL_HEADER: Final = "study-principal"
+
 
 async def ingest_exchange(connection: AbstractConnection) -> AbstractExchange:
     """The exchange for attempt batches, on a channel of its own with publisher confirms."""
@@ -26,16 +29,23 @@ async def ingest_exchange(connection: AbstractConnection) -> AbstractExchange:
 
 
 async def publish(
-    exchange: AbstractExchange, entry: Entry, routing_key: str, user_id: str | None
+    exchange: AbstractExchange,
+    entry: Entry,
+    routing_key: str,
+    user_id: str | None,
+    principal: int | None = None,
 ) -> str | None:
-    """Publishes one batch and waits for the broker's answer.
+    """Publishes one batch and waits for the broker's answer. `principal` is the user whose session
+    it is, if the viewer may write for several.
 
     Returns None if the broker has confirmed it, or one sentence about why it did not accept it. If
     this is cancelled or times out, the outcome is unknown. Then nothing else may be published on
     this channel, because a late answer could be mistaken for another one.
     """
     try:
-        await exchange.publish(message(entry, user_id), routing_key=routing_key, mandatory=True)
+        await exchange.publish(
+            message(entry, user_id, principal), routing_key=routing_key, mandatory=True
+        )
     except PublishError:
         return (
             f"no queue takes messages for {routing_key!r} on the exchange {exchange.name!r}:"
@@ -46,8 +56,14 @@ async def publish(
     return None
 
 
-def message(entry: Entry, user_id: str | None) -> Message:
+def message(entry: Entry, user_id: str | None, principal: int | None = None) -> Message:
     """The AMQP message for one attempt to publish `entry`."""
+    headers: HeadersType = {
+        CLIENT_SESSION_UUID_HEADER: str(entry.client_session_uuid),
+        TRACEPARENT_HEADER: entry.traceparent,
+    }
+    if principal is not None:
+        headers[_PRINCIPAL_HEADER] = str(principal)
     return Message(
         entry.body,
         delivery_mode=DeliveryMode.PERSISTENT,
@@ -58,8 +74,5 @@ def message(entry: Entry, user_id: str | None) -> Message:
         # answers of two messages in flight with the same id.
         message_id=str(uuid4()),
         user_id=user_id,
-        headers={
-            CLIENT_SESSION_UUID_HEADER: str(entry.client_session_uuid),
-            TRACEPARENT_HEADER: entry.traceparent,
-        },
+        headers=headers,
     )

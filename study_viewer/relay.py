@@ -52,20 +52,11 @@ class RelayStatus:
     """The number of results that this version of the library can't read."""
 
 
-class Relay:
-    """Publishes the batches in `outbox` as `viewer`, and settles them when their results arrive.
+class RelayBase:
+    """What every relay has: its settings, its login, and its state for people."""
 
-    `url` is amqp(s)://login:password@host:port/vhost. Use the relay in `async with`, or call `run`.
-    If the broker is unreachable, it waits without limit, and shows that in `status`. Raises
-    ValueError for another kind of URL, and for a viewer name that is not 1 to 64 letters, digits,
-    '-' and '_'.
-    """
-
-    def __init__(
-        self, outbox: Outbox, url: str, viewer: str, settings: RelaySettings | None = None
-    ) -> None:
+    def __init__(self, url: str, viewer: str, settings: RelaySettings | None) -> None:
         self.status = RelayStatus()
-        self._outbox = outbox
         self._settings = settings or RelaySettings()
         self._viewer = viewer
         self._routing_key = attempts_key(viewer)
@@ -78,6 +69,44 @@ class Relay:
         self._user_id = viewer if self._url.user == viewer else None
         self._failures = 0
         self._woken = asyncio.Event()
+
+    def _next_delay(self) -> float:
+        settings = self._settings
+        longest = settings.retry_delay_min * 2.0 ** min(self._failures, 30)
+        self._failures += 1
+        return min(longest, settings.retry_delay_max) * random.uniform(0.5, 1.0)  # noqa: S311
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits for this time, or until somebody calls `wake`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        self._woken.clear()
+
+    def _show(self, problem: str | None) -> None:
+        if problem is not None and problem != self.status.problem:
+            log.warning("%s", problem)
+        self.status.problem = problem
+        self._announce()
+
+    def _announce(self) -> None:
+        """Called after each change of the status."""
+
+
+class Relay(RelayBase):
+    """Publishes the batches in `outbox` as `viewer`, and settles them when their results arrive.
+
+    `url` is amqp(s)://login:password@host:port/vhost. Use the relay in `async with`, or call `run`.
+    If the broker is unreachable, it waits without limit, and shows that in `status`. Raises
+    ValueError for another kind of URL, and for a viewer name that is not 1 to 64 letters, digits,
+    '-' and '_'.
+    """
+
+    def __init__(
+        self, outbox: Outbox, url: str, viewer: str, settings: RelaySettings | None = None
+    ) -> None:
+        super().__init__(url, viewer, settings)
+        self._outbox = outbox
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -170,7 +199,7 @@ class Relay:
         while True:
             began = clock()
             try:
-                await _first_of(self._session(store))
+                await first_of(self._session(store))
             except (*CONNECTION_EXCEPTIONS, sqlite3.OperationalError) as error:
                 # RuntimeError is included, because aiormq raises it on a channel that was just
                 # closed.
@@ -197,7 +226,7 @@ class Relay:
                 exchange = await ingest_exchange(connection)
             self.status.connected = True
             self._show(None)
-            await _first_of(
+            await first_of(
                 self._publish_all(store, exchange), self._settle_all(store, results), results.lost()
             )
         finally:
@@ -252,31 +281,12 @@ class Relay:
             )
         self._announce()
 
-    def _next_delay(self) -> float:
-        settings = self._settings
-        longest = settings.retry_delay_min * 2.0 ** min(self._failures, 30)
-        self._failures += 1
-        return min(longest, settings.retry_delay_max) * random.uniform(0.5, 1.0)  # noqa: S311
-
-    async def _pause(self, seconds: float) -> None:
-        """Waits for this time, or until somebody calls `wake`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        self._woken.clear()
-
-    def _show(self, problem: str | None) -> None:
-        if problem is not None and problem != self.status.problem:
-            log.warning("%s", problem)
-        self.status.problem = problem
-        self._announce()
-
     def _announce(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
 
-async def _first_of(*parts: Coroutine[Any, Any, None]) -> None:
+async def first_of(*parts: Coroutine[Any, Any, None]) -> None:
     """Runs all of them. When one ends, it cancels the others, and ends in the same way.
 
     aio-pika answers some calls on a lost connection with a cancellation that nobody requested, or

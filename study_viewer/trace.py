@@ -17,3 +17,15 @@ def new_traceparent() -> str:
 def is_traceparent(text: str) -> bool:
     """Whether `text` is a `traceparent` that a receiver may use."""
     return _TRACEPARENT.fullmatch(text) is not None
+
+
+def checked_traceparent(given: str | None) -> str:
+    """`given`, or a new one if it is None. Raises ValueError if it is not valid."""
+    if given is None:
+        return new_traceparent()
+    if not is_traceparent(given):
+        raise ValueError(
+            f"traceparent {given!r} is not of the form 00-<32 hex>-<16 hex>-<2 hex>:"
+            " leave it out to begin a new trace"
+        )
+    return given

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from study_viewer import Outbox, Relay, RelayRunning, RelayStopped, State
-from study_viewer.relay import _first_of
+from study_viewer.relay import first_of
 from study_viewer.schemas.amqp import (
     ATTEMPT_BATCH_TYPE,
     ATTEMPTS_BINDING,
@@ -520,7 +520,7 @@ async def test_a_cancellation_that_nobody_asked_for_is_a_lost_connection() -> No
         raise asyncio.CancelledError
 
     with pytest.raises(ConnectionResetError):
-        await _first_of(cancelled_from_below(), asyncio.sleep(3_600))
+        await first_of(cancelled_from_below(), asyncio.sleep(3_600))
 
 
 async def test_an_error_without_a_name_is_a_lost_connection_and_any_other_a_fault() -> None:
@@ -529,6 +529,6 @@ async def test_an_error_without_a_name_is_a_lost_connection_and_any_other_a_faul
 
     with pytest.raises(ConnectionResetError):
         # As the client fails whatever waits on a channel that ends without a reason.
-        await _first_of(fails_with(Exception()), asyncio.sleep(3_600))
+        await first_of(fails_with(Exception()), asyncio.sleep(3_600))
     with pytest.raises(ZeroDivisionError):
-        await _first_of(fails_with(ZeroDivisionError()), asyncio.sleep(3_600))
+        await first_of(fails_with(ZeroDivisionError()), asyncio.sleep(3_600))
