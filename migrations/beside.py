@@ -6,7 +6,6 @@ application has gets no trigger, no constraint and no index.
 """
 
 from collections.abc import Collection
-from typing import Final
 
 from alembic import context, op
 from alembic.operations import Operations
@@ -14,26 +13,20 @@ from sqlalchemy import Connection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from migrations.versions import v0005_references_by_set as references
-from migrations.versions import v0011_topics_of_questions as topics
+from migrations.versions.v0017_views_for_applications import VIEWS
 from worker.errors import SchemaError
 from worker.store import content as stored
 from worker.store.tables import METADATA
-
-_VIEWS: Final = ("study_topic_progress",)
-_TOPIC: Final = "coalesce(question.study_topic_id, progress.study_topic_id)"
-_QUESTIONS: Final = (
-    "LEFT JOIN study_questions AS question ON question.id = progress.study_question_id"
-)
 
 
 def content(connection: Connection, at: str | None, target: str) -> set[str]:
     """The relations of the content that are the application's.
 
-    Raises `SchemaError` if another table has the name of one of ours.
+    Raises `SchemaError` if another relation has the name of one of ours.
     """
     if at is not None:
         return stored.theirs(connection)
-    ours = [table for table in METADATA.tables if table not in stored.RELATIONS]
+    ours = [name for name in (*METADATA.tables, *VIEWS) if name not in stored.RELATIONS]
     if target != "base" and (strange := sorted(stored.there(connection, ours))):
         raise SchemaError(
             f"The database has relations of its own with the names {', '.join(strange)}",
@@ -46,8 +39,8 @@ def move(connection: Connection, theirs: Collection[str], at: str | None, target
     """Moves a schema whose content is the application's from the version `at` to `target`, inside
     Alembic's environment.
 
-    Raises `SchemaError` if the content is not what a worker needs, or if `target` is a version that
-    can't use it.
+    Raises `SchemaError` if the content is not what a worker needs, if `target` is a version that
+    can't use it, or if `at` has to be brought up to date before it can be removed.
     """
     migration = context.get_context()
     if at is not None and target != "base":
@@ -55,6 +48,12 @@ def move(connection: Connection, theirs: Collection[str], at: str | None, target
         context.run_migrations()
         return
     with Operations.context(migration):
+        if at not in (None, context.script.get_current_head()):
+            raise SchemaError(
+                f"Schema {at} beside the application's own content can't be removed by this"
+                " program",
+                "migrate to the newest schema first.",
+            )
         if at is not None:
             _remove(theirs)
             migration.stamp(context.script, "base")
@@ -85,7 +84,8 @@ def _install(connection: Connection, theirs: Collection[str]) -> None:
     for reference in references._REFERENCES:
         if reference.target not in theirs:
             _refer(reference)
-    op.execute(topics._VIEW.format(topic=_TOPIC, join=_QUESTIONS))
+    for view in VIEWS.values():
+        op.execute(view)
     connection.execute(
         METADATA.tables[stored.TABLE].insert(),
         [{"relation": name, "is_ours": name not in theirs} for name in stored.RELATIONS],
@@ -94,7 +94,7 @@ def _install(connection: Connection, theirs: Collection[str]) -> None:
 
 def _remove(theirs: Collection[str]) -> None:
     """Drops everything that `_install`, or a version after it, has made."""
-    for view in _VIEWS:
+    for view in VIEWS:
         op.execute(f"DROP VIEW {view}")
     for table in reversed(METADATA.sorted_tables):
         if table.name not in theirs:

@@ -1,7 +1,6 @@
 """Publishes one recorded batch to the broker, and waits for the answer."""
 
 from datetime import UTC, datetime
-from typing import Final
 from uuid import uuid4
 
 from aio_pika import DeliveryMode, Message
@@ -14,10 +13,9 @@ from study_viewer.schemas.amqp import (
     CLIENT_SESSION_UUID_HEADER,
     CONTENT_TYPE,
     INGEST_EXCHANGE,
+    PRINCIPAL_HEADER,
     TRACEPARENT_HEADER,
 )
-
-_PRINCIPAL_HEADER: Final = "study-principal"
 
 
 async def ingest_exchange(connection: AbstractConnection) -> AbstractExchange:
@@ -63,7 +61,7 @@ def message(entry: Entry, user_id: str | None, principal: int | None = None) -> 
         TRACEPARENT_HEADER: entry.traceparent,
     }
     if principal is not None:
-        headers[_PRINCIPAL_HEADER] = str(principal)
+        headers[PRINCIPAL_HEADER] = str(principal)
     return Message(
         entry.body,
         delivery_mode=DeliveryMode.PERSISTENT,

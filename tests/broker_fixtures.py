@@ -77,8 +77,7 @@ class Broker:
             body.encode() if isinstance(body, str) else body,
             headers=dict(headers or {}),
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=str(uuid4()),
-            **properties,
+            **({"message_id": str(uuid4())} | properties),
         )
         target = await (await self.channel()).get_exchange(exchange, ensure=False)
         await target.publish(message, routing_key, timeout=PATIENCE)

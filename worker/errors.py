@@ -6,6 +6,7 @@ IngestError                 every error that the worker reports to a person
 ├── SchemaError             the schema is not the version of this program exit 3
 ├── TopologyError           the broker is not set up safely               exit 4
 ├── ViewerError             a viewer's name or grant is not usable        exit 2
+├── ContentError            content is not valid, or has no such id       exit 1
 ├── RoleError               a database role cannot become a worker's      exit 2
 ├── NoHistory               the user has no history to report             exit 1
 ├── NotConfirmed            nobody could confirm a destructive command    exit 2
@@ -66,6 +67,12 @@ class TopologyError(IngestError):
 
 class NoHistory(IngestError):
     """Raised by `report` for a user who has not answered anything."""
+
+
+class ContentError(IngestError):
+    """Raised by the `content` commands: a line is not valid, or an id is unknown. Nothing was
+    changed.
+    """
 
 
 class RoleError(IngestError):

@@ -9,9 +9,17 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from schemas import followups as jobs
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
 from worker import amqp_url, libpq
 from worker.domain.policy import MIB, Policy
@@ -49,6 +57,18 @@ def _http(url: SecretStr | None) -> SecretStr | None:
     if url is not None and _parsed(url).scheme not in ("http", "https"):
         raise ValueError("the URL must begin with http:// or https://")
     return url
+
+
+def _kinds(value: object) -> object:
+    """Reads names that are separated by commas. Raises ValueError for an unknown one."""
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    known = [kind.routing_key for kind in jobs.KINDS]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is no kind of follow-up job: use {', '.join(known)}")
+    return tuple(dict.fromkeys(names))
 
 
 class _Servers(BaseModel):
@@ -317,6 +337,25 @@ class _Relaying(BaseModel):
     )
 
 
+class _Followups(BaseModel):
+    """Follow-up jobs"""
+
+    followups: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_kinds)] = Field(
+        default=tuple(kind.routing_key for kind in jobs.KINDS),
+        description="The kinds of follow-up jobs that are wanted, separated by commas. Set it to "
+        "the empty string if nobody takes any: then none are written. Answers that were given "
+        "while a kind is not wanted cause no job of this kind later. "
+        "[followups.md](followups.md) says what each kind is for.",
+    )
+    max_followups: int = Field(
+        default=100_000,
+        gt=0,
+        description="The number of jobs that wait in the broker for each kind, at most. Further "
+        "jobs wait in the outbox, and other kinds and results go on. Set it below what the "
+        "broker's disk holds (1 KB for each job). `topology` applies it.",
+    )
+
+
 class _Probes(BaseModel):
     """Probes, metrics and logs"""
 
@@ -396,6 +435,7 @@ class Settings(
     _Retries,
     _Timeouts,
     _Relaying,
+    _Followups,
     _Probes,
     _Operators,
     _Patterns,
@@ -429,6 +469,7 @@ class Settings(
             earliest_answer=datetime.combine(self.earliest_answer, time.min, UTC),
             dead_body_bytes=self.dead_body_bytes,
             dead_letters_per_viewer=self.dead_letters_per_viewer,
+            followups=None if len(self.followups) == len(jobs.KINDS) else self.followups,
         )
 
     def unprotected(self) -> list[str]:

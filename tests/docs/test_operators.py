@@ -50,7 +50,7 @@ USER = 42
 
 
 def test_every_code_block_has_a_known_language() -> None:
-    assert {language for language, _ in BLOCKS} == {"console", "sh"}
+    assert {language for language, _ in BLOCKS} == {"console", "csv", "sh"}
     assert all(
         line.startswith("$ ")
         for language, text in BLOCKS

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.broker
 
 PUBLISH = "relay .*Basic.Publish study.results/"
 CONFIRM = "relay .*Basic.Ack"
-TAKE = "WITH oldest"
+TAKE = "WITH RECURSIVE kind"
 
 BOUNDARIES = {
     "begun": ("database", "to_server", TAKE),

@@ -35,6 +35,8 @@ def test_each_field_of_the_policy_follows_its_setting(field: str) -> None:
         if isinstance(before, date)
         else not before
         if isinstance(before, bool)
+        else before[1:]
+        if isinstance(before, tuple)
         else before + 1
     )
     differing = {

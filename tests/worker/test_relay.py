@@ -6,6 +6,7 @@ from contextlib import suppress
 from uuid import UUID, uuid4
 
 import pytest
+from aio_pika.exceptions import DeliveryError
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -153,6 +154,70 @@ async def test_jobs_that_are_refused_are_told_once_and_tried_again_while_results
     ]
 
 
+@pytest.mark.broker
+async def test_at_the_bound_of_its_queue_a_kind_waits_while_others_and_results_go_on(
+    broker: Broker, publisher: Publisher, engine: AsyncEngine
+) -> None:
+    full = amqp.followups_queue(EXPLANATION.routing_key)
+    await broker.put_policy(
+        full,
+        pattern=f"^{full}$",
+        definition={"max-length": 2, "overflow": "reject-publish"},
+        apply_to="queues",
+        priority=1,
+    )
+    filling = 0
+    with pytest.raises(DeliveryError):
+        while True:  # the broker notices the bound a little late
+            await broker.publish(
+                b"{}",
+                exchange=amqp.FOLLOWUPS_EXCHANGE,
+                routing_key=EXPLANATION.routing_key,
+            )
+            filling += 1
+    await _recorded(engine, [_job() for _ in range(20)])
+    relay = Relay(engine, publisher, _SETTINGS)
+    running = asyncio.create_task(relay.run())
+    await until(lambda: _left(engine), lambda left: len(left) > 0 and bool(relay.trouble))
+    waiting = await _left(engine)
+
+    await _recorded(engine, [_job(REVIEW.routing_key), _result("ada")])
+    await until(lambda: _left(engine), lambda left: set(left) <= {*waiting})
+    await broker.until_depth(amqp.followups_queue(REVIEW.routing_key), 1)
+    async with transaction(engine) as connection:
+        (kind,) = await outbox.kind_backlogs(connection)
+        backlog = await outbox.backlog(connection)
+    assert kind.kind == EXPLANATION.routing_key and kind.jobs <= len(waiting)
+    assert backlog.oldest_age > 0 and backlog.oldest_result_age == 0
+
+    channel = await broker.channel()
+    queue = await channel.get_queue(full, ensure=False)
+    taken: set[str | None] = set()
+    while len(taken) < 20 + filling:
+        message = await queue.get(timeout=30, fail=False)
+        if message is None:
+            await asyncio.sleep(0.01)  # the broker tells nobody that a message has come in
+            continue
+        taken.add(message.message_id)
+        await message.ack()
+    await until(lambda: _left(engine), lambda left: not left)
+    relay.stop()
+    await running
+
+
+async def test_jobs_of_a_kind_that_is_held_are_not_taken(engine: AsyncEngine) -> None:
+    jobs = [_job(), _job(REVIEW.routing_key), _job(), _job("of.a.newer.worker")]
+    await _recorded(engine, [*jobs, _result("ada")])
+    async with transaction(engine) as connection:
+        taken = await outbox.take(connection, results=9, jobs=9, held=[EXPLANATION.routing_key])
+    assert [row.message.routing_key for row in taken] == [
+        "result.ada",
+        REVIEW.routing_key,
+        "of.a.newer.worker",
+    ]
+    assert await _left(engine) == [jobs[0].message_id, jobs[2].message_id]
+
+
 async def test_a_key_is_one_relays_and_its_rows_are_there_again_when_it_fails(
     engine: AsyncEngine,
 ) -> None:
@@ -184,7 +249,9 @@ async def test_a_row_that_another_relay_has_just_deleted_is_not_taken(
     await _recorded(engine, [_result("ada"), _result("ada")])
     # Between its snapshot and its locks the statement waits for one that the test holds.
     slow = outbox._TAKE.text.replace(
-        "WITH", "WITH wait AS MATERIALIZED (SELECT FROM pg_advisory_xact_lock(42)),", 1
+        "WITH RECURSIVE",
+        "WITH RECURSIVE wait AS MATERIALIZED (SELECT FROM pg_advisory_xact_lock(42)),",
+        1,
     ).replace("WHERE pg_try", "WHERE (SELECT count(*) FROM wait) = 1 AND pg_try")
 
     async def second() -> list[Waiting]:

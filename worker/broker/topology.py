@@ -55,7 +55,7 @@ _HARMLESS_ARGUMENTS: Final = {
 """The operator of a cluster decides where it keeps a queue."""
 
 _LET_GO: Final = "remove that policy, or change its pattern so that it matches no queue of ours"
-"""A higher priority of our own policy would not do: only one of our queues has a policy."""
+"""A higher priority of our own policy would not do: not all of our queues have one."""
 
 _LIMIT_KEYS: Final = ("max-length", "max-length-bytes")
 """Policy keys that drop the oldest messages, unless the queue refuses new ones instead."""
@@ -103,6 +103,8 @@ class Policy:
     name: str
     queue: str
     definition: Mapping[str, str | int]
+    is_required: bool = True
+    """Whether nobody may replace it by a policy of their own that loses no messages either."""
 
     @property
     def pattern(self) -> str:
@@ -189,6 +191,16 @@ def wanted(settings: Settings) -> Topology:
                     "overflow": _SAFE_OVERFLOW,
                     "max-length-bytes": settings.max_queue_bytes,
                 },
+            ),
+            # Not as arguments, which would differ from those of queues that exist already.
+            *(
+                Policy(
+                    amqp.followups_queue(key),
+                    amqp.followups_queue(key),
+                    {"max-length": settings.max_followups, "overflow": _SAFE_OVERFLOW},
+                    is_required=False,
+                )
+                for key in followups
             ),
         ),
     )
@@ -285,7 +297,8 @@ async def check(management: Management, settings: Settings) -> None:
         if binding not in (found.links if isinstance(binding, Link) else found.bindings):
             raise TopologyError(f"The {_describe(binding)} is missing", f"{_REMEDY}.")
     for policy in must.policies:
-        _check_policy(policy, found)
+        if policy.is_required:
+            _check_policy(policy, found)
     for queue in must.queues:
         _check_kept(queue, found)
 
@@ -442,7 +455,7 @@ def _check_kept(queue: Queue, found: _Found) -> None:
         highest = max((p["priority"] for p in matching), default=0)
         for policy in (p for p in matching if p["priority"] == highest):
             for key in _deadly(queue, policy["definition"]):
-                remedy = _REMEDY if policy["name"] == ATTEMPTS_POLICY else _LET_GO
+                remedy = _REMEDY if policy["name"] == queue.name else _LET_GO
                 raise TopologyError(
                     f"{kind} {policy['name']} gives queue {queue.name} {key}"
                     f" {_shown(policy['definition'][key])}, which takes waiting messages away",

@@ -173,10 +173,19 @@ class PauseInForce(TypedDict):
 
 
 class Backlog(TypedDict):
-    """The messages in the outbox, and the age of the oldest in seconds."""
+    """The messages in the outbox, and the age of the oldest and of the oldest result in seconds."""
 
     messages: int
     oldest_age: float
+    oldest_result_age: float
+
+
+class KindBacklog(TypedDict):
+    """The follow-up jobs of one kind that wait in the outbox."""
+
+    kind: str
+    jobs: int
+    since: str
 
 
 class DeadLetters(TypedDict):
@@ -203,6 +212,7 @@ class Database(TypedDict):
     granted: int
     refusal: str | None
     other_schedules: float
+    jobs: list[KindBacklog]
 
 
 class AttentionItem(TypedDict):
@@ -463,10 +473,94 @@ class Report(TypedDict):
     stubborn: list[Stubborn]
 
 
+class DueQuestion(TypedDict):
+    """`pub_ids` are all ids under which it is published now. `retrievability` is the predicted
+    recall, from 0 to 1.
+    """
+
+    question_id: int
+    topic_id: int
+    pub_ids: list[str]
+    title: str | None
+    due_from: str
+    last_answered_at: str
+    pattern: str
+    retrievability: float
+
+
+class Due(TypedDict):
+    """`count` is the number of all due questions. `due` is limited, the most forgotten first."""
+
+    user_id: int
+    at: str
+    count: int
+    due: list[DueQuestion]
+
+
+class ContentImported(TypedDict):
+    """`dry_run` changed nothing. `withdrawn` counts questions of the file that stay withdrawn."""
+
+    dry_run: bool
+    lines: int
+    topics: int
+    questions: int
+    moved: int
+    texts: int
+    unchanged: int
+    withdrawn: int
+
+
+class ContentTopic(TypedDict):
+    """`user_id` is null for a shared bank."""
+
+    topic_id: int
+    user_id: int | None
+    name: str
+    questions: int
+    published: int
+    withdrawn: int
+    deleted: int
+
+
+class ContentQuestion(TypedDict):
+    """`state` is published, withdrawn, unpublished or deleted."""
+
+    question_id: int
+    pub_id: str | None
+    user_id: int | None
+    topic_id: int
+    correct_choice: int
+    state: str
+    title: str | None
+
+
+class ContentListed(TypedDict):
+    """With `--topic` there are questions, otherwise topics."""
+
+    topics: NotRequired[list[ContentTopic]]
+    questions: NotRequired[list[ContentQuestion]]
+
+
+class ContentChanged(TypedDict):
+    """`unchanged` publications were in the wanted state before."""
+
+    changed: int
+    unchanged: int
+
+
+class ContentTouched(TypedDict):
+    """`to_rescore` names questions with answers that were scored by another correct choice."""
+
+    moved: int
+    users: int
+    to_rescore: list[int]
+
+
 ANSWERS: Final[Mapping[str, Any]] = {
     "migrate": Migrated,
     "topology": TopologyApplied,
     "database-role": RoleMade,
+    "reader-role": RoleMade,
     "settings": dict[str, str],
     "status": Status,
     "doctor": Examined,
@@ -479,6 +573,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "erase": Erased,
     "import": Imported,
     "report": Report,
+    "due": Due,
     "audit": Audit,
     "dead list": LetterList,
     "dead show": ShownLetter,
@@ -491,6 +586,12 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "viewer revoke": ViewerRevoked,
     "viewer rotate": ViewerRotated,
     "viewer list": Viewers,
+    "content import": ContentImported,
+    "content list": ContentListed,
+    "content withdraw": ContentChanged,
+    "content restore": ContentChanged,
+    "content check": Examined,
+    "content touched": ContentTouched,
     "error": Failed,
 }
 

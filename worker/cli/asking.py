@@ -94,15 +94,23 @@ def duration(text: str) -> timedelta:
 def moment(text: str) -> datetime:
     """Reads an age, such as `2d`, or a time in ISO 8601, which is UTC if it has no offset."""
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
+        return time(text)
+    except typer.BadParameter:
         try:
             return datetime.now(UTC) - duration(text)
         except (typer.BadParameter, OverflowError):
             raise typer.BadParameter(
                 "write an age, such as 12h or 7d, or a time, such as 2026-11-28T09:00"
             ) from None
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at
+
+
+def time(text: str) -> datetime:
+    """Reads a time in ISO 8601, which is UTC if it has no offset."""
+    try:
+        at = datetime.fromisoformat(text)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter("write a time, such as 2026-11-28T09:00") from None
 
 
 @contextmanager

@@ -14,9 +14,11 @@ import typer
 from worker import __version__
 from worker.cli import (
     audit,
+    content,
     correct,
     dead,
     doctor,
+    due,
     export,
     pause,
     repair,
@@ -68,7 +70,9 @@ repair.add_to(app)
 correct.add_to(app)
 dead.add_to(app)
 export.add_to(app)
+content.add_to(app)
 viewer.add_to(app)
+due.add_to(app)
 report.add_to(app)
 audit.add_to(app)
 

@@ -1,12 +1,16 @@
-"""Commands that prepare the servers: `migrate`, `topology` and `database-role`."""
+"""Commands that prepare the servers: `migrate`, `topology`, `database-role` and `reader-role`."""
 
-from typing import Annotated, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, Yes, by, confirm, printable
 from worker.cli.shared import engine_of, load_settings, run
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 _A_DAY: Final = 86_400.0
 _WITH_AUDIT: Final = "0002"
@@ -18,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(migrate)
     app.command("topology")(apply_topology)
     app.command()(database_role)
+    app.command()(reader_role)
 
 
 def migrate(
@@ -89,11 +94,10 @@ def apply_topology(as_json: Json = False) -> None:
         typer.echo(printable(str(change)))
 
 
-def database_role(
-    role: Annotated[str, typer.Argument(help="The role's name. The role may exist already.")],
-    reason: Reason = "",
-    as_json: Json = False,
-) -> None:
+_ROLE = Annotated[str, typer.Argument(help="The role's name. The role may exist already.")]
+
+
+def database_role(role: _ROLE, reason: Reason = "", as_json: Json = False) -> None:
     """Creates the database role of workers, with the rights that a worker needs and no others.
 
     Run it as the owner of the tables, and again after every `migrate`. It sets a new password each
@@ -101,22 +105,48 @@ def database_role(
 
     Example: study-ingest database-role study_worker
     """
+    from worker.store.operate import roles
 
+    _ensure(roles.ensure_worker, role, "worker", reason, as_json)
+
+
+def reader_role(role: _ROLE, reason: Reason = "", as_json: Json = False) -> None:
+    """Creates a database role that may read the views for applications, and nothing else.
+
+    Run it as the owner of the tables, and again after every `migrate`. It sets a new password each
+    time, and prints it once. An existing role loses all other rights. docs/reading.md shows the
+    views.
+
+    Example: study-ingest reader-role study_reader
+    """
+    from worker.store.operate import roles
+
+    _ensure(roles.ensure_reader, role, "reader", reason, as_json)
+
+
+def _ensure(
+    ensure: "Callable[[AsyncConnection, str], Awaitable[str]]",
+    role: str,
+    kind: str,
+    reason: str,
+    as_json: bool,
+) -> None:
     from worker.store import audit, schema
     from worker.store.engine import transaction
-    from worker.store.operate import roles
+
+    operation = "database-role" if kind == "worker" else "reader-role"
 
     async def work() -> str:
         async with engine_of(load_settings(), connections=1, name="study-ingest role") as engine:
             await schema.check(engine)
             async with transaction(engine) as connection:
-                password = await roles.ensure_worker(connection, role)
-                await audit.record(connection, by(reason), "database-role", f"role {role}", {})
+                password = await ensure(connection, role)
+                await audit.record(connection, by(reason), operation, f"role {role}", {})
                 return password
 
     password = run(work())
     if as_json:
         answer({"role": role, "password": password})
     else:
-        typer.echo(f"Role {role} has the rights of a worker and no others.")
+        typer.echo(f"Role {role} has the rights of a {kind} and no others.")
         typer.echo(f"Password (shown only once): {password}")

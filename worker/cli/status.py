@@ -139,6 +139,7 @@ def _fields(seen: "Status") -> dict[str, Any]:
         fields["database"]["dead"] = None if dead is None else dead._asdict()
         fields["database"]["pause"] = None if pause is None else pause._asdict()
         fields["database"]["outbox"] = None if outbox is None else outbox._asdict()
+        fields["database"]["jobs"] = [each._asdict() for each in seen.database.jobs]
     fields["attention"] = [each._asdict() for each in seen.attention]
     return {"healthy": seen.is_healthy, **_plain(fields)}
 

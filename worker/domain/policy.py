@@ -27,3 +27,9 @@ class Policy(NamedTuple):
     """The earliest time that an answer can have. An earlier time comes from a wrong clock."""
     dead_body_bytes: int = 4 * MIB
     dead_letters_per_viewer: int = 10_000
+    followups: tuple[str, ...] | None = None
+    """The kinds of follow-up jobs that are written, by their routing keys. None means all."""
+
+    def wants(self, kind: str) -> bool:
+        """Whether jobs of this kind are written."""
+        return self.followups is None or kind in self.followups

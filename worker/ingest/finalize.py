@@ -179,7 +179,10 @@ def finalize(
                 plan.incoming.traceparent,
             )
             for followup in FOLLOWUPS:
-                outgoing += followup.on_session(session, explained)
+                # Also if nobody wants the jobs: what was requested must not depend on that.
+                jobs = [*followup.on_session(session, explained)]
+                if policy.wants(followup.kind.routing_key):
+                    outgoing += jobs
         due = [
             (pub_id, placed[plan.user_id, question_id].progress.memory.due_at)
             for pub_id, question_id in batch.pub_ids.items()

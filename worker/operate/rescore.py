@@ -160,7 +160,7 @@ async def _rescore_one(
     changed = await put_right(connection, user_id, policy, [question_id])
     sessions = sorted({answer.quiz_session_id for answer in scored})
     results = await _results(connection, user_id, await stored.told(connection, sessions))
-    jobs = _jobs(changed, scored)
+    jobs = _jobs(changed, scored, policy)
     outgoing = [message for told, viewer in results for message in again(told, viewer)]
     kept = {
         told.client_session_uuid: told.model_dump_json(exclude_none=True) for told, _ in results
@@ -236,7 +236,7 @@ def _marks(history: Sequence[ScoredAttempt]) -> dict[UUID, Mark]:
     }
 
 
-def _jobs(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Message]:
+def _jobs(changed: Sequence[Difference], scored: Sequence[Answer], policy: Policy) -> list[Message]:
     """The jobs for a question that turns out to be wrong and has not been asked about before."""
     wrong = [answer for answer in scored if answer.outcome is not Outcome.CORRECT]
     corrected = [
@@ -254,5 +254,9 @@ def _jobs(changed: Sequence[Difference], scored: Sequence[Answer]) -> list[Messa
         and not (each.stored is not None and each.stored.explanation_requested)
     ]
     return [
-        job for each in corrected for followup in FOLLOWUPS for job in followup.on_rescore(each)
+        job
+        for each in corrected
+        for followup in FOLLOWUPS
+        if policy.wants(followup.kind.routing_key)
+        for job in followup.on_rescore(each)
     ]

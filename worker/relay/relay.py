@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -31,6 +31,13 @@ _MEASURE_INTERVAL: Final = 3.0
 _log = structlog.get_logger(__name__)
 
 
+class _Held(NamedTuple):
+    """A kind of jobs that is left alone until a time on the monotonic clock."""
+
+    until: float
+    backoff: Backoff
+
+
 class Relay:
     """Relays until it is stopped."""
 
@@ -41,9 +48,8 @@ class Relay:
         self._wake = asyncio.Event()
         self._stopping = False
         self._measured_at = float("-inf")
-        self._jobs_backoff = Backoff(settings.pause_delay_min, settings.pause_delay_max)
-        self._jobs_held_until: float | None = None
-        """On the monotonic clock, if the last jobs were refused."""
+        self._held: dict[str, _Held] = {}
+        """The kinds of jobs, by routing key, whose last jobs were refused."""
         self.trouble: str | None = None
         """Why nothing can be published now. None if all is well."""
 
@@ -58,7 +64,7 @@ class Relay:
 
     async def run(self) -> None:
         """Relays rows as they come. If anything prevents it, it waits with growing delays."""
-        backoff = Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
+        backoff = self._new_backoff()
         broker_away = False
         while not self._stopping:
             self._wake.clear()
@@ -71,11 +77,7 @@ class Relay:
                 await self._wait(backoff.next())
                 continue
             # If there was nothing to relay, the database works, but the broker is still unproved.
-            if (
-                self.trouble is not None
-                and self._jobs_held_until is None
-                and (relayed or not broker_away)
-            ):
+            if self.trouble is not None and not self._held and (relayed or not broker_away):
                 self.trouble = None
                 backoff.reset()
                 _log.info("relay.resumed")
@@ -85,17 +87,17 @@ class Relay:
     async def relay(self) -> int:
         """Publishes and deletes one batch of rows. Returns how many of them the broker confirmed.
 
-        If the broker refuses jobs, they are left alone for a growing time, and results continue.
+        If the broker refuses jobs, those of their kind are left alone for a growing time. Other
+        kinds and results continue.
         Raises `Unconfirmed` if the broker confirmed none of the rows, `DatabaseAway` and
         `TransientFault`.
         """
         confirmed: list[int] = []
-        held_until = self._jobs_held_until
-        results = self._settings.relay_batch
-        jobs = results if held_until is None or time.monotonic() >= held_until else 0
+        most, now = self._settings.relay_batch, time.monotonic()
+        held = [kind for kind, each in self._held.items() if now < each.until]
         try:
             async with transaction(self._engine) as connection:
-                rows = await outbox.take(connection, results=results, jobs=jobs)
+                rows = await outbox.take(connection, results=most, jobs=most, held=held)
                 confirmed, failure = await self._publish(rows)
                 if failure is not None:
                     raise failure  # and the rows that were taken are there again
@@ -105,14 +107,17 @@ class Relay:
             async with transaction(self._engine) as connection:
                 await outbox.delete(connection, confirmed)
         else:
-            if jobs:
-                self._jobs_held_until = None
-                self._jobs_backoff.reset()
+            # What was tried again was confirmed, or another relay has published it.
+            self._held = {kind: each for kind, each in self._held.items() if kind in held}
         return len(confirmed)
 
-    def _hold_jobs(self, refusal: Refused) -> None:
+    def _hold(self, kind: str, refusal: Refused) -> None:
         self._note(refusal)
-        self._jobs_held_until = time.monotonic() + self._jobs_backoff.next()
+        backoff = self._held[kind].backoff if kind in self._held else self._new_backoff()
+        self._held[kind] = _Held(time.monotonic() + backoff.next(), backoff)
+
+    def _new_backoff(self) -> Backoff:
+        return Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
 
     def _note(self, error: Exception) -> None:
         foreseen = isinstance(error, IngestError)
@@ -140,7 +145,7 @@ class Relay:
         confirmed: list[int] = []
         stuck: set[str] = set()
         failure: Unconfirmed | None = None
-        refusal: Refused | None = None
+        refused: dict[str, Refused] = {}
         for row, fate in zip(rows, fates, strict=True):
             # Messages after an unconfirmed one are published again after it: twice, but in order.
             if fate is not None:
@@ -149,9 +154,9 @@ class Relay:
             elif row.message.routing_key not in stuck:
                 confirmed.append(row.id)
             if isinstance(fate, Refused) and row.message.is_job:
-                refusal = fate
-        if refusal is not None:
-            self._hold_jobs(refusal)
+                refused[row.message.routing_key] = fate
+        for kind, refusal in refused.items():
+            self._hold(kind, refusal)
         return confirmed, failure
 
     async def _wait(self, seconds: float) -> None:

@@ -13,18 +13,23 @@ from typing import Final, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker.store import content
+
 
 class _Index(NamedTuple):
     table: str
     columns: str
     since: str
     """The version of the schema that has it."""
+    where: str = ""
+    """The rows that it has, as a clause. Empty for all."""
 
 
 _INDEXES: Final = {
     "study_question_attempts_study_question_id_user_id_idx": _Index(
         "study_question_attempts", "study_question_id, user_id", "0014"
-    )
+    ),
+    "published_source_id_idx": _Index("published", "source_id", "0017", "WHERE kind = 'question'"),
 }
 # Not a lock to wait for: who waits has a snapshot, and the index waits for all older snapshots.
 _TRY: Final = text("SELECT pg_try_advisory_lock(hashtextextended('study-ingest prepare', 0))")
@@ -39,7 +44,8 @@ _IS_VALID: Final = text(
 async def prepared(engine: AsyncEngine, at: str | None, target: str) -> AsyncIterator[None]:
     """Makes the indexes for a migration from `at` to `target`, and drops them if the block raises.
 
-    A schema that does not exist yet needs none, because its tables are empty.
+    A schema that does not exist yet needs none, because its tables are empty. Tables of the
+    application get none.
     """
     wanted = [
         name
@@ -50,7 +56,9 @@ async def prepared(engine: AsyncEngine, at: str | None, target: str) -> AsyncIte
         yield
         return
     async with _alone(engine) as connection:
-        made = [name for name in wanted if await _make(connection, name)]
+        theirs = await connection.run_sync(content.theirs)
+        ours = [name for name in wanted if _INDEXES[name].table not in theirs]
+        made = [name for name in ours if await _make(connection, name)]
     try:
         yield
     except BaseException:
@@ -86,6 +94,9 @@ async def _make(connection: AsyncConnection, name: str) -> bool:
         await connection.execute(text(f"DROP INDEX CONCURRENTLY ours.{name}"))
     index = _INDEXES[name]
     await connection.execute(
-        text(f"CREATE INDEX CONCURRENTLY {name} ON ours.{index.table} ({index.columns})")
+        text(
+            f"CREATE INDEX CONCURRENTLY {name} ON ours.{index.table} ({index.columns})"
+            f" {index.where}"
+        )
     )
     return True

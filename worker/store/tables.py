@@ -54,6 +54,7 @@ published = Table(
     Column("source_id", BigInteger, nullable=False),
     Column("deleted", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("length(pub_id) BETWEEN 1 AND 128", name="pub_id_length"),
+    Index("published_source_id_idx", "source_id", postgresql_where=text("kind = 'question'")),
 )
 
 study_topics = Table(
@@ -82,6 +83,15 @@ ingest_content = Table(
     METADATA,
     Column("relation", Text, primary_key=True),
     Column("is_ours", Boolean, nullable=False),
+)
+
+study_question_texts = Table(
+    "study_question_texts",
+    METADATA,
+    # autoincrement is off, because these are the ids of questions.
+    Column("study_question_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("title", Text),
+    Column("text", Text),
 )
 
 study_quiz_sessions = Table(
@@ -242,6 +252,12 @@ outbox = Table(
     UniqueConstraint("message_id"),
     Index(
         "outbox_results_idx", "id", postgresql_where=text(f"exchange = '{amqp.RESULTS_EXCHANGE}'")
+    ),
+    Index(
+        "outbox_jobs_idx",
+        "routing_key",
+        "id",
+        postgresql_where=text(f"exchange <> '{amqp.RESULTS_EXCHANGE}'"),
     ),
     # Rows are short-lived, so compressing them is not worth it.
     postgresql_with={"toast_tuple_target": "8160"},

@@ -64,6 +64,26 @@ async def test_a_policy_follows_its_setting_and_says_what_changed(
     assert str(policy) == f"changed policy study.attempts: max-length-bytes {before} -> 1000000"
 
 
+async def test_the_queues_of_jobs_are_bounded_and_their_bound_can_be_another(
+    broker: Broker, management: Management
+) -> None:
+    queue = amqp.followups_queue("review.requested")
+    smaller = changed(broker.settings, max_followups=7)
+    await topology.apply(management, smaller)
+    (policy,) = (each for each in await management.policies() if each["name"] == queue)
+    assert policy["definition"] == {"max-length": 7, "overflow": "reject-publish"}
+    # Workers of the version before and a house with a policy of its own go on.
+    await broker.delete("policies", queue)
+    await topology.check(management, broker.settings)
+    await broker.put_policy(
+        "house",
+        pattern=queue,
+        apply_to="queues",
+        definition={"max-length-bytes": 9_000, "overflow": "reject-publish"},
+    )
+    await topology.check(management, broker.settings)
+
+
 async def test_a_retry_queue_without_a_delay_is_left_and_told(
     broker: Broker, management: Management
 ) -> None:

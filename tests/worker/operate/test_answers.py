@@ -38,6 +38,8 @@ WITHOUT_JSON = {"worker", "relay", "top", "export", "dead export"}
 """They run until they are stopped, show a terminal, or print JSON Lines in any case."""
 USER = 7
 SESSION = UUID(int=7)
+QUESTIONS = "questions.jsonl"
+"""The file that `content import` reads."""
 
 
 # -------------------------------------------------------------------------------- the commands
@@ -70,8 +72,14 @@ class Run(NamedTuple):
 
 def _runs(viewer: str, role: str, pub_id: str, exported: Path) -> list[Run]:
     """Every command, in an order in which there is something left for each."""
+    questions = str(exported.parent / QUESTIONS)
     return [
         *(Run("migrate"), Run("topology"), Run("settings"), Run("database-role", (role,))),
+        Run("reader-role", (role,)),
+        Run("content import", (questions,)),
+        *(Run("content list"), Run("content list", ("--topic", "1")), Run("content check")),
+        *(Run("content withdraw", ("imported",)), Run("content restore", ("imported",))),
+        *(Run("content touched"), Run("due", ("--user", str(USER), "--at", "2099-01-01"))),
         *(Run("pause", ("--reason", "a test")), Run("status"), Run("resume"), Run("status")),
         *(Run("doctor"), Run("verify"), Run("rebuild"), Run("report", ("--user", str(USER)))),
         Run("dead list"),
@@ -150,18 +158,28 @@ def validated(shape: str, text: str) -> list[dict[str, Any]]:
     return found
 
 
+def one(shape: str, text: str) -> dict[str, Any]:
+    """The only object, of this shape."""
+    (found,) = validated(shape, text)
+    return found
+
+
 CHANGES = {
     *("database-role", "pause", "resume", "rebuild", "rescore", "void", "import", "erase"),
     *("export", "dead export", "discard", "replay"),
     *("viewer add", "viewer grant", "viewer rotate", "viewer revoke"),
+    *("reader-role", "content import", "content withdraw", "content restore"),
 }
 STREAMS = {"dead show", "dead export", "dead replay --dry-run"}
 
 
 @pytest.fixture
-async def names(site: Site) -> Any:
+async def names(site: Site, tmp_path: Path) -> Any:
     """A viewer and a role, which are the whole servers', and so must go."""
     viewer, role = f"test-{uuid4().hex[:12]}", f"test_{uuid4().hex[:12]}"
+    (tmp_path / QUESTIONS).write_text(
+        '{"pub_id": "imported", "topic": "x", "user_id": 7, "correct_choice": 1}\n'
+    )
     yield viewer, role
     async with Accounts(site.settings) as accounts:
         if viewer in await accounts.users():
@@ -206,6 +224,12 @@ async def test_each_command_prints_its_shape_with_data(
     exported = tmp_path / "log.jsonl"
     exported.write_text(lines, encoding="utf-8")
     await make.execute(site.engine, "UPDATE study_question_progress SET stability = 99")
+    # An answer to `other` was scored by another key.
+    await make.execute(
+        site.engine,
+        "UPDATE study_questions SET correct_choice = 9 WHERE id = :id",
+        id=other.question_id,
+    )
 
     empty, full = set(), set()
     for run in _runs(*names, question.pub_id, exported):
@@ -241,7 +265,7 @@ async def test_each_command_prints_its_shape_without_data(
             assert error["error"]["exit_code"] == code
             assert err.startswith("study-ingest: ") and err.count("\n") == 1
             failed.add(run.command)
-    assert failed == {"report", "rescore", "void"}
+    assert failed == {"due", "report", "rescore", "void"}
 
 
 BROKER_IS_NEEDED = {"topology", *(name for name in COMMANDS if name.startswith("viewer "))}

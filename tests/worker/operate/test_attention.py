@@ -16,7 +16,7 @@ from worker.operate.status import attention
 from worker.operate.status.attention import of_error, of_servers
 from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
 from worker.store.operate.dead import Overview
-from worker.store.outbox import Backlog
+from worker.store.outbox import Backlog, KindBacklog
 from worker.store.pause import Pause
 
 JOBS = [amqp.followups_queue(kind.routing_key) for kind in KINDS]
@@ -26,8 +26,9 @@ WELL = BrokerStatus(
     "3.10.8", tuple(QueueStatus(name, 0, 0, 1, 0.0, 10.0) for name in EXPECTED), frozenset("v")
 )
 SOUND = DatabaseStatus(
-    "1", "1", None, Backlog(0, 0.0), Overview({}, None, 0), 0, granted=frozenset("v")
+    "1", "1", None, Backlog(0, 0.0, 0.0), Overview({}, None, 0), 0, granted=frozenset("v")
 )
+BOUND = 1_000
 PAUSE = Pause(datetime(2026, 3, 1, tzinfo=UTC), "ada", "moving")
 
 
@@ -43,7 +44,7 @@ def told(
     enabled: bool = True,
 ) -> dict[str, str]:
     """The severity of each item, by code."""
-    found = of_servers(broker, database, expected=EXPECTED, enabled=enabled)
+    found = of_servers(broker, database, expected=EXPECTED, enabled=enabled, max_followups=BOUND)
     for each in found:
         assert each.found.endswith(".") and each.remedy.endswith(".")
         assert each.found[0] == each.found[0].upper()
@@ -68,7 +69,18 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "paused": ({"database": replace(SOUND, pause=PAUSE)}, "warning"),
     "commits_hang": ({"database": replace(SOUND, hanging_commits=1)}, "danger"),
     "no_writes": ({"database": replace(SOUND, refusal="The disk is full.")}, "danger"),
-    "outbox_lag": ({"database": replace(SOUND, outbox=Backlog(1, 61.0))}, "warning"),
+    "outbox_lag": ({"database": replace(SOUND, outbox=Backlog(1, 61.0, 61.0))}, "warning"),
+    "followups_full": (
+        {
+            "broker": broker(JOBS[0], ready=BOUND - 1, unacknowledged=1),
+            "database": replace(
+                SOUND,
+                outbox=Backlog(3, 61.0, 0.0),
+                jobs=(KindBacklog(KINDS[0].routing_key, 3, PAUSE.paused_at),),
+            ),
+        },
+        "warning",
+    ),
     "other_schedules": ({"database": replace(SOUND, other_schedules=0.1)}, "note"),
     "disabled": ({"enabled": False}, "warning"),
 }
@@ -125,10 +137,12 @@ def test_a_backlog_that_is_worked_off_soon_or_at_an_unknown_rate_is_none() -> No
 
 
 def test_all_missing_queues_and_at_most_five_viewers_are_named() -> None:
-    missing, *_ = of_servers(replace(WELL, queues=()), SOUND, expected=EXPECTED, enabled=True)
+    missing, *_ = of_servers(
+        replace(WELL, queues=()), SOUND, expected=EXPECTED, enabled=True, max_followups=BOUND
+    )
     assert missing.found == f"{len(EXPECTED)} queues are missing: {', '.join(sorted(EXPECTED))}."
     many = replace(SOUND, granted=frozenset("abcdefgv"))
-    (deaf,) = of_servers(WELL, many, expected=EXPECTED, enabled=True)
+    (deaf,) = of_servers(WELL, many, expected=EXPECTED, enabled=True, max_followups=BOUND)
     assert deaf.found.endswith("a, b, c, d, e and 2 more.")
 
 

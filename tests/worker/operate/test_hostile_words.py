@@ -56,6 +56,10 @@ async def _invite(site: Site) -> None:
     await make.grant(site.engine, FORGED, 7)
     for sql in (
         "UPDATE study_topics SET name = :word",
+        "INSERT INTO study_topics (user_id, name) VALUES (7, :word)",
+        "INSERT INTO study_question_texts (study_question_id, title) SELECT id, :word"
+        " FROM study_questions",
+        "UPDATE published SET pub_id = :word",
         "INSERT INTO ingest_audit (actor, operation, subject, reason, effect)"
         " SELECT word, word, word, word, jsonb_build_object(word, word)"
         " FROM (SELECT CAST(:word AS text)) AS said (word)",
@@ -76,6 +80,10 @@ COMMANDS = (
     ("dead", "list", "--letters"),
     ("dead", "show"),
     ("dead", "replay", "--dry-run"),
+    ("content", "list"),
+    ("content", "list", "--topic", "1"),
+    ("content", "check"),
+    ("due", "--user", "7", "--at", "2099-01-01"),
     ("verify",),
     ("pause", "--reason", "again"),
     ("resume",),
@@ -100,7 +108,7 @@ async def test_no_command_prints_another_s_words_as_its_own(site: Site) -> None:
             # A body keeps its lines, but nothing of ours in `dead show` begins with spaces.
             begins = line if words[:2] == ("dead", "show") else line.lstrip()
             assert not begins.startswith("forged"), (words, line)
-    for command in (*COMMANDS[2:8], COMMANDS[9]):
+    for command in (*COMMANDS[2:10], COMMANDS[11], COMMANDS[13]):
         assert "eve" in shown[command], command
 
 

@@ -57,7 +57,11 @@ async def test_all_is_well_while_a_worker_works(site: Site) -> None:
         plain = await invoke(site, "status")
     assert queue(found)["consumers"] == 1
     assert found["database"]["schema"] == found["database"]["schema_wanted"]
-    assert found["database"]["outbox"] == {"messages": 0, "oldest_age": 0.0}
+    assert found["database"]["outbox"] == {
+        "messages": 0,
+        "oldest_age": 0.0,
+        "oldest_result_age": 0.0,
+    }
     assert "All is well." in plain.stdout and "\x1b" not in plain.stdout
 
 
@@ -165,6 +169,30 @@ async def test_all_missing_queues_are_named_at_once(site: Site) -> None:
     assert amqp.NEWER_QUEUE in missing["found"]
     assert amqp.followups_queue(REVIEW.routing_key) in missing["found"]
     assert missing["severity"] == "danger"
+
+
+async def test_status_says_since_when_the_jobs_of_a_full_queue_wait(site: Site) -> None:
+    await make.execute(
+        site.engine,
+        "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body, created_at)"
+        " SELECT gen_random_uuid(), 'study.followups', 'review.requested', 'x', '{}', '{}',"
+        " timestamptz '2026-03-01 12:00Z' FROM generate_series(1, 3)",
+    )
+    for _ in range(2):
+        await site.broker.publish(
+            b"{}", exchange=amqp.FOLLOWUPS_EXCHANGE, routing_key=REVIEW.routing_key
+        )
+
+    def told(found: dict[str, Any]) -> bool:
+        return "followups_full" in codes_of(found)
+
+    found = await until(lambda: seen(site, INGEST_MAX_FOLLOWUPS="2"), told)
+    (full,) = (each for each in found["attention"] if each["code"] == "followups_full")
+    assert "study.followups.review.requested has 2 jobs and is full" in full["found"]
+    assert "3 more have been waiting in the outbox since 2026-03-01 12:00:00" in full["found"]
+    assert "outbox_lag" not in codes_of(found), "a cause is named once"
+    found = await seen(site, INGEST_MAX_FOLLOWUPS="3")
+    assert "outbox_lag" in codes_of(found) and "followups_full" not in codes_of(found)
 
 
 async def test_jobs_that_nobody_takes_and_viewers_that_nobody_hears(site: Site) -> None:

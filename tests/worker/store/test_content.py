@@ -102,6 +102,27 @@ async def test_content_that_is_there_is_used_and_left_as_it_was(
     assert await _objects(empty) == before
 
 
+@on_content_of_an_application
+async def test_a_schema_beside_an_application_s_content_moves_like_any_other(
+    engine: AsyncEngine,
+) -> None:
+    before = await _objects(engine)
+    (question,) = await make.publish(engine, 1, user_id=7)
+    await Ingest(engine, POLICY)([sent(right(question))])
+
+    assert await schema.migrate(engine, "0015") == (schema.head(), "0015")
+    older = await _objects(engine)
+    assert older < before
+    with pytest.raises(SchemaError, match=r"^Schema 0015 beside the application's own content"):
+        await schema.migrate(engine, "base")
+    assert await _objects(engine) == older
+
+    assert await schema.migrate(engine) == ("0015", schema.head())
+    assert await _objects(engine) == before
+    assert await make.count(engine, "study_progress") == 1
+    assert await verify(engine, 7, POLICY) == []
+
+
 async def test_what_is_made_beside_an_application_s_content_is_what_migrations_make(
     engine: AsyncEngine, empty: AsyncEngine
 ) -> None:
@@ -176,7 +197,7 @@ async def test_a_view_that_reads_all_of_a_table_for_each_lookup_is_refused(
         await schema.migrate(empty)
 
 
-@pytest.mark.parametrize("name", ["outbox", "study_question_progress"])
+@pytest.mark.parametrize("name", ["outbox", "study_question_progress", "study_history"])
 async def test_a_table_that_has_a_name_of_ours_is_named_and_nothing_changes(
     name: str, empty: AsyncEngine
 ) -> None:

@@ -4,10 +4,11 @@ clock.
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from schemas import amqp
+from schemas.followups import KINDS
 from worker.broker import topology
 from worker.broker.inspection import Inspection
 from worker.broker.management import Json
@@ -47,6 +48,7 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
             *_dead_lettering(attempts),
             *_ack_timeout(attempts, settings),
         ]
+    found += _followups(queues)
     found += _members([queue for name, queue in queues.items() if name.startswith("study.")])
     found += await _nodes(inspection)
     found.append(await _message_size(settings))
@@ -165,6 +167,26 @@ def _ack_timeout(queue: Json, settings: Settings) -> Iterator[Finding]:
             f"A worker holds a batch for at most {longest:g} s, and {whose} ack timeout is"
             f" {timeout:g} s.",
         )
+
+
+def _followups(queues: Mapping[str, Json]) -> Iterator[Finding]:
+    left = [
+        (kind.routing_key, queue)
+        for kind in KINDS
+        if (queue := queues.get(amqp.followups_queue(kind.routing_key))) is not None
+        and queue.get("messages_ready")
+        and not queue.get("consumers")
+    ]
+    for kind, queue in left:
+        yield Finding(
+            "follow-up jobs",
+            "warning",
+            f"{queue['messages_ready']} jobs wait in {queue['name']}, and nobody consumes it.",
+            f"Start the service that takes them. If nobody wants them, leave {kind} out of"
+            " INGEST_FOLLOWUPS, and purge the queue.",
+        )
+    if not left:
+        yield Finding("follow-up jobs", "ok", "No jobs wait without a consumer.")
 
 
 def _members(queues: Sequence[Json]) -> Iterator[Finding]:

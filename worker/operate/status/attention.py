@@ -13,6 +13,7 @@ from schemas.followups import KINDS
 from worker.errors import BrokerAway, DatabaseAway, IngestError
 from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
 from worker.store.operate.dead import COUNTED_MAX
+from worker.store.outbox import KindBacklog
 
 Severity = Literal["note", "warning", "danger"]
 """`danger`: ingest stands still, or data is at risk. `warning`: somebody should look today. `note`:
@@ -48,10 +49,12 @@ def of_servers(
     *,
     expected: Collection[str],
     enabled: bool,
+    max_followups: int,
 ) -> list[Attention]:
     """Everything to see to, the worst first. None stands for a server that could not be asked.
 
-    `expected` names the queues that the topology has.
+    `expected` names the queues that the topology has, and `max_followups` is the bound of those for
+    follow-up jobs.
     """
     stands_still = (
         database is None
@@ -61,7 +64,7 @@ def of_servers(
     )
     found = [
         *(_disabled() if not enabled else ()),
-        *(() if database is None else _of_the_database(database)),
+        *(() if database is None else _of_the_database(database, broker, max_followups)),
         *(() if broker is None else _of_the_broker(broker, expected, stands_still)),
         *(() if broker is None or database is None else _of_the_viewers(broker, database)),
     ]
@@ -154,8 +157,26 @@ def _of_the_followups(broker: BrokerStatus) -> Iterator[Attention]:
                 "followups_unconsumed",
                 "warning",
                 f"{queue.ready} jobs wait in {queue.name}, and nobody consumes it.",
-                "Start the service that takes them, or purge the queue if nobody wants them.",
+                "Start the service that takes them. If nobody wants them, leave"
+                f" {kind.routing_key} out of INGEST_FOLLOWUPS, and purge the queue.",
             )
+
+
+def _is_full(kind: KindBacklog, broker: BrokerStatus | None, max_followups: int) -> bool:
+    queue = None if broker is None else broker.queue(amqp.followups_queue(kind.kind))
+    return queue is not None and queue.ready + queue.unacknowledged >= max_followups
+
+
+def _of_a_full_queue(kind: KindBacklog, max_followups: int) -> Attention:
+    since = kind.since.isoformat(sep=" ", timespec="seconds")
+    return Attention(
+        "followups_full",
+        "warning",
+        f"Queue {amqp.followups_queue(kind.kind)} has {max_followups} jobs and is full, so"
+        f" {kind.jobs} more have been waiting in the outbox since {since}.",
+        "Start more of the service that takes them, or raise INGEST_MAX_FOLLOWUPS and run"
+        " `study-ingest topology`.",
+    )
 
 
 def _of_the_viewers(broker: BrokerStatus, database: DatabaseStatus) -> Iterator[Attention]:
@@ -179,7 +200,9 @@ def _of_the_viewers(broker: BrokerStatus, database: DatabaseStatus) -> Iterator[
         )
 
 
-def _of_the_database(database: DatabaseStatus) -> Iterator[Attention]:
+def _of_the_database(
+    database: DatabaseStatus, broker: BrokerStatus | None, max_followups: int
+) -> Iterator[Attention]:
     if database.schema != database.schema_wanted:
         yield Attention(
             "schema",
@@ -228,12 +251,18 @@ def _of_the_database(database: DatabaseStatus) -> Iterator[Attention]:
             " another version of this program computed.",
             "When no worker of another version runs any more, run `study-ingest rebuild`.",
         )
-    if database.outbox is not None and database.outbox.oldest_age > _OUTBOX_LAG:
+    full = [kind for kind in database.jobs if _is_full(kind, broker, max_followups)]
+    yield from (_of_a_full_queue(kind, max_followups) for kind in full)
+    # Of the jobs for a full queue it is known why they wait.
+    others_wait = not full or len(full) < len(database.jobs)
+    if (waiting := database.outbox) is not None and (
+        waiting.oldest_age if others_wait else waiting.oldest_result_age
+    ) > _OUTBOX_LAG:
         yield Attention(
             "outbox_lag",
             "warning",
-            f"{database.outbox.messages} results and jobs wait in the outbox, the oldest for"
-            f" {database.outbox.oldest_age:.0f} s.",
+            f"{waiting.messages} results and jobs wait in the outbox, the oldest for"
+            f" {waiting.oldest_age:.0f} s.",
             "See that a relay runs and reaches the broker.",
         )
 

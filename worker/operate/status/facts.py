@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from worker.store.operate.dead import Overview
-from worker.store.outbox import Backlog
+from worker.store.outbox import Backlog, KindBacklog
 from worker.store.pause import Pause
 
 
@@ -49,3 +49,5 @@ class DatabaseStatus:
     """The share of progress that another scheduler computed, from 0 to 1, as an estimate."""
     refusal: str | None = None
     """Why it takes no writes, as a sentence; None if it takes them, or if that is not known."""
+    jobs: tuple[KindBacklog, ...] = ()
+    """The follow-up jobs that wait in the outbox."""

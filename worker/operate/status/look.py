@@ -63,7 +63,13 @@ async def look(
     if database is not None and not _is_moving(broker):
         database = replace(database, refusal=await _refusal(engine, database))
     expected = {queue.name for queue in topology.wanted(settings).queues}
-    seen = of_servers(broker, database, expected=expected, enabled=settings.enabled)
+    seen = of_servers(
+        broker,
+        database,
+        expected=expected,
+        enabled=settings.enabled,
+        max_followups=settings.max_followups,
+    )
     # Missing queues are named all at once; the check stops at the first.
     if any(each.code == "queues_missing" for each in seen):
         errors = [each for each in errors if each.code != "not_set_up"]
@@ -166,4 +172,5 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
             await hanging_commits(connection),
             frozenset(await grants.all_of(connection)),
             await schedules.share_of_others(connection),
+            jobs=tuple(await outbox.kind_backlogs(connection)),
         )

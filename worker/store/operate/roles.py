@@ -1,4 +1,5 @@
-"""The database role of a worker, with the rights that a worker needs and no others. It has no DDL.
+"""The database roles of workers and of readers, with the rights that each needs and no others. None
+of them has DDL.
 
 Run it as the owner of the tables, after `migrate`.
 """
@@ -7,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 from typing import Final
 
 from sqlalchemy import text
@@ -34,6 +36,11 @@ RIGHTS: Final = {
 }
 """A worker's rights on each table. It may not even read any other table."""
 
+VIEWS: Final = dict.fromkeys(
+    ("study_due", "study_progress", "study_topic_progress", "study_history"), "SELECT"
+)
+"""A reader's rights: the views for the study application, and nothing below them."""
+
 _NAME_BYTES: Final = 63
 """PostgreSQL cuts longer names."""
 _ITERATIONS: Final = 4_096
@@ -55,8 +62,8 @@ _STATEMENTS: Final = (
     "REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC",
     "GRANT CONNECT ON DATABASE {database} TO {role}",
     "GRANT USAGE ON SCHEMA {schema} TO {role}",
-    *(f"GRANT {rights} ON {{schema}}.{table} TO {{role}}" for table, rights in RIGHTS.items()),
 )
+_GRANT: Final = "GRANT {rights} ON {{schema}}.{table} TO {{role}}"
 
 _QUOTED: Final = text(
     "SELECT quote_ident(:role) AS role, quote_literal(:verifier) AS verifier,"
@@ -66,9 +73,19 @@ _QUOTED: Final = text(
 
 
 async def ensure_worker(connection: AsyncConnection, role: str) -> str:
-    """Creates the role, or restores its rights and sets a new password. Returns the password.
+    """Makes the role a worker's (see `ensure`)."""
+    return await ensure(connection, role, RIGHTS)
 
-    Raises `RoleError` for a superuser and for the current role, which can't be a worker's, for a
+
+async def ensure_reader(connection: AsyncConnection, role: str) -> str:
+    """Makes the role a reader's (see `ensure`)."""
+    return await ensure(connection, role, VIEWS)
+
+
+async def ensure(connection: AsyncConnection, role: str, rights: Mapping[str, str]) -> str:
+    """Creates the role, or restores its `rights` and sets a new password. Returns the password.
+
+    Raises `RoleError` for a superuser and for the current role, which would lose its rights, for a
     name that PostgreSQL can't have, and where the database refuses.
     """
     if not role or len(role.encode(errors="replace")) > _NAME_BYTES or not role.isprintable():
@@ -78,8 +95,7 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
         )
     if await connection.scalar(_TROUBLE, {"role": role}):
         raise RoleError(
-            f"Role {role!r} is a superuser or the current role, and would be reduced to a"
-            " worker's rights",
+            f"Role {role!r} is a superuser or the current role, and would lose most of its rights",
             "choose another name.",
         )
     password = secrets.token_urlsafe(24)
@@ -94,6 +110,7 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
         )
     ).one()
     create, *statements = _STATEMENTS
+    statements += [_GRANT.format(table=table, rights=may) for table, may in rights.items()]
     for statement in statements if quoted.exists else (create, *statements):
         try:
             await connection.exec_driver_sql(statement.format(**quoted._mapping))
@@ -101,7 +118,7 @@ async def ensure_worker(connection: AsyncConnection, role: str) -> str:
             # Not the error itself, which shows the statement and with it what a password becomes.
             said = str(error.orig).partition("\n")[0].rpartition(">: ")[2]
             raise RoleError(
-                f"The database refused to make role {role!r} a worker's ({said})",
+                f"The database refused to give role {role!r} its rights ({said})",
                 "run this as the owner of the tables, with a login that may create roles.",
             ) from None
     return password
