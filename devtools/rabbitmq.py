@@ -19,6 +19,7 @@ from devtools.state import ports, read_json
 
 REMEDY = "see the log, or set INGEST_AMQP_URL to a RabbitMQ of yours"
 MANAGEMENT = "rabbitmq_management"
+HASHING = "rabbitmq_consistent_hash_exchange"  # for INGEST_PARTITIONS
 
 # Where each plugin listens, in rabbitmq.conf's words; {} is the port.
 LISTENERS = {
@@ -49,7 +50,7 @@ class RabbitMQ(Server):
         *,
         suite: str | None = None,
         node: str = "study@localhost",
-        plugins: Sequence[str] = (MANAGEMENT,),
+        plugins: Sequence[str] = (MANAGEMENT, HASHING),
         settings: Mapping[str, str] | None = None,
         kernel: Mapping[str, str] | None = None,
         cluster: Sequence[str] = (),

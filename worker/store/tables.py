@@ -338,6 +338,15 @@ ingest_pause = Table(
     CheckConstraint("single", name="single"),
 )
 
+ingest_leases = Table(
+    "ingest_leases",
+    METADATA,
+    Column("queue", Text),
+    Column("worker", Text),
+    Column("until", _TIME, nullable=False),
+    PrimaryKeyConstraint("queue", "worker"),
+)
+
 ingest_audit = Table(
     "ingest_audit",
     METADATA,

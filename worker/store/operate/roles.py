@@ -32,6 +32,7 @@ RIGHTS: Final = {
     "ingest_dead_letters": "SELECT, INSERT, DELETE",
     "ingest_replays": "SELECT, DELETE",
     "ingest_pause": "SELECT",
+    "ingest_leases": "SELECT, INSERT, UPDATE, DELETE",
     "ingest_content": "SELECT",
 }
 """A worker's rights on each table. It may not even read any other table."""
