@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from bench.workload import VIEWER, Batch
 from schemas import amqp
@@ -53,9 +54,12 @@ async def waiting(settings: Settings, queue: str) -> int:
 
 
 async def consumers(settings: Settings, queue: str) -> int:
-    """The number of the queue's consumers."""
+    """The number of the queue's consumers; 0 while nobody has made the queue."""
     async with channel(settings) as open_channel:
-        declared = await open_channel.declare_queue(queue, passive=True)
+        try:
+            declared = await open_channel.declare_queue(queue, passive=True)
+        except ChannelNotFoundEntity:
+            return 0
         return declared.declaration_result.consumer_count or 0
 
 
