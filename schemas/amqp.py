@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from typing import Final
 
 INGEST_EXCHANGE: Final = "study.ingest"
+PARTITIONS_EXCHANGE: Final = "study.attempts.partitions"
+"""Where the queue is partitioned: deals batches out to the partitions by a hash of the routing key,
+and so of the viewer.
+"""
 ATTEMPTS_QUEUE: Final = "study.attempts"
 ATTEMPTS_BINDING: Final = "attempts.v1.#"
 NEWER_BINDING: Final = "attempts.#"
@@ -59,9 +63,20 @@ VIEWER_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _USER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _INT64 = 2**63
+_PARTITION = re.compile(r"study\.attempts\.[1-9][0-9]*")
 _VIEWER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ATTEMPTS_KEY = re.compile(r"attempts\.v([1-9][0-9]{0,2})\.([A-Za-z0-9_-]{1,64})")
 _BATCH_TYPE = re.compile(r"study\.attempt_batch\.v([1-9][0-9]{0,2})(?:\.([0-9]{1,4}))?")
+
+
+def partition_queue(number: int) -> str:
+    """The queue of a partition; the first one has number 1."""
+    return f"{ATTEMPTS_QUEUE}.{number}"
+
+
+def is_partition(queue: str) -> bool:
+    """Whether this is the queue of a partition."""
+    return _PARTITION.fullmatch(queue) is not None
 
 
 def is_viewer(name: str) -> bool:

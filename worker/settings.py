@@ -225,6 +225,16 @@ class _Consuming(BaseModel):
         "Set it if the database has more cores than the workers' machines. Workers with different "
         "values can run beside each other.",
     )
+    partitions: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="The number of partitions of the queue. With more than 1, all batches of a "
+        "viewer go through the same partition, and one worker at a time consumes it, so that a "
+        "viewer's backlog does not make several workers wait for each other. Set it to a few times "
+        "the number of workers. `topology` applies it, and workers see the change by themselves. "
+        "[operators.md](operators.md#partitions) says what else it changes.",
+    )
     alone_after: int = Field(
         default=3,
         ge=1,

@@ -19,7 +19,7 @@ from schemas import amqp
 from schemas.errors import Rejection
 from worker.broker import field_table
 from worker.broker.burst import Outgoing
-from worker.broker.publisher import Publisher, Unacceptable, new_message_id
+from worker.broker.publisher import Misdirected, Publisher, Unacceptable, new_message_id
 from worker.broker.topology import retry_queue
 
 _DETAIL_MAX: Final = 500
@@ -86,23 +86,34 @@ def named_principal(headers: object) -> int | None:
 
 
 async def defer(
-    publisher: Publisher, body: bytes, envelope: Envelope, delay: float, *, is_counted: bool = True
+    publisher: Publisher,
+    body: bytes,
+    envelope: Envelope,
+    delay: float,
+    *,
+    is_counted: bool = True,
+    to_partition: bool = False,
 ) -> None:
     """Puts a copy into the queue in which it waits `delay` seconds, one try further if it counts.
+
+    With `to_partition` it comes back to its viewer's partition.
 
     Raises `Unconfirmed`: then the copy may not be there, and the original must not be acked. Where
     that is `Unacceptable` the broker takes no copy at all.
     """
-    await _send(publisher, retry_queue(delay), body, envelope, envelope.retries + is_counted)
+    retries = envelope.retries + is_counted
+    await _send(publisher, retry_queue(delay), body, envelope, retries, to_partition)
 
 
-async def postpone(publisher: Publisher, body: bytes, envelope: Envelope) -> None:
+async def postpone(
+    publisher: Publisher, body: bytes, envelope: Envelope, *, to_partition: bool = False
+) -> None:
     """Puts a copy where it waits for a newer worker; that counts as no try.
 
     Raises as `defer` does.
     """
     unread = replace(envelope, refused=None)
-    await _send(publisher, amqp.NEWER_QUEUE, body, unread, envelope.retries)
+    await _send(publisher, amqp.NEWER_QUEUE, body, unread, envelope.retries, to_partition)
 
 
 def replay_copy(body: bytes, envelope: Envelope) -> Outgoing:
@@ -112,7 +123,7 @@ def replay_copy(body: bytes, envelope: Envelope) -> Outgoing:
     """
     message_id = str(envelope.replay_id)
     properties = _message(body, envelope, 0, message_id=message_id, is_bare=False).properties
-    return Outgoing(amqp.RETURN_EXCHANGE, "", properties, body)
+    return Outgoing(amqp.RETURN_EXCHANGE, _short(envelope.routing_key), properties, body)
 
 
 class Replayed:
@@ -145,18 +156,30 @@ class Replayed:
 
 
 async def _send(
-    publisher: Publisher, queue: str, body: bytes, envelope: Envelope, retries: int
+    publisher: Publisher,
+    queue: str,
+    body: bytes,
+    envelope: Envelope,
+    retries: int,
+    to_partition: bool,
 ) -> None:
     message_id = new_message_id()
+    # With partitions, each of these queues has an exchange of its name. The hash of the first
+    # routing key then finds the partition when the copy comes back.
+    exchange, key = (queue, _short(envelope.routing_key)) if to_partition else ("", queue)
     try:
         await publisher.send(
-            "", queue, _message(body, envelope, retries, message_id=message_id, is_bare=False)
+            exchange, key, _message(body, envelope, retries, message_id=message_id, is_bare=False)
         )
-    except Unacceptable:
-        # Perhaps because of another message: so alone, and with as little as can be.
+    except (Unacceptable, Misdirected) as error:
+        if isinstance(error, Misdirected) and not to_partition:
+            raise
+        # Perhaps because of another message, or because the exchange is not there any more: so
+        # alone, straight into the queue, and perhaps with as little as can be.
+        is_bare = isinstance(error, Unacceptable)
         async with publisher.alone() as alone:
             await alone.send(
-                "", queue, _message(body, envelope, retries, message_id=message_id, is_bare=True)
+                "", queue, _message(body, envelope, retries, message_id=message_id, is_bare=is_bare)
             )
 
 

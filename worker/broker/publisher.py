@@ -18,7 +18,11 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import DeliveryError, PublishError
 from aiormq.abc import AbstractChannel as UnderlayChannel
-from aiormq.exceptions import ChannelPreconditionFailed
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 from pamqp.commands import Basic
 
 from schemas import amqp
@@ -48,6 +52,10 @@ class Unacceptable(Unconfirmed):
     """Raised by a publisher when the broker closed the channel over a message: this one or one that
     was in flight with it can't be published as it is, however often that is tried.
     """
+
+
+class Misdirected(Unconfirmed):
+    """Raised by a publisher if the exchange is missing, or if the login may not publish to it."""
 
 
 class Unroutable(Refused):
@@ -167,6 +175,8 @@ class Publisher:
                 # The broker is there, and only this message is to blame: the others need not wait.
                 self._not_before = 0.0
                 return Unacceptable(str(lost))
+            case ChannelNotFoundEntity() | ChannelAccessRefused():
+                return Misdirected(str(self._lost(wire, error)))
             case _:
                 return self._lost(wire, error)
 

@@ -11,12 +11,20 @@ at start, and never an endless reconnect. It is the same on RabbitMQ 3.10 and 4.
     study.results (viewers bind their own queues)
     <MQTT's exchange> --attempts.#--> study.attempts; study.results --result.*--> <MQTT's exchange>
     study.followups --explanation.requested, review.requested--> a durable queue for each
+
+With partitions, everything that leads to study.attempts leads to study.attempts.partitions instead,
+which deals it out by a hash of the routing key, and so of the viewer:
+
+    study.ingest, ...return, <MQTT's> --> study.attempts.partitions --hash--> study.attempts.1, 2...
+
+A copy that waits keeps its first routing key then, so that it comes back to its partition. Workers
+go on to consume study.attempts: what was there before, or comes from an older worker, is not lost.
 """
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Literal
 
@@ -63,13 +71,25 @@ _LIMIT_KEYS: Final = ("max-length", "max-length-bytes")
 _DEADLY_KEYS: Final = ("message-ttl", "expires")
 """Policy keys that delete waiting batches, whoever set them."""
 
+_HASH: Final = "x-consistent-hash"
+_ONE_POINT: Final = "1"
+"""The binding key of a partition: its weight in the hash."""
+_ENABLE_HASH: Final = (
+    "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node of the broker,"
+    " or set INGEST_PARTITIONS to 1."
+)
+_PARTITIONS: Final = rf"^{re.escape(amqp.ATTEMPTS_QUEUE)}\.[0-9]+$"
+_COUNTED_WITHIN: Final = 12.0
+"""Seconds after which the broker's count of a queue shows what was there before. It counts every 5
+seconds, and its management API asks every 5 seconds."""
+
 _APPLIES_TO_QUORUM: Final = ("all", "queues", "quorum_queues")
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
     name: str
-    kind: Literal["topic", "fanout"]
+    kind: Literal["topic", "fanout", "x-consistent-hash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +146,7 @@ class Step:
     it.
     """
 
-    verb: Literal["created", "changed", "unchanged", "left"]
+    verb: Literal["created", "changed", "unchanged", "left", "removed"]
     what: str
     detail: str = ""
 
@@ -141,6 +161,12 @@ def retry_queue(delay: float) -> str:
 
 def wanted(settings: Settings) -> Topology:
     """Everything that must exist for these `settings`."""
+    whole = _whole(settings)
+    return whole if settings.partitions == 1 else _partitioned(whole, settings)
+
+
+def _whole(settings: Settings) -> Topology:
+    """The topology without partitions."""
     # One queue for each delay, because only the head of a queue expires.
     ladder = (
         *(_waiting(retry_queue(delay), delay) for delay in sorted(set(settings.retry_delays))),
@@ -206,6 +232,38 @@ def wanted(settings: Settings) -> Topology:
     )
 
 
+def _partitioned(whole: Topology, settings: Settings) -> Topology:
+    """The same, but what leads to the queue of batches leads to partitions of it."""
+    names = [amqp.partition_queue(number) for number in range(1, settings.partitions + 1)]
+    [common] = (queue for queue in whole.queues if queue.name == amqp.ATTEMPTS_QUEUE)
+    [policy] = (policy for policy in whole.policies if policy.queue == common.name)
+    # Copies are published to an exchange for each, and so need not have its name as routing key.
+    waiting = [queue.name for queue in whole.queues if "x-message-ttl" in queue.arguments]
+    direct = [binding for binding in whole.bindings if binding.queue == common.name]
+    share = {"max-length-bytes": settings.max_queue_bytes // len(names)}
+    return Topology(
+        exchanges=(
+            *whole.exchanges,
+            Exchange(amqp.PARTITIONS_EXCHANGE, _HASH),
+            *(Exchange(name, "fanout") for name in waiting),
+        ),
+        queues=(*whole.queues, *(replace(common, name=name) for name in names)),
+        bindings=(
+            *(binding for binding in whole.bindings if binding not in direct),
+            *(Binding(amqp.PARTITIONS_EXCHANGE, name, _ONE_POINT) for name in names),
+            *(Binding(name, name) for name in waiting),
+        ),
+        links=(
+            *whole.links,
+            *(Link(b.exchange, amqp.PARTITIONS_EXCHANGE, b.routing_key) for b in direct),
+        ),
+        policies=(
+            *whole.policies,
+            *(Policy(name, name, {**policy.definition, **share}) for name in names),
+        ),
+    )
+
+
 def _waiting(name: str, delay: float) -> Queue:
     """A queue in which each message waits `delay` seconds and then returns to the workers."""
     return Queue(
@@ -221,7 +279,10 @@ def _waiting(name: str, delay: float) -> Queue:
 
 
 async def apply(management: Management, settings: Settings) -> list[Step]:
-    """Creates what is missing, updates policies, deletes nothing. Returns what it did, in order.
+    """Creates what is missing and updates policies. Returns what it did, in order.
+
+    It removes only what another number of partitions needed: the other way to the workers at once,
+    and a partition once it is empty, which takes 12 seconds to find out.
 
     Call `check` afterwards, because another policy may still override what was applied.
 
@@ -230,6 +291,7 @@ async def apply(management: Management, settings: Settings) -> list[Step]:
     """
     must = wanted(settings)
     await _check_broker(management)
+    await _check_hash(management, must)
     found = await _Found.read(management)
     _check_immutable(must, found)
 
@@ -273,18 +335,85 @@ async def apply(management: Management, settings: Settings) -> list[Step]:
         for name in sorted(found.queues)
         if name.startswith(amqp.RETRY_QUEUE_PREFIX) and name not in known
     ]
+    # Last, so that there is a way to the workers at every moment: a batch that takes both is a
+    # duplicate, and one that finds none would be lost.
+    other = wanted(settings.model_copy(update={"partitions": 1 if settings.partitions > 1 else 2}))
+    changes += [await _unbind(management, way) for way in _replaced(must, other, found)]
+    changes += await _remove_partitions(management, must, other, found)
     return changes
+
+
+def _replaced(must: Topology, other: Topology, found: "_Found") -> list[Link | Binding]:
+    """The ways of batches that exist for another number of partitions."""
+    links = [link for link in other.links if link in found.links and link not in must.links]
+    bindings = [
+        binding
+        for binding in sorted(found.bindings, key=str)
+        if binding not in must.bindings
+        and (
+            binding.exchange == amqp.PARTITIONS_EXCHANGE
+            or (binding.queue == amqp.ATTEMPTS_QUEUE and binding in other.bindings)
+        )
+    ]
+    return [*links, *bindings]
+
+
+async def _unbind(management: Management, way: Link | Binding) -> Step:
+    if isinstance(way, Link):
+        await management.unbind(way.source, "e", way.exchange, way.routing_key)
+    else:
+        await management.unbind(way.exchange, "q", way.queue, way.routing_key)
+    return Step("removed", _describe(way))
+
+
+async def _remove_partitions(
+    management: Management, must: Topology, other: Topology, found: "_Found"
+) -> list[Step]:
+    """Deletes partitions that are not wanted any more and empty, and after the last one what they
+    needed.
+
+    A quorum queue can't be deleted on the condition that it is empty. So a partition is deleted
+    only if nothing has led to it since before it was counted.
+    """
+    known = {queue.name for queue in must.queues}
+    old = {name for name in found.queues if amqp.is_partition(name) and name not in known}
+    bound = {binding.queue for binding in found.bindings if binding.exchange}
+    if any(not found.queues[name].get("messages") for name in old - bound):
+        await asyncio.sleep(_COUNTED_WITHIN)
+        found = await _Found.read(management)
+    gone, steps = [], []
+    for name in sorted(old & found.queues.keys()):
+        left = found.queues[name].get("messages")
+        if name not in bound and left == 0:
+            gone.append(("queue", "queues", name))
+            gone += [("policy", "policies", p["name"]) for p in found.policies if p["name"] == name]
+        else:
+            waits = f"{left} messages wait in it" if left else "messages may wait in it"
+            steps.append(Step("left", f"queue {name}", f"{waits}; run this again in a minute"))
+    if not steps and not any(map(amqp.is_partition, known)):
+        unused = {exchange.name for exchange in other.exchanges if exchange not in must.exchanges}
+        gone += [
+            ("exchange", "exchanges", name) for name in sorted(unused & found.exchanges.keys())
+        ]
+    for what, kind, name in gone:
+        await management.delete(kind, name)
+        steps.append(Step("removed", f"{what} {name}"))
+    return steps
 
 
 async def check(management: Management, settings: Settings) -> None:
     """Returns if it is safe to consume from the broker. It changes nothing.
 
+    Any number of partitions is safe, whatever the settings say: workers consume those that exist.
+    So the number can be changed while they run.
+
     Raises `TopologyError` with one sentence about the first problem and its fix, and `BrokerAway`
     if the management API is unreachable.
     """
-    must = wanted(settings)
     await _check_broker(management)
     found = await _Found.read(management)
+    must = wanted(settings.model_copy(update={"partitions": found.partitions}))
+    await _check_hash(management, must)
     _check_immutable(must, found)
     for exchange in must.exchanges:
         if exchange.name not in found.exchanges:
@@ -303,6 +432,18 @@ async def check(management: Management, settings: Settings) -> None:
         _check_kept(queue, found)
 
 
+async def partitions(management: Management) -> frozenset[str]:
+    """The queues of the partitions that exist, with those that are not wanted any more but may have
+    messages. Raises what `check` raises.
+    """
+    return frozenset(await management.queue_names(_PARTITIONS))
+
+
+async def partitions_in_use(management: Management) -> int:
+    """The number of partitions among which batches are dealt out. Raises what `check` raises."""
+    return (await _Found.read(management)).partitions
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """What exists in the vhost now."""
@@ -313,6 +454,15 @@ class _Found:
     links: frozenset[Link]
     policies: tuple[Json, ...]
     operator_policies: tuple[Json, ...]
+
+    @property
+    def partitions(self) -> int:
+        """The number of partitions among which batches are dealt out; 1 if there are none."""
+        way = Link(amqp.INGEST_EXCHANGE, amqp.PARTITIONS_EXCHANGE, amqp.ATTEMPTS_BINDING)
+        if way not in self.links:
+            return 1
+        # Not fewer than 2: whoever has one partition only has lost the others.
+        return max(2, sum(each.exchange == amqp.PARTITIONS_EXCHANGE for each in self.bindings))
 
     @classmethod
     async def read(cls, management: Management) -> "_Found":
@@ -362,6 +512,15 @@ async def _check_broker(management: Management) -> None:
                 " once",
                 "run `rabbitmqctl enable_feature_flag stream_queue`.",
             )
+
+
+async def _check_hash(management: Management, must: Topology) -> None:
+    is_needed = any(exchange.kind == _HASH for exchange in must.exchanges)
+    if is_needed and _HASH not in await management.exchange_types():
+        raise TopologyError(
+            "The broker has no exchanges that deal messages out by a hash, which partitions need",
+            _ENABLE_HASH,
+        )
 
 
 def _check_immutable(must: Topology, found: _Found) -> None:
