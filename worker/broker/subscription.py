@@ -1,4 +1,4 @@
-"""Consuming from one queue over one connection, for as long as that connection lasts.
+"""Consuming from one queue, or several, over one connection, for as long as that connection lasts.
 
 A lost subscription is never restored. Its deliveries are stale, because the broker delivers them
 again, and the consumer opens a new subscription. It uses the client's plain channel. The layer
@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -44,11 +44,14 @@ class Settling(Protocol):
 
     async def reject(self, tag: int) -> bool: ...
 
+    def queue_of(self, consumer_tag: str) -> str: ...
+
 
 class Delivery:
     """One message that the broker sent to this worker, to be acked or returned exactly once."""
 
     __slots__ = (
+        "_consumer_tag",
         "_digest",
         "_raw_properties",
         "_subscription",
@@ -67,6 +70,7 @@ class Delivery:
     def __init__(self, message: DeliveredMessage, subscription: "Settling") -> None:
         self._subscription = subscription
         self._tag = message.delivery_tag or 0
+        self._consumer_tag = message.consumer_tag or ""
         self.arrived_at = time.time()
         self.held_since = time.monotonic()
         self.body: bytes = message.body
@@ -108,6 +112,11 @@ class Delivery:
         return count if isinstance(count, int) else 0
 
     @property
+    def queue(self) -> str:
+        """The queue that it came from."""
+        return self._subscription.queue_of(self._consumer_tag)
+
+    @property
     def is_live(self) -> bool:
         """Whether it can still be settled. Otherwise the broker delivers it again."""
         return not self._subscription.is_lost
@@ -134,7 +143,7 @@ class Delivery:
 
 
 class Subscription:
-    """One connection with one channel that consumes `queue` until it is told to stop."""
+    """One connection with one channel that consumes `queue`, and others if it is told to."""
 
     def __init__(
         self,
@@ -146,7 +155,6 @@ class Subscription:
         on_lost: Callable[[], None],
     ) -> None:
         self.queue = queue
-        self.tag: str | None = None
         self.lost: str | None = None
         self.was_cancelled = False
         """Whether it was lost because the broker cancelled its consumer."""
@@ -160,7 +168,12 @@ class Subscription:
         self._on_delivery = on_delivery
         self._on_lost = on_lost
         self._consuming_since = 0.0
-        self._was_listed = False
+        self._tags: dict[str, str] = {}
+        """The tag of the consumer of each queue."""
+        self._queues: dict[str, str] = {}
+        """The queue of each tag, also while its consumer is being made or cancelled."""
+        self._listed: set[str] = set()
+        """The tags that the management API has listed."""
         self._is_cancelling = False
         # One at a time, because an ack for all deliveries up to a tag might overtake an earlier
         # ack.
@@ -219,33 +232,50 @@ class Subscription:
     @property
     def is_consuming(self) -> bool:
         """Whether the broker may send deliveries."""
-        return self.tag is not None and not self.is_lost
+        return bool(self._tags) and not self.is_lost
 
-    async def consume(self, prefetch: int) -> None:
-        """Begins to receive deliveries, at most `prefetch` of them unsettled at once.
+    @property
+    def tag(self) -> str | None:
+        """The tag of the consumer of `queue`. None if there is none now."""
+        return self._tags.get(self.queue)
 
-        If it raises `BrokerAway`, the subscription is lost.
+    def queue_of(self, consumer_tag: str) -> str:
+        """The queue that the consumer with this tag consumes, or consumed before."""
+        return self._queues.get(consumer_tag, self.queue)
+
+    async def consume(self, prefetch: int, queues: Collection[str] = ()) -> None:
+        """Begins to receive deliveries of these queues, or only of its own if none are given.
+
+        At most `prefetch` of them are unsettled at once, but at least one for each queue. If it
+        raises `BrokerAway`, the subscription is lost.
         """
-        tag = f"study-ingest.{socket.gethostname()[:100]}.{uuid4().hex[:12]}"
+        queues = queues or (self.queue,)
+        # Of a quorum queue, a consumer can only be limited for itself.
+        prefetch = max(1, prefetch // len(queues))
+        host = socket.gethostname()[:100]
+        self._queues = {f"study-ingest.{host}.{uuid4().hex[:12]}": queue for queue in queues}
+        self._listed.clear()
+        self._is_cancelling = False
         try:
             with client_errors():
                 # The prefetch applies to consumers that subscribe after it.
                 await self._channel.basic_qos(
                     prefetch_count=prefetch, timeout=self._settings.connect_timeout
                 )
-                await self._channel.basic_consume(
-                    self.queue,
-                    self._delivered,
-                    consumer_tag=tag,
-                    timeout=self._settings.connect_timeout,
-                )
+                for tag, queue in self._queues.items():
+                    await self._channel.basic_consume(
+                        queue,
+                        self._delivered,
+                        consumer_tag=tag,
+                        timeout=self._settings.connect_timeout,
+                    )
         except CLIENT_ERRORS as error:
             self._lose_by(error)
-            raise BrokerAway(f"Queue {self.queue} can't be consumed: {describe(error)}.") from None
-        self.tag = tag
+            raise BrokerAway(f"Queue {queue} can't be consumed: {describe(error)}.") from None
+        self._tags = {queue: tag for tag, queue in self._queues.items()}
         self.is_proved = True
+        # Of one queue: while its acks wait, the others' deliveries do not help it.
         self._most_owed = prefetch // 2
-        self._was_listed = self._is_cancelling = False
         self._consuming_since = asyncio.get_running_loop().time()
 
     async def cancel(self) -> None:
@@ -255,21 +285,22 @@ class Subscription:
         may take back a delivery that is on its way at that moment, and count that. This never
         raises. If the broker does not answer, the subscription is lost.
         """
-        if self.tag is None or self.is_lost:
+        if not self.is_consuming:
             return
         self._is_cancelling = True
         try:
             with client_errors():
-                await self._channel.basic_cancel(self.tag, timeout=self._settings.connect_timeout)
+                for tag in self._tags.values():
+                    await self._channel.basic_cancel(tag, timeout=self._settings.connect_timeout)
         except CLIENT_ERRORS as error:
             self.lose(describe(error))
-        self.tag = None
+        self._tags = {}
         self._most_owed = 0
         async with self._settling:
             await self._send_owed()
         turned_away, self._turned_away = self._turned_away, []
-        for tag in turned_away:
-            await self.give_back(tag)
+        for delivery_tag in turned_away:
+            await self.give_back(delivery_tag)
 
     async def ack(self, tags: Sequence[int]) -> bool:
         """Acks the deliveries. Returns False if the channel is gone, and the deliveries are stale
@@ -345,19 +376,21 @@ class Subscription:
         return True
 
     async def check_consumer(self, management: Management | None) -> None:
-        """Asks the broker whether it lists our consumer. If it says no, the subscription is lost.
+        """Asks the broker whether it lists our consumers. If it says no, the subscription is lost.
 
         A client may believe that it consumes long after the broker has dropped its consumer. Only
         the management API knows consumers by name, so only it can say no. The queue's number of
         consumers can't, because a busy leader answers 0 while they consume. If nobody answers in
         time, nothing is known, and nothing changes.
         """
-        tag = self.tag
-        if tag is None or self.is_lost:
-            return
+        for queue, tag in tuple(self._tags.items()):
+            if self._tags.get(queue) == tag and not self.is_lost:
+                await self._check(queue, tag, management)
+
+    async def _check(self, queue: str, tag: str, management: Management | None) -> None:
         try:
             with client_errors():
-                count = await self._count_consumers()
+                count = await self._count_consumers(queue)
         except ChannelNotFoundEntity as error:
             self.lose(describe(error))
             return
@@ -367,23 +400,24 @@ class Subscription:
         tags = None
         if management is not None:
             try:
-                tags = await management.consumer_tags(self.queue)
+                tags = await management.consumer_tags(queue)
             except (BrokerAway, TopologyError):
                 tags = None
         if tags is None:
             self.is_proved |= count > 0
         elif tag in tags:
-            self._was_listed = self.is_proved = True
+            self._listed.add(tag)
+            self.is_proved = True
         else:
             age = asyncio.get_running_loop().time() - self._consuming_since
-            if self._was_listed or age > _LISTED_WITHIN:
-                self._missing(tag)
+            if tag in self._listed or age > _LISTED_WITHIN:
+                self._missing(queue, tag)
 
     def lose(self, reason: str) -> None:
         """Ends the subscription. Everything in hand is stale from now on."""
         if self.lost is None:
             self.lost = reason
-            self.tag = None
+            self._tags = {}
             self.is_proved = False
             self._on_lost()
 
@@ -392,18 +426,18 @@ class Subscription:
         await close(self._connection, self._settings.connect_timeout)
         self.lose("the connection was closed")
 
-    async def _count_consumers(self) -> int:
+    async def _count_consumers(self, queue: str) -> int:
         # On a separate channel, because asking for a missing queue closes the channel.
         if self._inspection is None or self._inspection.is_closed:
             async with asyncio.timeout(self._settings.connect_timeout):
                 self._inspection = await self._channel.connection.channel(publisher_confirms=False)
         declared = await self._inspection.queue_declare(
-            self.queue, passive=True, timeout=self._settings.connect_timeout
+            queue, passive=True, timeout=self._settings.connect_timeout
         )
         return declared.consumer_count or 0
 
-    def _missing(self, tag: str) -> None:
-        if self.tag == tag and not self._is_cancelling:
+    def _missing(self, queue: str, tag: str) -> None:
+        if self._tags.get(queue) == tag and not self._is_cancelling:
             self.lose("the broker does not list our consumer")
 
     async def _delivered(self, message: DeliveredMessage) -> None:

@@ -24,6 +24,7 @@ from worker.cli.shared import engine_of
 from worker.consume.collect import Collector
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
+from worker.consume.partitions import Partitions
 from worker.errors import (
     BrokerAway,
     DatabaseAway,
@@ -46,8 +47,8 @@ from worker.telemetry.http import served
 _log = structlog.get_logger(__name__)
 
 _BESIDE_THE_LANES = 3
-"""Database connections of a worker besides its lanes: one for the relay, one for checks, and one
-for dead letters that are collected or replayed."""
+"""Database connections of a worker besides its lanes: one for the relay, one for checks and leases,
+and one for dead letters that are collected or replayed."""
 
 _TOPOLOGY_EVERY = 6
 """The number of consumer checks for each check of the topology, which lists all queues of the
@@ -108,6 +109,7 @@ async def run_worker(settings: Settings) -> None:
             gate_open=Gate(engine, enabled=settings.enabled),
             management=management,
         )
+        partitions = Partitions(engine, management, consumer, settings)
         watch = Watch(consumer, settings)
         async with _watched(settings, watch, engine):
             with _cancelled_by_signals():
@@ -115,12 +117,14 @@ async def run_worker(settings: Settings) -> None:
             with traces.exported(), _on_signals(consumer.drain):
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(collector.run())
+                    tasks.create_task(partitions.run())
                     if settings.relay_in_worker:
                         tasks.create_task(relay.run())
                         tasks.create_task(replays.run())
                     watching = tasks.create_task(_watch_topology(settings, management, watch))
                     await consumer.run()
                     watching.cancel()
+                    partitions.stop()
                     relay.stop()
                     replays.stop()
                     collector.stop()

@@ -117,9 +117,13 @@ def _death(headers: dict[str, Any]) -> dict[str, Any] | None:
     """
     deaths = headers.get("x-death")
     for death in deaths if isinstance(deaths, list) else ():
-        if isinstance(death, dict) and death.get("queue") == amqp.ATTEMPTS_QUEUE:
+        if isinstance(death, dict) and _is_of_workers(str(death.get("queue"))):
             return death
     return None
+
+
+def _is_of_workers(queue: str) -> bool:
+    return queue == amqp.ATTEMPTS_QUEUE or amqp.is_partition(queue)
 
 
 def _first(keys: object) -> str:

@@ -5,6 +5,10 @@
 The client's callback only puts a delivery in hand, and the lanes do the rest. This file keeps the
 subscription in the wanted state (consuming, paused, one at a time, drained), opens a new one after
 a loss, and watches the pause, the database, and whether the broker still lists the consumer.
+
+Where the queue is partitioned, `worker.consume.partitions` says which partitions to consume besides
+the common queue. They share the subscription, the hand and the lanes, so that all bounds are those
+of the worker.
 """
 
 import asyncio
@@ -33,6 +37,9 @@ _log = structlog.get_logger(__name__)
 _GATE_INTERVAL: Final = 0.5
 """Seconds between checks of the pause and of the database, so that consuming stops within a second.
 """
+
+_QUIET: Final = 0.2
+"""Seconds in which a queue that has a message has sent it."""
 
 Check = Callable[[], Awaitable[bool]]
 State = Literal["connecting", "consuming", "paused", "draining", "stopped"]
@@ -84,6 +91,12 @@ class Consumer:
             for _ in range(settings.lanes)
         ]
         self._subscription: Subscription | None = None
+        self._partitions: frozenset[str] = frozenset()
+        self._consumed: frozenset[str] = frozenset()
+        self._next: str | None = None
+        """The queue whose turn is next where the broker sends one message at a time."""
+        self._quiet = 0
+        """How many queues in a row had nothing to send when it was their turn."""
         self._stopped = False
 
     # What others may see.
@@ -108,6 +121,18 @@ class Consumer:
     def is_subscribed(self) -> bool:
         """Whether the broker may send deliveries."""
         return self._subscription is not None and self._subscription.is_consuming
+
+    @property
+    def can_consume(self) -> bool:
+        """Whether it consumes, or will in a moment, as nothing keeps it from that."""
+        subscription = self._subscription
+        is_up = subscription is not None and not subscription.is_lost
+        return is_up and not (self._conditions.paused or self._conditions.draining)
+
+    @property
+    def partitions(self) -> frozenset[str]:
+        """The partitions whose deliveries may arrive or be in hand."""
+        return self._consumed | self._partitions
 
     @property
     def is_proved(self) -> bool:
@@ -141,6 +166,17 @@ class Consumer:
     def changed(self) -> Signal:
         """Signals every change of the values above. Tests and the health checks wait for it."""
         return self._conditions.changed
+
+    def consume_partitions(self, partitions: frozenset[str], *, exist: bool) -> None:
+        """Has it consume these partitions besides the common queue, and no others.
+
+        What it does not consume any more is out of its hands before it leaves `partitions`. `exist`
+        says whether there are any partitions, and copies have to find them.
+        """
+        self._settler.to_partitions = exist
+        if partitions != self._partitions:
+            self._partitions = partitions
+            self._conditions.tell()
 
     # Its life.
 
@@ -231,6 +267,8 @@ class Consumer:
 
     async def _subscribe(self) -> Subscription:
         self._subscription = None
+        # A partition may be what ended the last one: it may have been deleted.
+        self._partitions = self._consumed = frozenset()
         subscription = await Subscription.open(
             self._settings,
             amqp.ATTEMPTS_QUEUE,
@@ -268,8 +306,17 @@ class Consumer:
         def disturbed() -> bool:
             return subscription.is_lost or conditions.draining or conditions.paused
 
+        def moves() -> bool:
+            return self._partitions != self._consumed
+
+        def turns() -> bool:
+            return disturbed() or moves() or hand.prefetch != hand.granted
+
         while not subscription.is_lost:
-            await conditions.turned.until(lambda: disturbed() or hand.prefetch != hand.granted)
+            if self._consumed and hand.granted == 1:
+                await self._pass_turn(turns)
+            else:
+                await conditions.turned.until(turns)
             await subscription.cancel()
             conditions.tell()
             if conditions.draining:
@@ -278,8 +325,11 @@ class Consumer:
             was_paused = conditions.paused
             if was_paused:
                 await self._sit_out(subscription)
-            if hand.must_clear:
+            if hand.must_clear or moves():
                 # Finish the others first. Then return the suspects, which come again one at a time.
+                self._next = hand.suspect_queue or self._next
+                if moves():
+                    await hand.give_back_unstarted()
                 await conditions.turned.until(lambda: disturbed() or hand.is_clear)
                 if not disturbed():
                     await hand.give_back_unstarted()
@@ -292,10 +342,35 @@ class Consumer:
                     return
 
     async def _consume(self, subscription: Subscription) -> None:
-        self._hand.granted = self._hand.prefetch
+        hand = self._hand
+        self._consumed = self._partitions
+        queues = [*sorted(self._consumed), amqp.ATTEMPTS_QUEUE]
+        hand.full = max(self._settings.prefetch, len(queues))
+        hand.granted = hand.prefetch
+        if hand.granted == 1:
+            # The first one again after the last one, and after one that is not there any more.
+            at = queues.index(self._next) if self._next in queues else 0
+            self._next = queues[(at + 1) % len(queues)]
+            queues = [queues[at]]
         # The deliveries in hand count too, but the limit of a new consumer ignores them.
-        await subscription.consume(max(1, self._hand.granted - len(self._hand)))
+        await subscription.consume(max(1, hand.granted - len(hand)), queues)
         self._conditions.tell()
+
+    async def _pass_turn(self, turns: Callable[[], bool]) -> None:
+        """Waits until the queue that may send one message has done so, and that is dealt with, or
+        until it has nothing to send.
+        """
+        hand, changed = self._hand, self._conditions.changed
+        before = hand.arrivals
+        await changed.until(lambda: turns() or hand.arrivals > before, timeout=_QUIET)
+        if hand.arrivals > before:
+            self._quiet = 0
+            await changed.until(lambda: turns() or hand.is_idle)
+        elif not turns():
+            self._quiet += 1
+            if self._quiet > len(self._consumed):
+                self._quiet = 0
+                hand.nothing_arrives()
 
     async def _sit_out(self, subscription: Subscription) -> None:
         """Keeps the deliveries in hand while paused, but no longer than the broker allows."""

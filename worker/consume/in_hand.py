@@ -11,6 +11,9 @@ is tried. After such a failure the broker therefore also sends one message at a 
 others have arrived: then nothing else is in hand, and nothing else is counted, when the broker
 tries that message again.
 
+A worker that consumes partitions as well has all of this in one hand. One message at a time then
+means one queue at a time: the consumer asks them in turn, first the one with the suspect.
+
 A prefetch of large bodies would take more memory than there is. So the bytes in hand are bounded as
 well: what would exceed them goes back, and large bodies arrive one at a time.
 
@@ -66,6 +69,10 @@ class Hand:
         """The number of messages that the broker should send at once."""
         self.granted = 1
         """The number that the broker was last told to send."""
+        self.full = settings.prefetch
+        """The number that it should send if nothing speaks against it."""
+        self.arrivals = 0
+        """How many deliveries have arrived, ever."""
         self._careful_for = 0
 
     def __len__(self) -> int:
@@ -112,6 +119,16 @@ class Hand:
         return not (self._ordinary or self._in_work or self._in_copy)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in hand but what waits for the broker."""
+        return len(self) == self.unconfirmed
+
+    @property
+    def suspect_queue(self) -> str | None:
+        """The queue of the first suspect in hand. None if there is no suspect."""
+        return self._suspects[0].queue if self._suspects else None
+
+    @property
     def waits_too_much(self) -> bool:
         """Whether so much waits for the broker that nothing else should arrive."""
         most = max(1, self._settings.prefetch // 4)
@@ -143,6 +160,7 @@ class Hand:
 
     def arrived(self, delivery: Delivery) -> None:
         """Adds a delivery that the broker sent."""
+        self.arrivals += 1
         if delivery.delivery_count >= self._settings.alone_after:
             self._suspects.append(delivery)
             wanted = 1
@@ -157,11 +175,18 @@ class Hand:
             elif self._is_large(delivery.size):
                 wanted = 1
             else:
-                wanted = self._settings.prefetch
+                wanted = self.full
         if wanted != self.prefetch:
             self.prefetch = wanted
             self._on_turn()
         self._on_change()
+
+    def nothing_arrives(self) -> None:
+        """Has the broker send a prefetch again, because nothing waits in any queue. It does not
+        while care is due.
+        """
+        if not self._careful_for:
+            self.prefetch = self.full
 
     def be_careful(self) -> None:
         """Makes deliveries arrive one at a time for a while, because the broker failed on one."""

@@ -48,6 +48,8 @@ class Settler:
         self._publisher = publisher
         self.counts: Counter[str] = Counter()
         self.last_progress = time.monotonic()
+        self.to_partitions = False
+        """Whether copies come back to partitions."""
 
     async def ack(self, committed: Sequence[tuple[Taken, Disposition]], group_size: int) -> None:
         """Acks what the transaction has made durable, all of it together."""
@@ -76,9 +78,12 @@ class Settler:
                 taken.envelope,
                 disposition.delay,
                 is_counted=disposition.is_counted,
+                to_partition=self.to_partitions,
             )
         else:
-            await copies.postpone(self._publisher, body, taken.envelope)
+            await copies.postpone(
+                self._publisher, body, taken.envelope, to_partition=self.to_partitions
+            )
         if await taken.delivery.ack():
             self._settled([(taken, disposition)], group_size)
         else:

@@ -86,6 +86,9 @@ RESUBSCRIBED: Final = Counter(
     "study_ingest_consumer_restored", "Number of times that the worker had to subscribe again."
 )
 IN_HAND: Final = Gauge("study_ingest_deliveries_in_hand", "Deliveries that are not settled yet.")
+PARTITIONS: Final = Gauge(
+    "study_ingest_partitions", "Partitions of the queue that this worker consumes."
+)
 UNCONFIRMED: Final = Gauge(
     "study_ingest_copies_unconfirmed",
     "Deliveries in hand that should wait in the broker, which does not confirm their copies.",

@@ -908,7 +908,7 @@ async def test_a_consumer_that_the_broker_forgot_is_restored(
     assert subscription is not None
     assert subscription.tag is not None
     another = await start()  # so that the count of consumers tells nothing
-    await reach(consumer, lambda: subscription._was_listed)
+    await reach(consumer, lambda: subscription.tag in subscription._listed)
     async with logged("consumer.lost") as lost:
         # Behind its back: the client is not told, as when a broker forgets.
         await subscription._channel.basic_cancel(subscription.tag)
@@ -948,7 +948,7 @@ async def test_a_broker_that_does_not_know_has_not_forgotten(
     await reach(consumer, lambda: consumer.in_hand == 1)
     counted = 0
 
-    async def count() -> int:
+    async def count(queue: str) -> int:
         # What a leader under load says while it knows the consumer well.
         nonlocal counted
         counted += 1
