@@ -573,7 +573,9 @@ async def test_a_batch_that_meets_a_changed_table_is_ingested_at_once(
     ingest = Ingest(connect(connections=1), Policy())
     await ingest([sent(right(question))])
     await make.execute(engine, "ALTER TABLE ingest_inbox ALTER COLUMN viewer TYPE varchar(200)")
-    await make.execute(engine, "ALTER TABLE study_questions ALTER COLUMN correct_choice TYPE bigint")
+    await make.execute(
+        engine, "ALTER TABLE study_questions ALTER COLUMN correct_choice TYPE bigint"
+    )
     (disposition,) = await ingest([sent(right(question))])
     assert isinstance(disposition, Ingested)
 
