@@ -30,13 +30,24 @@ DEAD_EXCHANGE: Final = "study.attempts.dlx"
 DEAD_QUEUE: Final = "study.attempts.dead"
 
 RESULTS_EXCHANGE: Final = "study.results"
+"""What goes to viewers: results, and progress."""
 RESULTS_BINDING: Final = "result.*"
 """Binds the results of all viewers."""
+
+PROGRESS_QUEUE: Final = "study.progress"
+"""The queue in which requests for progress wait. Not durable messages, and not for long."""
+PROGRESS_REQUESTS_BINDING: Final = "progress.v1.*"
+PROGRESS_BINDING: Final = "progress.*"
+"""Binds the pages, refusals and nudges of all viewers."""
 FOLLOWUPS_EXCHANGE: Final = "study.followups"
 """Follow-up jobs, each under the routing key of its kind: see `followups.KINDS`."""
 
 ATTEMPT_BATCH_TYPE: Final = "study.attempt_batch.v1"
 INGEST_RESULT_TYPE: Final = "study.ingest_result.v1"
+PROGRESS_REQUEST_TYPE: Final = "study.progress_request.v1"
+PROGRESS_PAGE_TYPE: Final = "study.progress_page.v1"
+PROGRESS_REFUSAL_TYPE: Final = "study.progress_refusal.v1"
+PROGRESS_NUDGE_TYPE: Final = "study.progress_nudge.v1"
 CONTENT_TYPE: Final = "application/json"
 
 CLIENT_SESSION_UUID_HEADER: Final = "client-session-uuid"
@@ -66,6 +77,7 @@ _INT64 = 2**63
 _PARTITION = re.compile(r"study\.attempts\.[1-9][0-9]*")
 _VIEWER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ATTEMPTS_KEY = re.compile(r"attempts\.v([1-9][0-9]{0,2})\.([A-Za-z0-9_-]{1,64})")
+_REQUEST_KEY = re.compile(r"progress\.v1\.([A-Za-z0-9_-]{1,64})")
 _BATCH_TYPE = re.compile(r"study\.attempt_batch\.v([1-9][0-9]{0,2})(?:\.([0-9]{1,4}))?")
 
 
@@ -106,6 +118,27 @@ def result_key(viewer: str) -> str:
 def results_queue(viewer: str) -> str:
     """The durable queue in which results wait for `viewer`. Raises ValueError likewise."""
     return f"study.results.{_checked(viewer)}"
+
+
+def progress_request_key(viewer: str) -> str:
+    """The routing key with which `viewer` asks for progress. Raises ValueError likewise."""
+    return f"progress.v1.{_checked(viewer)}"
+
+
+def viewer_of_request(routing_key: str) -> str | None:
+    """The viewer in a request's routing key. None if there is none."""
+    match = _REQUEST_KEY.fullmatch(routing_key)
+    return match[1] if match else None
+
+
+def progress_key(viewer: str) -> str:
+    """The routing key of pages, refusals and nudges for `viewer`. Raises ValueError likewise."""
+    return f"progress.{_checked(viewer)}"
+
+
+def progress_queue(viewer: str) -> str:
+    """The queue of pages, refusals and nudges for `viewer`. Raises ValueError likewise."""
+    return f"study.progress.{_checked(viewer)}"
 
 
 def followups_queue(routing_key: str) -> str:

@@ -1,19 +1,13 @@
 """The message *ingest result*, version 1: what happened to one attempt batch, for its viewer."""
 
 from datetime import datetime
-from enum import StrEnum
-from typing import Annotated, TypeVar
 from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
-from .model import WireModel
+from .model import Open, WireModel
+from .progress import ProgressMark
 from .words import RejectReason, SkipReason, Status, TimeWas
-
-Word = TypeVar("Word", bound=StrEnum)
-
-Open = Annotated[Word | str, Field(union_mode="left_to_right")]
-"""A word of the enumeration, or an unknown word from a newer worker, which is accepted as it is."""
 
 
 class Skipped(WireModel):
@@ -80,6 +74,11 @@ class IngestResult(WireModel):
         default=(),
         description="Attempts that counted, but with another time than was sent: see to the"
         " device's clock.",
+    )
+    progress: ProgressMark | None = Field(
+        default=None,
+        description="The version that the batch, or its correction, gave the user's progress; of"
+        " that version are the times in `due`. Left out by older workers, and if nothing changed.",
     )
     voided_at: datetime | None = Field(
         default=None,

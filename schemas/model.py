@@ -1,6 +1,14 @@
 """The base of all message models."""
 
-from pydantic import BaseModel, ConfigDict
+from enum import StrEnum
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Word = TypeVar("Word", bound=StrEnum)
+
+Open = Annotated[Word | str, Field(union_mode="left_to_right")]
+"""A word of the enumeration, or an unknown word from a newer worker, which is accepted as it is."""
 
 
 class WireModel(BaseModel):

@@ -123,3 +123,44 @@ class RejectReason(Reason):
     )
     DELIVERY_LIMIT = "delivery_limit", "Keep the batch, and ask the operator to look at it."
     EXPIRED = "expired", "Publish the batch again, without the property expiration."
+
+
+class StartsOver(StrEnum):
+    """Why a page of progress does not continue from the viewer's cursor."""
+
+    FIRST = "first"
+    """The viewer has none."""
+    UNKNOWN_CURSOR = "unknown_cursor"
+    """It is no cursor of this user."""
+    ANOTHER_EPOCH = "another_epoch"
+    """The database was restored, or another server has taken over."""
+    AHEAD = "ahead"
+    """The server has never had that version, so it has lost data."""
+    ERASED = "erased"
+    """The user's history was erased after that version."""
+
+
+class Next(StrEnum):
+    """What comes after a page of progress."""
+
+    PAGE = "page"
+    """Another page of the same answer."""
+    ASK = "ask"
+    """Nothing by itself: there is more, so ask at once with the new cursor."""
+    NOTHING = "nothing"
+    """The viewer has everything."""
+
+
+class RefusalReason(Reason):
+    """Why a request for progress was refused."""
+
+    MALFORMED = "malformed", "Correct the viewer: the body does not match the schema."
+    UNSUPPORTED_VERSION = (
+        "unsupported_version",
+        "Send a version that the workers know, or ask the operator to upgrade them.",
+    )
+    USER_AMBIGUOUS = "user_ambiguous", "Name one of this viewer's users in user_id."
+    USER_NOT_GRANTED = (
+        "user_not_granted",
+        "Ask the operator to grant this viewer the user. Do not ask again before.",
+    )
