@@ -12,16 +12,36 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from . import amqp
 from .attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
-from .examples import BATCH, HEADERS, INGESTED, REJECTED
+from .examples import (
+    BATCH,
+    HEADERS,
+    INGESTED,
+    PROGRESS_MARK,
+    PROGRESS_PAGE,
+    PROGRESS_REFUSAL,
+    PROGRESS_REQUEST,
+    REJECTED,
+)
 from .followups import KINDS, Kind
 from .ingest_result import IngestResult
-from .words import RejectReason, SkipReason
+from .progress import (
+    MAX_REQUEST_BYTES,
+    ProgressMark,
+    ProgressPage,
+    ProgressRefusal,
+    ProgressRequest,
+)
+from .words import RefusalReason, RejectReason, SkipReason
 
 Json = dict[str, Any]
 
 ASYNCAPI: Final = "asyncapi.json"
 ATTEMPT_BATCH: Final = "attempt_batch.v1.json"
 INGEST_RESULT: Final = "ingest_result.v1.json"
+PROGRESS_REQUEST_SCHEMA: Final = "progress_request.v1.json"
+PROGRESS_PAGE_SCHEMA: Final = "progress_page.v1.json"
+PROGRESS_REFUSAL_SCHEMA: Final = "progress_refusal.v1.json"
+PROGRESS_NUDGE_SCHEMA: Final = "progress_nudge.v1.json"
 
 _AMQP_BINDING: Final = "0.3.0"
 _TRACEPARENT: Final = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
@@ -30,10 +50,7 @@ _TRACEPARENT: Final = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 def documents() -> dict[str, str]:
     """All published documents: the file name and the whole text of each, the same on each call."""
     return {
-        # A batch as it may be sent, the others as they are sent.
-        ATTEMPT_BATCH: _text(json_schema(AttemptBatch, "validation")),
-        INGEST_RESULT: _text(json_schema(IngestResult, "serialization")),
-        **{_schema_of(kind): _text(json_schema(kind.model, "serialization")) for kind in KINDS},
+        **{name: _text(json_schema(model, _mode_of(model))) for name, model in _models().items()},
         ASYNCAPI: _text(asyncapi()),
     }
 
@@ -55,7 +72,8 @@ def asyncapi() -> Json:
             "title": "study-ingest",
             "version": "1.0.0",
             "description": (
-                "Viewers publish attempt batches and receive results. Services receive follow-up"
+                "Viewers publish attempt batches and receive results, and ask for their users'"
+                " progress. Services receive follow-up"
                 " jobs. Everything is delivered at least once: a batch has its effect once for each"
                 " client_session_uuid, a result may arrive again, and a repeated follow-up job has"
                 " the same message_id. Ignore unknown fields."
@@ -88,6 +106,33 @@ def asyncapi() -> Json:
                 " key result.{viewer}. A viewer only consumes it: its login may declare and bind"
                 " nothing (403). Consume before the first publish. A result without a queue is"
                 " dropped, and sent again when the batch is published again.",
+            ),
+            "progressRequests": _sent_to(
+                amqp.INGEST_EXCHANGE,
+                amqp.progress_request_key("VIEWER").replace("VIEWER", "{viewer}"),
+                "progressRequest",
+                f"Viewers ask here. The queue {amqp.PROGRESS_QUEUE} is bound to it with"
+                f" {amqp.PROGRESS_REQUESTS_BINDING}.",
+            ),
+            "progressRequestsQueue": _queue(
+                amqp.PROGRESS_QUEUE,
+                "progressRequest",
+                "Any number of workers consume from it. A request lives a minute at most, and may"
+                " be lost.",
+            ),
+            "progress": _sent_to(
+                amqp.RESULTS_EXCHANGE,
+                amqp.progress_key("VIEWER").replace("VIEWER", "{viewer}"),
+                _PROGRESS_MESSAGES,
+                "Workers publish pages, refusals and nudges here, each for one viewer.",
+            ),
+            "progressQueue": _queue(
+                amqp.progress_queue("VIEWER").replace("VIEWER", "{viewer}"),
+                _PROGRESS_MESSAGES,
+                "One durable queue for each viewer, without arguments. `study-ingest viewer add`"
+                f" and `viewer upgrade` declare it and bind it to {amqp.RESULTS_EXCHANGE} with the"
+                " routing key progress.{viewer}. A policy bounds it, and drops the oldest messages"
+                " first. A message lives a minute at most.",
             ),
             **{
                 _channel_of(kind): _sent_to(
@@ -131,6 +176,35 @@ def asyncapi() -> Json:
                 " whatever order they arrive. Of two ingests the later wins. For a rejected batch,"
                 " x-reasons of the message says what to do. Workers write every uuid in lower"
                 " case: compare without regard to case.",
+                "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
+            },
+            "acceptRequest": {
+                "action": "receive",
+                "channel": _ref("channels/progressRequests"),
+                "summary": "A viewer asks what has changed in one user's progress.",
+                "description": "Ask when connected, when a mark is newer than the viewer's version,"
+                " when a page says so, after 10 seconds (then more) without an expected page, and"
+                " every 15 minutes. One request for a user at a time.",
+                "bindings": {"amqp": _publish(user_id="{viewer}", persistent=False)},
+            },
+            "answerRequest": {
+                "action": "receive",
+                "channel": _ref("channels/progressRequestsQueue"),
+                "summary": "Answer with pages, or with a refusal.",
+                "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
+            },
+            "tellProgress": {
+                "action": "send",
+                "channel": _ref("channels/progress"),
+                "summary": "Send a viewer pages, a refusal or a nudge.",
+                "bindings": {"amqp": _publish(persistent=False)},
+            },
+            "deliverProgress": {
+                "action": "send",
+                "channel": _ref("channels/progressQueue"),
+                "summary": "A viewer consumes its pages, refusals and nudges.",
+                "description": "Apply a page only if its `since` is the viewer's cursor for that"
+                " user, where null is a cursor too. Ignore any other page. Acknowledge all.",
                 "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
             },
             **{
@@ -182,6 +256,56 @@ def asyncapi() -> Json:
                         "skipped": {str(reason): reason.advice for reason in SkipReason},
                     },
                 ),
+                "progressRequest": _message(
+                    amqp.PROGRESS_REQUEST_TYPE,
+                    PROGRESS_REQUEST_SCHEMA,
+                    "Asks what has changed in one user's progress since a cursor",
+                    f"At most {MAX_REQUEST_BYTES} bytes.",
+                    message_id="New for each request.",
+                    examples={"request": PROGRESS_REQUEST},
+                    persistent=False,
+                    needs=("user_id",),
+                    more={
+                        "user_id": {
+                            "type": "string",
+                            "description": "The viewer's broker login, as for a batch.",
+                        }
+                    },
+                ),
+                "progressPage": _message(
+                    amqp.PROGRESS_PAGE_TYPE,
+                    PROGRESS_PAGE_SCHEMA,
+                    "A part of what has changed in one user's progress",
+                    "It takes a viewer from the cursor `since` to `cursor`.",
+                    message_id="New for each page.",
+                    examples={"page": PROGRESS_PAGE},
+                    persistent=False,
+                    more=_ANSWERS,
+                ),
+                "progressRefusal": _message(
+                    amqp.PROGRESS_REFUSAL_TYPE,
+                    PROGRESS_REFUSAL_SCHEMA,
+                    "A request that was refused",
+                    "With one of the reasons "
+                    + ", ".join(RefusalReason)
+                    + ". A newer worker may send other words.",
+                    message_id="New for each refusal.",
+                    examples={"refusal": PROGRESS_REFUSAL},
+                    reasons={str(reason): reason.advice for reason in RefusalReason},
+                    persistent=False,
+                    more=_ANSWERS,
+                ),
+                "progressNudge": _message(
+                    amqp.PROGRESS_NUDGE_TYPE,
+                    PROGRESS_NUDGE_SCHEMA,
+                    "A user's progress has changed",
+                    "Ask if the viewer's version is lower, or of another epoch. It lives a few"
+                    " seconds.",
+                    message_id="New for each nudge.",
+                    examples={"nudge": PROGRESS_MARK},
+                    persistent=False,
+                    more={"expiration": _EXPIRATION},
+                ),
                 **{
                     _channel_of(kind): _message(
                         kind.message_type,
@@ -199,8 +323,9 @@ def asyncapi() -> Json:
                     "type": "userPassword",
                     "description": "The viewer's login and password, as `study-ingest viewer add`"
                     " prints them once: AMQP's mechanism PLAIN. The login may publish to"
-                    f" {amqp.INGEST_EXCHANGE} under attempts.v1.{{viewer}} and read"
-                    " study.results.{viewer}, and nothing else.",
+                    f" {amqp.INGEST_EXCHANGE} under attempts.v1.{{viewer}} and"
+                    " progress.v1.{viewer}, read study.results.{viewer} and"
+                    " study.progress.{viewer}, and nothing else.",
                 }
             },
             "parameters": {
@@ -247,6 +372,21 @@ _PUBLISHING: Final = (
 )
 
 
+_PROGRESS_MESSAGES: Final = ("progressPage", "progressRefusal", "progressNudge")
+
+_EXPIRATION: Final[Json] = {
+    "type": "string",
+    "description": "Milliseconds after which the broker drops the message.",
+}
+_ANSWERS: Final[Json] = {
+    "correlation_id": {
+        "type": "string",
+        "description": "The message_id of the request, if it had one.",
+    },
+    "expiration": _EXPIRATION,
+}
+
+
 def _noun_of(kind: Kind) -> str:
     return kind.routing_key.partition(".")[0].capitalize()
 
@@ -267,12 +407,14 @@ class _Plain(GenerateJsonSchema):
         return False
 
 
-def _sent_to(exchange: str, routing_key: str, message: str, description: str) -> Json:
+def _sent_to(
+    exchange: str, routing_key: str, message: str | tuple[str, ...], description: str
+) -> Json:
     return _with_viewer(
         {
             "address": routing_key,
             "description": description,
-            "messages": {message: _ref(f"components/messages/{message}")},
+            "messages": _messages(message),
             "bindings": {
                 "amqp": {
                     "is": "routingKey",
@@ -289,12 +431,12 @@ def _sent_to(exchange: str, routing_key: str, message: str, description: str) ->
     )
 
 
-def _queue(name: str, message: str, description: str) -> Json:
+def _queue(name: str, message: str | tuple[str, ...], description: str) -> Json:
     return _with_viewer(
         {
             "address": name,
             "description": description,
-            "messages": {message: _ref(f"components/messages/{message}")},
+            "messages": _messages(message),
             "bindings": {
                 "amqp": {
                     "is": "queue",
@@ -311,15 +453,20 @@ def _queue(name: str, message: str, description: str) -> Json:
     )
 
 
+def _messages(names: str | tuple[str, ...]) -> Json:
+    names = (names,) if isinstance(names, str) else names
+    return {name: _ref(f"components/messages/{name}") for name in names}
+
+
 def _with_viewer(channel: Json) -> Json:
     if "{viewer}" in channel["address"]:
         channel["parameters"] = {"viewer": _ref("components/parameters/viewer")}
     return channel
 
 
-def _publish(user_id: str | None = None) -> Json:
+def _publish(user_id: str | None = None, *, persistent: bool = True) -> Json:
     binding: Json = {
-        "deliveryMode": 2,
+        "deliveryMode": 2 if persistent else 1,
         "mandatory": True,
         "timestamp": True,
         "bindingVersion": _AMQP_BINDING,
@@ -336,6 +483,7 @@ def _message(
     message_id: str,
     examples: Json | None = None,
     reasons: Json | None = None,
+    persistent: bool = True,
     needs: tuple[str, ...] = (),
     more: Json | None = None,
 ) -> Json:
@@ -359,7 +507,11 @@ def _message(
             ],
             "properties": {
                 "content_type": {"const": amqp.CONTENT_TYPE},
-                "delivery_mode": {"const": 2, "description": "Persistent."},
+                "delivery_mode": (
+                    {"const": 2, "description": "Persistent."}
+                    if persistent
+                    else {"const": 1, "description": "Not persistent."}
+                ),
                 "message_id": {"type": "string", "description": message_id},
                 "timestamp": {
                     "type": "integer",
@@ -372,7 +524,7 @@ def _message(
     }
     if examples:
         message["examples"] = [
-            {"name": name, "headers": HEADERS, "payload": payload}
+            {"name": name, **({"headers": HEADERS} if about_session else {}), "payload": payload}
             for name, payload in examples.items()
         ]
     if reasons:
@@ -385,17 +537,23 @@ def _models() -> dict[str, type[BaseModel]]:
     return {
         ATTEMPT_BATCH: AttemptBatch,
         INGEST_RESULT: IngestResult,
+        PROGRESS_REQUEST_SCHEMA: ProgressRequest,
+        PROGRESS_PAGE_SCHEMA: ProgressPage,
+        PROGRESS_REFUSAL_SCHEMA: ProgressRefusal,
+        PROGRESS_NUDGE_SCHEMA: ProgressMark,
         **{_schema_of(kind): kind.model for kind in KINDS},
     }
+
+
+def _mode_of(model: type[BaseModel]) -> Literal["validation", "serialization"]:
+    """What viewers send, as it may be sent; everything else as it is sent."""
+    return "validation" if model in (AttemptBatch, ProgressRequest) else "serialization"
 
 
 def _schemas() -> Json:
     """All models by name, each with everything that it is made of."""
     _, found = models_json_schema(
-        [
-            (model, "validation" if model is AttemptBatch else "serialization")
-            for model in _models().values()
-        ],
+        [(model, _mode_of(model)) for model in _models().values()],
         ref_template="#/components/schemas/{model}",
         schema_generator=_Plain,
     )

@@ -46,3 +46,44 @@ REJECTED: Final[dict[str, Any]] = {
 }
 
 HEADERS: Final[dict[str, Any]] = {"client-session-uuid": _SESSION, "traceparent": _TRACE}
+
+PROGRESS_REQUEST: Final[dict[str, Any]] = {"user_id": "42", "cursor": "3f2a9c1d04be.42.1187"}
+
+PROGRESS_PAGE: Final[dict[str, Any]] = {
+    "user_id": "42",
+    "since": "3f2a9c1d04be.42.1187",
+    "cursor": "3f2a9c1d04be.42.1203",
+    "epoch": "3f2a9c1d04be",
+    "version": 1203,
+    "decay": 0.1542,
+    "questions": [
+        {
+            "question_id": "17",
+            "pub_ids": ["q-17"],
+            "version": 1203,
+            "last_answered_at": "2026-03-01T09:30:00.250000Z",
+            "last_outcome": "correct",
+            "stability": 2.3065,
+            "interval_days": 2,
+            "due_at": "2026-03-03T09:30:00.250000Z",
+            "correct": 1,
+            "wrong": 0,
+            "unsure": 0,
+            "pattern": "learning",
+        }
+    ],
+    "forget": ["21"],
+    "next": "nothing",
+}
+
+PROGRESS_REFUSAL: Final[dict[str, Any]] = {
+    "user_id": "43",
+    "reason": "user_not_granted",
+    "detail": "The viewer is not granted user 43.",
+}
+
+PROGRESS_MARK: Final[dict[str, Any]] = {
+    "user_id": "42",
+    "epoch": "3f2a9c1d04be",
+    "version": 1203,
+}

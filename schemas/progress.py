@@ -1,7 +1,7 @@
 """The messages about *progress*, version 1: how every device of a learner gets the current state.
 
-A viewer sends a `ProgressRequest` and gets `ProgressPage`s, or a `ProgressRefusal`. A `ProgressMark`
-tells it that there is something to ask for. docs/progress.md states the protocol.
+A viewer sends a `ProgressRequest`, and gets pages (`ProgressPage`) or a `ProgressRefusal`. A
+`ProgressMark` tells it that there is something to ask for. docs/progress.md states the protocol.
 """
 
 from datetime import datetime
@@ -46,7 +46,7 @@ class ProgressRequest(WireModel):
         " only one.",
     )
     cursor: Cursor | None = Field(
-        default=None, description="That of the last page that was applied. Null for the first time."
+        description="That of the last page that was applied. Null for the first time."
     )
 
 

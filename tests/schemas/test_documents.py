@@ -13,13 +13,30 @@ from pydantic import BaseModel
 from schemas import amqp
 from schemas.__main__ import PUBLISHED, main
 from schemas.attempt_batch import AttemptBatch
-from schemas.documents import ATTEMPT_BATCH, INGEST_RESULT, asyncapi, documents, json_schema
+from schemas.documents import (
+    ATTEMPT_BATCH,
+    INGEST_RESULT,
+    PROGRESS_NUDGE_SCHEMA,
+    PROGRESS_PAGE_SCHEMA,
+    PROGRESS_REFUSAL_SCHEMA,
+    PROGRESS_REQUEST_SCHEMA,
+    asyncapi,
+    documents,
+    json_schema,
+)
 from schemas.followups import KINDS
 from schemas.ingest_result import IngestResult
-from schemas.words import RejectReason, SkipReason
+from schemas.progress import ProgressMark, ProgressPage, ProgressRefusal, ProgressRequest
+from schemas.words import RefusalReason, RejectReason, SkipReason
 
-FILES = {f"{kind.routing_key.replace('.', '_')}.v1.json": kind.model for kind in KINDS}
-"""The model of each kind of follow-up job, by the name of its published schema."""
+FILES: dict[str, type[BaseModel]] = {
+    PROGRESS_REQUEST_SCHEMA: ProgressRequest,
+    PROGRESS_PAGE_SCHEMA: ProgressPage,
+    PROGRESS_REFUSAL_SCHEMA: ProgressRefusal,
+    PROGRESS_NUDGE_SCHEMA: ProgressMark,
+    **{f"{kind.routing_key.replace('.', '_')}.v1.json": kind.model for kind in KINDS},
+}
+"""The model of each message besides batch and result, by the name of its published schema."""
 CHANNELS = {
     noun + participle.capitalize(): kind
     for kind in KINDS
@@ -99,14 +116,20 @@ def test_asyncapi_s_examples_are_what_the_models_accept() -> None:
     models: dict[str, type[BaseModel]] = {
         "attemptBatch": AttemptBatch,
         "ingestResult": IngestResult,
+        "progressRequest": ProgressRequest,
+        "progressPage": ProgressPage,
+        "progressRefusal": ProgressRefusal,
+        "progressNudge": ProgressMark,
     }
     statuses = set()
     for name, model in models.items():
         assert messages[name]["examples"], name
         for example in messages[name]["examples"]:
             model.model_validate_json(json.dumps(example["payload"]))
-            assert set(example["headers"]) <= set(messages[name]["headers"]["properties"])
-            schema = json_schema(model, "validation" if model is AttemptBatch else "serialization")
+            headers = example.get("headers", {})
+            assert set(headers) <= set(messages[name]["headers"]["properties"])
+            read = model in (AttemptBatch, ProgressRequest)
+            schema = json_schema(model, "validation" if read else "serialization")
             jsonschema.Draft202012Validator(schema).validate(example["payload"])
             statuses.add(example["payload"].get("status"))
     assert {"ingested", "rejected"} <= statuses
@@ -116,6 +139,8 @@ def test_asyncapi_says_what_to_do_about_each_reason() -> None:
     reasons = asyncapi()["components"]["messages"]["ingestResult"]["x-reasons"]
     assert set(reasons["rejected"]) == set(RejectReason)
     assert set(reasons["skipped"]) == set(SkipReason)
+    refused = asyncapi()["components"]["messages"]["progressRefusal"]["x-reasons"]
+    assert set(refused) == set(RefusalReason)
 
 
 def test_asyncapi_says_how_to_log_in_and_that_the_login_is_required() -> None:
@@ -170,6 +195,16 @@ def test_asyncapi_tells_the_names_that_the_code_uses() -> None:
     )
     assert address("attemptsQueue") == amqp.ATTEMPTS_QUEUE
     assert address("resultsQueue") == amqp.results_queue("ada")
+    assert (exchange("progressRequests"), address("progressRequests")) == (
+        amqp.INGEST_EXCHANGE,
+        amqp.progress_request_key("ada"),
+    )
+    assert (exchange("progress"), address("progress")) == (
+        amqp.RESULTS_EXCHANGE,
+        amqp.progress_key("ada"),
+    )
+    assert address("progressRequestsQueue") == amqp.PROGRESS_QUEUE
+    assert address("progressQueue") == amqp.progress_queue("ada")
     for channel, kind in CHANNELS.items():
         assert (exchange(channel), address(channel)) == (amqp.FOLLOWUPS_EXCHANGE, kind.routing_key)
 
@@ -178,6 +213,10 @@ def test_asyncapi_tells_each_messages_properties() -> None:
     types = {
         "attemptBatch": amqp.ATTEMPT_BATCH_TYPE,
         "ingestResult": amqp.INGEST_RESULT_TYPE,
+        "progressRequest": amqp.PROGRESS_REQUEST_TYPE,
+        "progressPage": amqp.PROGRESS_PAGE_TYPE,
+        "progressRefusal": amqp.PROGRESS_REFUSAL_TYPE,
+        "progressNudge": amqp.PROGRESS_NUDGE_TYPE,
         **{channel: kind.message_type for channel, kind in CHANNELS.items()},
     }
     messages = asyncapi()["components"]["messages"]
@@ -186,7 +225,8 @@ def test_asyncapi_tells_each_messages_properties() -> None:
         properties = message["x-amqp-properties"]
         assert set(properties["required"]) >= {"message_id", "timestamp"}
         assert properties["properties"]["type"] == {"const": types[name]}
-        assert properties["properties"]["delivery_mode"]["const"] == 2
+        mode = 1 if name.startswith("progress") else 2
+        assert properties["properties"]["delivery_mode"]["const"] == mode
         assert properties["properties"]["content_type"]["const"] == message["contentType"]
         assert message["bindings"]["amqp"]["messageType"] == types[name]
         assert amqp.TRACEPARENT_HEADER in message["headers"]["properties"]
