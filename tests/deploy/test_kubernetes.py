@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from devtools import environment, places
 from devtools.state import locked
-from schemas.amqp import ATTEMPTS_QUEUE
+from schemas.amqp import ATTEMPTS_QUEUE, NEWER_QUEUE, partition_queue
 from worker.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -159,7 +160,10 @@ def test_every_object_that_a_manifest_refers_to_exists(packages: None) -> None:
     assert ("Deployment", scaled["scaleTargetRef"]["name"]) in names
     for trigger in scaled["triggers"]:
         assert ("TriggerAuthentication", trigger["authenticationRef"]["name"]) in names
-        assert trigger["metadata"]["queueName"] == ATTEMPTS_QUEUE
+        pattern = trigger["metadata"]["queueName"]
+        for queue in (ATTEMPTS_QUEUE, partition_queue(1), partition_queue(12)):
+            assert re.search(pattern, queue)
+        assert not re.search(pattern, NEWER_QUEUE)
 
 
 def test_a_worker_has_time_to_drain(packages: None) -> None:

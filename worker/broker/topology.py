@@ -165,6 +165,12 @@ def wanted(settings: Settings) -> Topology:
     return whole if settings.partitions == 1 else _partitioned(whole, settings)
 
 
+def _both(settings: Settings) -> tuple[Topology, Topology]:
+    """The wanted topology, and the other one, with partitions or without."""
+    others = 1 if settings.partitions > 1 else 2
+    return wanted(settings), wanted(settings.model_copy(update={"partitions": others}))
+
+
 def _whole(settings: Settings) -> Topology:
     """The topology without partitions."""
     # One queue for each delay, because only the head of a queue expires.
@@ -289,7 +295,7 @@ async def apply(management: Management, settings: Settings) -> list[Step]:
     Raises `TopologyError` if the broker is too old, or if an exchange or queue exists with other
     properties (before anything is changed), and `BrokerAway` if the management API is unreachable.
     """
-    must = wanted(settings)
+    must, other = _both(settings)
     await _check_broker(management)
     await _check_hash(management, must)
     found = await _Found.read(management)
@@ -337,7 +343,6 @@ async def apply(management: Management, settings: Settings) -> list[Step]:
     ]
     # Last, so that there is a way to the workers at every moment: a batch that takes both is a
     # duplicate, and one that finds none would be lost.
-    other = wanted(settings.model_copy(update={"partitions": 1 if settings.partitions > 1 else 2}))
     changes += [await _unbind(management, way) for way in _replaced(must, other, found)]
     changes += await _remove_partitions(management, must, other, found)
     return changes
@@ -401,8 +406,9 @@ async def _remove_partitions(
     return steps
 
 
-async def check(management: Management, settings: Settings) -> None:
-    """Returns if it is safe to consume from the broker. It changes nothing.
+async def check(management: Management, settings: Settings) -> int:
+    """Returns the number of partitions in use, if it is safe to consume from the broker. It changes
+    nothing.
 
     Any number of partitions is safe, whatever the settings say: workers consume those that exist.
     So the number can be changed while they run.
@@ -430,6 +436,7 @@ async def check(management: Management, settings: Settings) -> None:
             _check_policy(policy, found)
     for queue in must.queues:
         _check_kept(queue, found)
+    return found.partitions
 
 
 async def partitions(management: Management) -> frozenset[str]:
@@ -439,9 +446,13 @@ async def partitions(management: Management) -> frozenset[str]:
     return frozenset(await management.queue_names(_PARTITIONS))
 
 
-async def partitions_in_use(management: Management) -> int:
-    """The number of partitions among which batches are dealt out. Raises what `check` raises."""
-    return (await _Found.read(management)).partitions
+async def second_ways(management: Management, settings: Settings) -> list[str]:
+    """The bindings by which batches reach workers a second time, as a program that knows no
+    partitions leaves them. Raises what `check` raises.
+    """
+    found = await _Found.read(management)
+    must, other = _both(settings.model_copy(update={"partitions": found.partitions}))
+    return [_describe(way) for way in _replaced(must, other, found)]
 
 
 @dataclass(frozen=True, slots=True)

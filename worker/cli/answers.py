@@ -159,11 +159,14 @@ class Queue(TypedDict):
 
 
 class Broker(TypedDict):
-    """`listening` counts the viewers that have a queue for their results."""
+    """`listening` counts the viewers that have a queue for their results, and `partitions` those of
+    the queue that are in use.
+    """
 
     version: str
     queues: list[Queue]
     listening: int
+    partitions: int
 
 
 class PauseInForce(TypedDict):
@@ -224,12 +227,23 @@ class AttentionItem(TypedDict):
     remedy: str
 
 
+class Partition(TypedDict):
+    """A partition of the queue. `workers` names the one that consumes it."""
+
+    name: str
+    ready: int
+    unacknowledged: int
+    consumers: int
+    workers: list[str]
+
+
 class Status(TypedDict):
     """The worst item first. Null stands for a server that is unreachable."""
 
     healthy: bool
     at: str
     broker: Broker | None
+    partitions: list[Partition]
     database: Database | None
     attention: list[AttentionItem]
 

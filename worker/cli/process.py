@@ -250,7 +250,7 @@ async def _ready(settings: Settings, engine: AsyncEngine, management: Management
     await _when_there(settings, lambda: topology.check(management, settings))
 
 
-async def _when_there(settings: Settings, check: Callable[[], Awaitable[None]]) -> None:
+async def _when_there(settings: Settings, check: Callable[[], Awaitable[object]]) -> None:
     backoff = Backoff(settings.pause_delay_min, settings.pause_delay_max)
     waiting = False
     while True:

@@ -69,7 +69,8 @@ def migrate(
 def apply_topology(as_json: Json = False) -> None:
     """Creates the broker's exchanges, queues and policies, and prints what it changed.
 
-    You can run it again. It deletes nothing. It needs the management API, and a login with the
+    You can run it again. It deletes nothing but partitions that INGEST_PARTITIONS no longer wants,
+    once they are empty. It needs the management API, and a login with the
     right to configure.
 
     Example: study-ingest topology

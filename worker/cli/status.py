@@ -23,7 +23,7 @@ from worker.cli.tables import fitting
 from worker.errors import BrokerAway, DatabaseAway
 
 if TYPE_CHECKING:
-    from worker.operate.status import Attention, BrokerStatus, DatabaseStatus, Status
+    from worker.operate.status import Attention, DatabaseStatus, Status
     from worker.settings import Settings
 
 _STYLES: Final = {"danger": "bold red", "warning": "yellow", "note": "cyan"}
@@ -132,9 +132,11 @@ def _fields(seen: "Status") -> dict[str, Any]:
     fields = asdict(seen)
     if seen.broker is not None:
         fields["broker"]["listening"] = len(seen.broker.listening)
+    fields["partitions"] = [asdict(each) for each in seen.partitions]
     if seen.database is not None:
         pause, outbox = seen.database.pause, seen.database.outbox
         dead = seen.database.dead
+        del fields["database"]["leases"]
         fields["database"]["granted"] = len(seen.database.granted)
         fields["database"]["dead"] = None if dead is None else dead._asdict()
         fields["database"]["pause"] = None if pause is None else pause._asdict()
@@ -166,7 +168,7 @@ def _shown(seen: "Status", console: Console) -> Group:
     parts: list[Any] = [Text("All is well.", style="green")] if seen.is_healthy else []
     parts += [*map(_line, seen.attention), Text()]
     if seen.broker is not None:
-        parts += [fitting(console, _queues(seen.broker)), Text()]
+        parts += [fitting(console, _queues(seen)), Text()]
     if seen.database is not None:
         parts += _database(seen.database)
     return Group(*parts)
@@ -179,13 +181,18 @@ def _line(each: "Attention") -> Text:
     return line
 
 
-def _queues(broker: "BrokerStatus") -> Table:
+def _queues(seen: "Status") -> Table:
+    broker = seen.broker
+    assert broker is not None
+    workers = {each.name: ", ".join(each.workers) for each in seen.partitions}
     table = Table(
         box=None, pad_edge=False, title=f"RabbitMQ {broker.version}", title_justify="left"
     )
     table.add_column("queue", overflow="fold")
     for name in ("ready", "in hand", "consumers", "in/s", "done/s"):
         table.add_column(name, justify="right")
+    if workers:
+        table.add_column("worker", overflow="fold")
     for queue in broker.queues:
         rates = (queue.published_per_second, queue.acknowledged_per_second)
         table.add_row(
@@ -194,6 +201,7 @@ def _queues(broker: "BrokerStatus") -> Table:
             str(queue.unacknowledged),
             str(queue.consumers),
             *("-" if rate is None else f"{rate:.1f}" for rate in rates),
+            *([printable(workers.get(queue.name, ""))] if workers else ()),
         )
     return table
 

@@ -19,6 +19,7 @@ import pytest
 import typer
 from jsonschema import Draft202012Validator
 
+from schemas import amqp
 from tests import factories as make
 from tests.broker_fixtures import until
 from tests.factories import batch, right, sent, wrong
@@ -230,6 +231,11 @@ async def test_each_command_prints_its_shape_with_data(
         "UPDATE study_questions SET correct_choice = 9 WHERE id = :id",
         id=other.question_id,
     )
+
+    # A partition that is not used any more, and that something still leads to.
+    channel = await site.broker.channel()
+    old = await channel.declare_queue(amqp.partition_queue(1), durable=True)
+    await old.bind("amq.direct")
 
     empty, full = set(), set()
     for run in _runs(*names, question.pub_id, exported):

@@ -25,6 +25,7 @@ EXPECTED = [amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE, amqp.NEWER_QUEUE, RETRY, *JOBS
 WELL = BrokerStatus(
     "3.10.8", tuple(QueueStatus(name, 0, 0, 1, 0.0, 10.0) for name in EXPECTED), frozenset("v")
 )
+PARTITION = QueueStatus(amqp.partition_queue(2), 0, 0, 1, 0.0, 10.0)
 SOUND = DatabaseStatus(
     "1", "1", None, Backlog(0, 0.0, 0.0), Overview({}, None, 0), 0, granted=frozenset("v")
 )
@@ -81,6 +82,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "warning",
     ),
+    "partitions_differ": ({"broker": replace(WELL, partitions=4)}, "note"),
+    "old_partitions": ({"broker": replace(WELL, queues=(*WELL.queues, PARTITION))}, "note"),
     "other_schedules": ({"database": replace(SOUND, other_schedules=0.1)}, "note"),
     "disabled": ({"enabled": False}, "warning"),
 }
@@ -134,6 +137,28 @@ def test_where_ingest_stands_still_nobody_is_told_to_start_a_worker(
 def test_a_backlog_that_is_worked_off_soon_or_at_an_unknown_rate_is_none() -> None:
     for changed in ({"ready": 2_999}, {"ready": 9_000, "acknowledged_per_second": None}):
         assert told(broker(amqp.ATTEMPTS_QUEUE, **changed)) == {}
+
+
+def test_a_partition_that_nobody_consumes_is_named_if_batches_wait_in_it() -> None:
+    def of(**changed: Any) -> dict[str, str]:
+        queues = (*WELL.queues, replace(PARTITION, **changed))
+        found = of_servers(
+            replace(WELL, queues=queues, partitions=2),
+            SOUND,
+            expected=EXPECTED,
+            enabled=True,
+            max_followups=BOUND,
+            partitions=2,
+        )
+        return {each.code: each.found for each in found}
+
+    assert of(consumers=0) == {}  # it may be passing from one worker to another
+    assert of(consumers=0, ready=3) == {
+        "no_consumer": f"Nobody consumes {PARTITION.name}, where 3 batches wait."
+    }
+    # Two queues are worked off at twenty a second.
+    assert of(ready=5_000) == {}
+    assert of(ready=6_001).keys() == {"backlog"}
 
 
 def test_all_missing_queues_and_at_most_five_viewers_are_named() -> None:

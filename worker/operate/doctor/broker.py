@@ -37,8 +37,10 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
     """The findings."""
     found = _version(await inspection.version())
     try:
-        await topology.check(inspection, settings)
+        partitions = await topology.check(inspection, settings)
         found.append(Finding("topology", "ok", "Exchanges, queues and policies are right."))
+        ways = await topology.second_ways(inspection, settings)
+        found += _partitions(partitions, settings, ways)
     except TopologyError as error:
         found.append(of_error("topology", error))
     queues = await _queues(inspection)
@@ -52,9 +54,30 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
     found += _members([queue for name, queue in queues.items() if name.startswith("study.")])
     found += await _nodes(inspection)
     found.append(await _message_size(settings))
-    found += await _rights(inspection)
+    found += await _rights(inspection, sorted(filter(amqp.is_partition, queues)))
     found += _clock(await inspection.clock(), datetime.now(UTC))
     return found
+
+
+def _partitions(in_use: int, settings: Settings, ways: Sequence[str]) -> Iterator[Finding]:
+    if ways:
+        yield Finding(
+            "partitions",
+            "warning",
+            f"Batches also reach workers by the {ways[0]}, so that each is ingested once and found"
+            " to be a duplicate once.",
+            "Run `study-ingest topology` of this version.",
+        )
+    elif in_use != settings.partitions:
+        yield Finding(
+            "partitions",
+            "note",
+            f"INGEST_PARTITIONS is {settings.partitions} here, and the broker has {in_use}.",
+            "`study-ingest topology` changes the broker to what its settings say.",
+        )
+    else:
+        number = f"{in_use} partitions" if in_use > 1 else "no partitions"
+        yield Finding("partitions", "ok", f"The queue has {number}.")
 
 
 async def _queues(inspection: Inspection) -> dict[str, Json]:
@@ -271,7 +294,7 @@ async def _message_size(settings: Settings) -> Finding:
     return Finding(what, "ok", f"The broker accepts messages of at most {megabytes} MiB.")
 
 
-async def _rights(inspection: Inspection) -> list[Finding]:
+async def _rights(inspection: Inspection, partitions: Sequence[str] = ()) -> list[Finding]:
     login = await inspection.login()
     found = []
     if "impersonator" in login["tags"]:
@@ -306,8 +329,10 @@ async def _rights(inspection: Inspection) -> list[Finding]:
                 "Give it read on the queues and write on the exchanges of study-ingest.",
             ),
         ]
-    missing = [f"write to {name}" for name in _PUBLISHES_TO if not _allows(rights["write"], name)]
-    for queue in (amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE):
+    copies = (amqp.NEWER_QUEUE, f"{amqp.RETRY_QUEUE_PREFIX}1000") if partitions else ()
+    writes = (*_PUBLISHES_TO, *copies)
+    missing = [f"write to {name}" for name in writes if not _allows(rights["write"], name)]
+    for queue in (amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE, *partitions):
         if not _allows(rights["read"], queue):
             missing.append(f"read from {queue}")
     if missing:

@@ -1,7 +1,15 @@
 """How things stand, at a glance: `look.py` reads both servers, `attention.py` judges."""
 
 from worker.operate.status.attention import Attention
-from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
+from worker.operate.status.facts import BrokerStatus, DatabaseStatus, PartitionStatus, QueueStatus
 from worker.operate.status.look import Status, look
 
-__all__ = ["Attention", "BrokerStatus", "DatabaseStatus", "QueueStatus", "Status", "look"]
+__all__ = [
+    "Attention",
+    "BrokerStatus",
+    "DatabaseStatus",
+    "PartitionStatus",
+    "QueueStatus",
+    "Status",
+    "look",
+]

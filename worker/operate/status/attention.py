@@ -5,7 +5,7 @@ Pure: it judges what `look.py` has read. A cause is named once: while ingest is 
 database is away, nobody is told to start a worker.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from schemas import amqp
@@ -50,11 +50,12 @@ def of_servers(
     expected: Collection[str],
     enabled: bool,
     max_followups: int,
+    partitions: int = 1,
 ) -> list[Attention]:
     """Everything to see to, the worst first. None stands for a server that could not be asked.
 
-    `expected` names the queues that the topology has, and `max_followups` is the bound of those for
-    follow-up jobs.
+    `expected` names the queues that the topology has, `max_followups` is the bound of those for
+    follow-up jobs, and `partitions` is the number that the settings want.
     """
     stands_still = (
         database is None
@@ -66,6 +67,7 @@ def of_servers(
         *(_disabled() if not enabled else ()),
         *(() if database is None else _of_the_database(database, broker, max_followups)),
         *(() if broker is None else _of_the_broker(broker, expected, stands_still)),
+        *(() if broker is None else _of_the_partitions(broker, partitions)),
         *(() if broker is None or database is None else _of_the_viewers(broker, database)),
     ]
     order: dict[Severity, int] = {"danger": 0, "warning": 1, "note": 2}
@@ -92,30 +94,62 @@ def _of_the_broker(
             f"{_count(len(missing), 'queue is', 'queues are')} missing: {', '.join(missing)}.",
             "Run `study-ingest topology`.",
         )
-    attempts = broker.queue(amqp.ATTEMPTS_QUEUE)
-    if attempts is not None and not stands_still:
-        yield from _of_the_backlog(attempts)
+    if not stands_still:
+        yield from _of_the_backlog(broker.attempts)
     yield from _of_those_that_wait(broker)
     yield from _of_the_followups(broker)
 
 
-def _of_the_backlog(attempts: QueueStatus) -> Iterator[Attention]:
-    if not attempts.consumers:
+def _of_the_backlog(attempts: Sequence[QueueStatus]) -> Iterator[Attention]:
+    # While a partition passes from one worker to another, nobody consumes it for a moment.
+    alone = [
+        queue
+        for queue in attempts
+        if not queue.consumers and (queue.ready or queue.name == amqp.ATTEMPTS_QUEUE)
+    ]
+    if alone:
         yield Attention(
             "no_consumer",
             "danger",
-            f"Nobody consumes {attempts.name}, where {attempts.ready} batches wait.",
+            f"Nobody consumes {_named([queue.name for queue in alone])}, where"
+            f" {sum(queue.ready for queue in alone)} batches wait.",
             "Start a worker, or ask the /ready of those that run why they are not.",
         )
         return
-    rate = attempts.acknowledged_per_second
-    if rate and attempts.ready / rate > _LONG_BACKLOG:
+    ready = sum(queue.ready for queue in attempts)
+    rate = sum(queue.acknowledged_per_second or 0.0 for queue in attempts)
+    if rate and ready / rate > _LONG_BACKLOG:
         yield Attention(
             "backlog",
             "warning",
-            f"{attempts.ready} batches wait, which is {attempts.ready / rate / 60:.0f} minutes of"
-            f" work at {rate:.0f} a second.",
-            "Start more workers, or let them work it off.",
+            f"{ready} batches wait, which is {ready / rate / 60:.0f} minutes of work at"
+            f" {rate:.0f} a second.",
+            "Start more workers, or let them work it off. They do not ingest one user's backlog"
+            " faster.",
+        )
+
+
+def _of_the_partitions(broker: BrokerStatus, wanted: int) -> Iterator[Attention]:
+    if broker.partitions != wanted:
+        yield Attention(
+            "partitions_differ",
+            "note",
+            f"INGEST_PARTITIONS is {wanted} here, and the broker has {broker.partitions}.",
+            "`study-ingest topology` changes the broker to what its settings say.",
+        )
+    in_use = {amqp.partition_queue(each) for each in range(1, broker.partitions + 1)}
+    old = [
+        queue
+        for queue in broker.attempts
+        if amqp.is_partition(queue.name) and (broker.partitions == 1 or queue.name not in in_use)
+    ]
+    if old:
+        yield Attention(
+            "old_partitions",
+            "note",
+            f"{_count(len(old), 'partition is', 'partitions are')} not used any more, with"
+            f" {sum(queue.ready for queue in old)} batches: {_named([each.name for each in old])}.",
+            "Workers take what is left. Then run `study-ingest topology`, which deletes them.",
         )
 
 

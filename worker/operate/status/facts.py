@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from schemas import amqp
+from worker.store.leases import Lease
 from worker.store.operate.dead import Overview
 from worker.store.outbox import Backlog, KindBacklog
 from worker.store.pause import Pause
@@ -20,12 +22,34 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionStatus:
+    """A partition of the queue, and the workers that have a lease of it: one, but for moments."""
+
+    name: str
+    ready: int
+    unacknowledged: int
+    consumers: int
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerStatus:
     """The broker: our queues, and the viewers that have a queue for results."""
 
     version: str
     queues: tuple[QueueStatus, ...]
     listening: frozenset[str]
+    partitions: int = 1
+    """The number of partitions among which batches are dealt out."""
+
+    @property
+    def attempts(self) -> tuple[QueueStatus, ...]:
+        """The queues in which batches wait for workers: the common one, and all partitions."""
+        return tuple(
+            queue
+            for queue in self.queues
+            if queue.name == amqp.ATTEMPTS_QUEUE or amqp.is_partition(queue.name)
+        )
 
     def queue(self, name: str) -> QueueStatus | None:
         """The queue of this name; None when there is none."""
@@ -51,3 +75,5 @@ class DatabaseStatus:
     """Why it takes no writes, as a sentence; None if it takes them, or if that is not known."""
     jobs: tuple[KindBacklog, ...] = ()
     """The follow-up jobs that wait in the outbox."""
+    leases: tuple[Lease, ...] = ()
+    """Which worker consumes which queue, where there are partitions."""

@@ -18,9 +18,14 @@ from worker.broker.subscription import consumer_count
 from worker.errors import DatabaseAway, IngestError
 from worker.ingest.trial import hanging_commits, try_writing
 from worker.operate.status.attention import Attention, of_error, of_servers
-from worker.operate.status.facts import BrokerStatus, DatabaseStatus, QueueStatus
+from worker.operate.status.facts import (
+    BrokerStatus,
+    DatabaseStatus,
+    PartitionStatus,
+    QueueStatus,
+)
 from worker.settings import Settings
-from worker.store import outbox, pause, schema
+from worker.store import leases, outbox, pause, schema
 from worker.store.engine import transaction
 from worker.store.operate import dead, grants, schedules
 
@@ -38,6 +43,22 @@ class Status:
     def is_healthy(self) -> bool:
         """Whether there is nothing but notes."""
         return all(each.severity == "note" for each in self.attention)
+
+    @property
+    def partitions(self) -> tuple[PartitionStatus, ...]:
+        """The partitions of the queue, with those that are not wanted any more."""
+        leased = () if self.database is None else self.database.leases
+        return tuple(
+            PartitionStatus(
+                queue.name,
+                queue.ready,
+                queue.unacknowledged,
+                queue.consumers,
+                tuple(lease.worker for lease in leased if lease.queue == queue.name),
+            )
+            for queue in (() if self.broker is None else self.broker.attempts)
+            if amqp.is_partition(queue.name)
+        )
 
 
 async def look(
@@ -60,21 +81,29 @@ async def look(
             raise one
     broker = found[0] if isinstance(found[0], BrokerStatus) else None
     database = found[1] if isinstance(found[1], DatabaseStatus) else None
+    if broker is not None and isinstance(found[2], int):
+        broker = replace(broker, partitions=found[2])
     if database is not None and not _is_moving(broker):
         database = replace(database, refusal=await _refusal(engine, database))
-    expected = {queue.name for queue in topology.wanted(settings).queues}
+    in_use = settings if broker is None else _with(settings, broker.partitions)
+    expected = {queue.name for queue in topology.wanted(in_use).queues}
     seen = of_servers(
         broker,
         database,
         expected=expected,
         enabled=settings.enabled,
         max_followups=settings.max_followups,
+        partitions=settings.partitions,
     )
     # Missing queues are named all at once; the check stops at the first.
     if any(each.code == "queues_missing" for each in seen):
         errors = [each for each in errors if each.code != "not_set_up"]
     # A broker that is away fails both that look at it.
     return Status(datetime.now(UTC), broker, database, (*dict.fromkeys(errors), *seen))
+
+
+def _with(settings: Settings, partitions: int) -> Settings:
+    return settings.model_copy(update={"partitions": partitions})
 
 
 async def _broker(settings: Settings, management: Management) -> BrokerStatus:
@@ -99,11 +128,11 @@ def _is_moving(broker: BrokerStatus | None) -> bool:
 
     Only if they are not is a trial worth what it costs: `top` looks every two seconds.
     """
-    attempts = None if broker is None else broker.queue(amqp.ATTEMPTS_QUEUE)
-    if attempts is None or not attempts.consumers:
+    attempts = () if broker is None else broker.attempts
+    if not any(queue.consumers for queue in attempts):
         return False
-    waiting = attempts.ready + attempts.unacknowledged
-    return not waiting or bool(attempts.acknowledged_per_second)
+    waiting = sum(queue.ready + queue.unacknowledged for queue in attempts)
+    return not waiting or any(queue.acknowledged_per_second for queue in attempts)
 
 
 async def _refusal(engine: AsyncEngine, database: DatabaseStatus) -> str | None:
@@ -153,9 +182,13 @@ def _queue(found: Json) -> QueueStatus:
 
 async def _with_consumers(queue: QueueStatus, settings: Settings) -> QueueStatus:
     """The queue with the consumers that it really has where the API, which lags, knows of none."""
-    if queue.name != amqp.ATTEMPTS_QUEUE or queue.consumers:
+    if queue.consumers or not (queue.name == amqp.ATTEMPTS_QUEUE or _waits(queue)):
         return queue
     return replace(queue, consumers=await consumer_count(settings, queue.name))
+
+
+def _waits(queue: QueueStatus) -> bool:
+    return amqp.is_partition(queue.name) and queue.ready > 0
 
 
 async def _database(engine: AsyncEngine) -> DatabaseStatus:
@@ -173,4 +206,5 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
             frozenset(await grants.all_of(connection)),
             await schedules.share_of_others(connection),
             jobs=tuple(await outbox.kind_backlogs(connection)),
+            leases=tuple(await leases.live(connection)),
         )
