@@ -9,6 +9,7 @@ IngestError                 every error that the worker reports to a person
 ├── ContentError            content is not valid, or has no such id       exit 1
 ├── RoleError               a database role cannot become a worker's      exit 2
 ├── NoHistory               the user has no history to report             exit 1
+├── NoBatch                 nothing is stored about a batch               exit 1
 ├── NotConfirmed            nobody could confirm a destructive command    exit 2
 ├── Declined                somebody did not confirm one                  exit 1
 ├── UsageError              the command line is not valid                 exit 2
@@ -67,6 +68,10 @@ class TopologyError(IngestError):
 
 class NoHistory(IngestError):
     """Raised by `report` for a user who has not answered anything."""
+
+
+class NoBatch(IngestError):
+    """Raised by `batch show` for a uuid of which nothing is stored, not even a dead letter."""
 
 
 class ContentError(IngestError):

@@ -570,6 +570,94 @@ class ContentTouched(TypedDict):
     to_rescore: list[int]
 
 
+class BatchBrief(TypedDict):
+    """A batch, and when it was ingested or rejected. `answers` counts those that were scored.
+
+    `reason` is why it was rejected. Nobody knows the user and the topics of a rejected batch.
+    """
+
+    at: str
+    client_session_uuid: str | None
+    status: str
+    viewer: str | None
+    user_id: int | None
+    topic_ids: list[int]
+    answers: int
+    skipped: int
+    reason: str | None
+
+
+class BatchList(TypedDict):
+    since: str
+    batches: list[BatchBrief]
+
+
+class BatchSession(TypedDict):
+    """The part of a batch that belongs to one topic."""
+
+    quiz_session_id: str
+    topic_id: int
+    correct: int
+    wrong: int
+    unsure: int
+    voided_at: str | None
+
+
+class BatchAttempt(TypedDict):
+    """A scored attempt. `answered_at` is the time with which it counts.
+
+    `time_was` says why that is not the time as sent. `times_corrected` counts earlier scores.
+    """
+
+    position: int
+    topic_id: int
+    question_id: int
+    pub_ids: list[str]
+    selected_choice: int | None
+    correct_choice: int
+    outcome: str
+    answered_at: str
+    answered_at_sent: str | None
+    time_was: str | None
+    duration_ms: int | None
+    times_corrected: int
+
+
+class BatchSkipped(TypedDict):
+    position: int
+    question_pub_id: str
+    reason: str
+
+
+class BatchLetter(TypedDict):
+    """A dead letter with the uuid of the batch."""
+
+    id: int
+    died_at: str
+    reason: str
+    detail: str
+    viewer: str | None
+
+
+class BatchShown(TypedDict):
+    """What is stored about a batch. `status` is `rejected` if there are only dead letters.
+
+    `result_waits_since` is null once the viewer's result is published.
+    """
+
+    client_session_uuid: str
+    status: str
+    viewer: str | None
+    user_id: int | None
+    received_at: str | None
+    erased_at: str | None
+    result_waits_since: str | None
+    sessions: list[BatchSession]
+    attempts: list[BatchAttempt]
+    skipped: list[BatchSkipped]
+    dead_letters: list[BatchLetter]
+
+
 ANSWERS: Final[Mapping[str, Any]] = {
     "migrate": Migrated,
     "topology": TopologyApplied,
@@ -589,6 +677,8 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "report": Report,
     "due": Due,
     "audit": Audit,
+    "batch list": BatchList,
+    "batch show": BatchShown,
     "dead list": LetterList,
     "dead show": ShownLetter,
     "dead replay": Replayed,

@@ -14,6 +14,7 @@ import typer
 from worker import __version__
 from worker.cli import (
     audit,
+    batch,
     content,
     correct,
     dead,
@@ -68,6 +69,7 @@ doctor.add_to(app)
 pause.add_to(app)
 repair.add_to(app)
 correct.add_to(app)
+batch.add_to(app)
 dead.add_to(app)
 export.add_to(app)
 content.add_to(app)

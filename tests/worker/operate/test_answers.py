@@ -83,6 +83,8 @@ def _runs(viewer: str, role: str, pub_id: str, exported: Path) -> list[Run]:
         *(Run("content touched"), Run("due", ("--user", str(USER), "--at", "2099-01-01"))),
         *(Run("pause", ("--reason", "a test")), Run("status"), Run("resume"), Run("status")),
         *(Run("doctor"), Run("verify"), Run("rebuild"), Run("report", ("--user", str(USER)))),
+        *(Run("batch list"), Run("batch list", ("--viewer", viewer, "--status", "voided"))),
+        Run("batch show", (str(SESSION),)),
         Run("dead list"),
         Run("dead list", ("--letters",)),
         Run("dead show"),
@@ -210,7 +212,8 @@ async def test_each_command_prints_its_shape_with_data(
 ) -> None:
     question, other, withdrawn = await make.publish(site.engine, 3, user_id=USER)
     ingest = Ingest(site.engine, Policy())
-    was = batch(*(wrong(question) for _ in range(5)), right(other), uuid=SESSION)
+    answers = [*(wrong(question) for _ in range(5)), right(other), right("nowhere")]
+    was = batch(*answers, uuid=SESSION)
     await ingest([make.incoming(was), sent(wrong(question))])
     await make.withdraw(site.engine, withdrawn)
     await site.park(
@@ -271,7 +274,7 @@ async def test_each_command_prints_its_shape_without_data(
             assert error["error"]["exit_code"] == code
             assert err.startswith("study-ingest: ") and err.count("\n") == 1
             failed.add(run.command)
-    assert failed == {"due", "report", "rescore", "void"}
+    assert failed == {"batch show", "due", "report", "rescore", "void"}
 
 
 BROKER_IS_NEEDED = {"topology", *(name for name in COMMANDS if name.startswith("viewer "))}
