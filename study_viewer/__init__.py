@@ -5,6 +5,7 @@ needs aio-pika, pydantic and the standard library. `study_viewer.schemas` is the
 tree it is a link to `schemas/`, and in the wheel it is a copy.
 """
 
+from study_viewer.clock import local_now
 from study_viewer.errors import (
     BatchRefused,
     NoTransaction,
@@ -44,4 +45,5 @@ __all__ = [
     "Status",
     "TimeWas",
     "UuidReused",
+    "local_now",
 ]

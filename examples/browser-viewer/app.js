@@ -43,7 +43,7 @@ function ask() {
       question_pub_id: question.pub_id,
       selected_choice: form.choice.value === "" ? null : Number(form.choice.value),
       is_unsure: unsure.checked,
-      answered_at: new Date().toISOString(),
+      answered_at: localNow(),
     });
     if (attempts.length < questions.length) return ask();
     await outbox.record({ client_session_uuid: crypto.randomUUID(), attempts });
@@ -101,6 +101,14 @@ function outcome(result) {
 
 function title(pubId) {
   return questions.find((question) => question.pub_id === pubId)?.text ?? pubId;
+}
+
+/** The time now with this device's offset from UTC, in RFC 3339. */
+function localNow(now = new Date()) {
+  const minutes = -now.getTimezoneOffset();
+  const local = new Date(now.getTime() + minutes * 60_000).toISOString().slice(0, -1);
+  const two = (number) => String(Math.floor(Math.abs(number))).padStart(2, "0");
+  return `${local}${minutes < 0 ? "-" : "+"}${two(minutes / 60)}:${two(minutes % 60)}`;
 }
 
 function count(number, thing) {

@@ -20,12 +20,14 @@ api() {
             --header 'content-type: application/json' --data "$2" "$STUDY_API_URL/api/$1"
 }
 
+# In local time, with its offset as RFC 3339 writes it (+01:00).
+now=$(date +%Y-%m-%dT%H:%M:%S%z | sed 's/..$/:&/')
 attempts=
 for answer in "$@"; do
     question=${answer%=*} choice=${answer##*=} unsure=false
     [ "$choice" = unsure ] && choice=null unsure=true
     attempts="$attempts${attempts:+,}{\"question_pub_id\":\"$question\",\
-\"selected_choice\":$choice,\"is_unsure\":$unsure,\"answered_at\":\"$(date -u +%Y-%m-%dT%H:%M:%SZ)\"}"
+\"selected_choice\":$choice,\"is_unsure\":$unsure,\"answered_at\":\"$now\"}"
 done
 batch="{\"client_session_uuid\":\"$session\",\"attempts\":[$attempts]}"
 

@@ -25,7 +25,7 @@ export class Outbox {
       .filter((name) => name.endsWith(".pending.json"))
       .map((name) => JSON.parse(readFileSync(join(this.folder, name), "utf8")))
       .filter((batch) => !this.result(batch.client_session_uuid))
-      .sort((one, other) => (one.attempts[0].answered_at < other.attempts[0].answered_at ? -1 : 1));
+      .sort((one, other) => Date.parse(one.attempts[0].answered_at) - Date.parse(other.attempts[0].answered_at));
   }
 
   /** What became of a session; null while nobody knows. */

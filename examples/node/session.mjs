@@ -23,8 +23,16 @@ function attempt(answer) {
     question_pub_id: answer.slice(0, at),
     selected_choice: choice === "unsure" ? null : Number(choice),
     is_unsure: choice === "unsure",
-    answered_at: new Date().toISOString(),
+    answered_at: localNow(),
   };
+}
+
+/** The time now with this device's offset from UTC, in RFC 3339. */
+function localNow(now = new Date()) {
+  const minutes = -now.getTimezoneOffset();
+  const local = new Date(now.getTime() + minutes * 60_000).toISOString().slice(0, -1);
+  const two = (number) => String(Math.floor(Math.abs(number))).padStart(2, "0");
+  return `${local}${minutes < 0 ? "-" : "+"}${two(minutes / 60)}:${two(minutes % 60)}`;
 }
 
 /** Publishes one batch, and returns after the broker has confirmed it without returning it. */

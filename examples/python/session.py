@@ -11,11 +11,10 @@ import os
 import sqlite3
 import sys
 from contextlib import closing
-from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 from uuid import UUID, uuid4
 
-from study_viewer import Attempt, AttemptBatch, Outbox, Relay, RelaySettings
+from study_viewer import Attempt, AttemptBatch, Outbox, Relay, RelaySettings, local_now
 
 
 def attempt(answer: str) -> Attempt:
@@ -25,7 +24,7 @@ def attempt(answer: str) -> Attempt:
         question_pub_id=question,
         selected_choice=None if choice == "unsure" else int(choice),
         is_unsure=choice == "unsure",
-        answered_at=datetime.now(UTC).isoformat(),
+        answered_at=local_now(),
     )
 
 

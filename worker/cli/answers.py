@@ -437,7 +437,23 @@ class Topic(TypedDict):
     mastered: int
     known: int
     due: int
+    overdue: int
     recall: float
+
+
+class NextReview(TypedDict):
+    """A question that is due. `recall` is the predicted recall, from 0 to 1. `overdue_days` counts
+    days by the calendar since `due_from`.
+    """
+
+    question_id: int
+    pub_id: str
+    title: str | None
+    topic: str
+    pattern: str
+    recall: float
+    due_from: str
+    overdue_days: int
 
 
 class Stubborn(TypedDict):
@@ -445,6 +461,7 @@ class Stubborn(TypedDict):
 
     question_id: int
     pub_id: str | None
+    title: str | None
     topic: str
     pattern: str
     lapses: int
@@ -462,28 +479,36 @@ class WeekRecalled(TypedDict):
     monday: str
     reviews: int
     recalled: int
+    predicted: float | None
 
 
 class Report(TypedDict):
     """Days are UTC days, and shares are from 0 to 1.
 
-    `overdue` questions were due before today. The days of `forecast` begin with today. `retention`
-    is null without reviews in these weeks.
+    The report is about the moment `at`: later answers are left out. It was made at `made_at`.
+    `unpublished` of the questions are not published, and therefore never due. `overdue` questions
+    were due before today. The days of `forecast` begin with today. `retention` is the share of
+    reviews in `weeks` that were recalled, and `predicted` the share that the scheduler expected.
+    Both are null without reviews. `next` are due questions, the most forgotten first.
     """
 
     user_id: int
+    at: str
     made_at: str
     questions: int
+    unpublished: int
     attempts: int
     known: int
     due: int
     recall: float
     retention: float | None
+    predicted: float | None
     topics: list[Topic]
     overdue: int
     forecast: list[DayDue]
     weeks: list[WeekRecalled]
     patterns: dict[str, int]
+    next: list[NextReview]
     stubborn: list[Stubborn]
 
 

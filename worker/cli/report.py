@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import user_id
+from worker.cli.asking import time, user_id
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import NoHistory
@@ -22,10 +22,23 @@ def add_to(app: typer.Typer) -> None:
     app.command()(report)
 
 
+_YEARS: Final = range(1970, 9000)
+"""The years that a report can be about: before and after them, weeks can't be counted."""
+
+
 def report(
     user: Annotated[
         int, typer.Option("--user", parser=user_id, metavar="ID", help="The user to report on.")
     ],
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            "--at",
+            parser=time,
+            metavar="TIME",
+            help="As of this time, such as 2026-11-28T09:00, instead of now.",
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", help="The file to write. The default is report-USER.html."),
@@ -36,15 +49,21 @@ def report(
 ) -> None:
     """Writes a page that shows what a user knows, forgets and should review.
 
-    The page needs no server. It is personal data, so only you can read the file.
+    The page needs no server. It is personal data, so only you can read the file. With --at, it
+    leaves out every answer that was given later.
 
     Example: study-ingest report --user 42 --html report.html
     """
     from worker.operate.report.page import page
 
-    found = run(_picture(user))
+    if at is not None and at.year not in _YEARS:
+        raise typer.BadParameter(
+            f"the year must be from {_YEARS.start} to {_YEARS.stop - 1}", param_hint="--at"
+        )
+    made_at = datetime.now(UTC)
+    found = run(_picture(user, at or made_at))
     if as_json:
-        answer(_fields(found))
+        answer(_fields(found) | {"made_at": made_at.isoformat()})
         return
     path = html or Path(f"report-{user}.html")
     with written(path) as file:
@@ -54,29 +73,22 @@ def report(
 
 def _fields(picture: "Picture") -> dict[str, Any]:
     """The report as JSON has it: times and days in ISO 8601."""
-    fields = asdict(picture) | {"made_at": picture.made_at.isoformat()}
+    fields = asdict(picture) | {"at": picture.at.isoformat()}
     days = [{"day": each.day.isoformat(), "due": each.due} for each in picture.forecast]
     weeks = [asdict(each) | {"monday": each.monday.isoformat()} for each in picture.weeks]
+    due = [asdict(each) | {"due_from": each.due_from.isoformat()} for each in picture.next]
     stubborn = [
         asdict(each) | {"due_at": each.due_at.isoformat(), "due_from": each.due_from.isoformat()}
         for each in picture.stubborn
     ]
-    return fields | {"forecast": days, "weeks": weeks, "stubborn": stubborn}
+    return fields | {"forecast": days, "weeks": weeks, "next": due, "stubborn": stubborn}
 
 
-async def _picture(user_id: int) -> "Picture":
-    from worker.operate.report.picture import picture, since
+async def _picture(user_id: int, at: datetime) -> "Picture":
+    from worker.operate.report.gather import gather
     from worker.store import schema
-    from worker.store.engine import transaction
-    from worker.store.operate import report as stored
 
-    now = datetime.now(UTC)
-    async with engine_of(load_settings(), connections=1, name="study-ingest report") as engine:
+    settings = load_settings()
+    async with engine_of(settings, connections=1, name="study-ingest report") as engine:
         await schema.check(engine)
-        # One snapshot, so that the parts agree with each other.
-        async with transaction(engine, isolation="repeatable_read") as connection:
-            questions = await stored.questions(connection, user_id)
-            weeks = await stored.weeks(connection, user_id, since(now))
-    if not questions:
-        raise NoHistory(f"User {user_id} has no study history.")
-    return picture(user_id, questions, weeks, now)
+        return await gather(engine, settings.policy(), user_id, at)

@@ -81,6 +81,11 @@ def rating_of(attempt: ScoredAttempt) -> Rating:
     return _AGAIN
 
 
+def recalls(attempt: ScoredAttempt) -> bool:
+    """Whether the scheduler counts the answer as a pass, and not as forgotten."""
+    return rating_of(attempt) is not _AGAIN
+
+
 def review(
     memory: Memory | None, last_answered_at: datetime | None, attempt: ScoredAttempt
 ) -> Memory:

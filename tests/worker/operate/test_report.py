@@ -5,6 +5,8 @@ import json
 import re
 import stat
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,22 +20,34 @@ from schemas.words import Outcome, Pattern
 from tests import factories
 from worker.cli.main import app
 from worker.domain.policy import Policy
+from worker.errors import NoHistory
 from worker.ingest.transaction import Ingest
+from worker.operate.due import due
 from worker.operate.report import page as pages
+from worker.operate.report.gather import gather
 from worker.operate.report.page import page
-from worker.operate.report.picture import DAYS, WEEKS, Picture, picture, since
+from worker.operate.report.picture import (
+    DAYS,
+    WEEKS,
+    Picture,
+    QuestionThen,
+    Recall,
+    picture,
+    since,
+)
+from worker.operate.report.retold import Review
 from worker.store.engine import transaction
 from worker.store.operate import report as stored
-from worker.store.operate.report import QuestionNow, Week
 
 NOW = datetime(2024, 3, 13, 12, 0, tzinfo=UTC)  # a Wednesday
 
 
-def question(number: int, *, due: timedelta = timedelta(), **changed: Any) -> QuestionNow:
+def question(number: int, *, due: timedelta = timedelta(), **changed: Any) -> QuestionThen:
     """A question known since yesterday, due at `due` from now."""
-    good = QuestionNow(
+    good = QuestionThen(
         question_id=number,
         pub_id=f"q-{number}",
+        title=None,
         topic_id=1,
         topic_name="Verbs",
         attempts=3,
@@ -45,7 +59,11 @@ def question(number: int, *, due: timedelta = timedelta(), **changed: Any) -> Qu
         difficulty=5.0,
         due_at=NOW + due,
     )
-    return good._replace(**changed)
+    return replace(good, **changed)
+
+
+def reviews(at: datetime, count: int, recalled: int, predicted: float = 0.8) -> list[Review]:
+    return [Review(at, number < recalled, predicted) for number in range(count)]
 
 
 def test_the_forecast_tells_what_is_overdue_apart_from_each_day() -> None:
@@ -75,12 +93,20 @@ def test_the_forecast_tells_what_is_overdue_apart_from_each_day() -> None:
 
 def test_retention_is_of_the_last_weeks_and_every_week_is_there() -> None:
     assert since(NOW) == datetime(2023, 12, 25, tzinfo=UTC)
-    weeks = [Week(date(2023, 12, 25), 4, 1), Week(date(2024, 3, 11), 6, 6)]
-    found = picture(1, [question(1)], weeks, NOW)
+    first, last = datetime(2023, 12, 25, tzinfo=UTC), datetime(2024, 3, 12, 8, tzinfo=UTC)
+    before = first - timedelta(seconds=1)
+    given = [*reviews(first, 4, 1), *reviews(last, 6, 6), *reviews(before, 9, 0)]
+    found = picture(1, [question(1)], given, NOW)
     assert found.retention == 0.7
-    assert [week.monday for week in found.weeks][:: WEEKS - 1] == [weeks[0].monday, weeks[1].monday]
+    assert found.predicted == pytest.approx(0.8)
+    assert len(found.weeks) == WEEKS
+    assert (found.weeks[0], found.weeks[-1]) == (
+        Recall(date(2023, 12, 25), 4, 1, pytest.approx(0.8)),
+        Recall(date(2024, 3, 11), 6, 6, pytest.approx(0.8)),
+    )
     assert sum(week.reviews for week in found.weeks) == 10
-    assert picture(1, [question(1)], [], NOW).retention is None
+    nothing = picture(1, [question(1)], [], NOW)
+    assert (nothing.retention, nothing.predicted) == (None, None)
 
 
 def test_topics_with_most_to_do_come_first_and_the_worst_leech_too() -> None:
@@ -98,7 +124,7 @@ def test_topics_with_most_to_do_come_first_and_the_worst_leech_too() -> None:
         NOW,
     )
     two, one = found.topics
-    assert (two.name, two.seen, two.known, two.mastered, two.due) == ("Topic 2", 3, 0, 0, 3)
+    assert (two.name, two.seen, two.known, two.mastered, two.due) == ("Topic 2", 3, 0, 0, 2)  # one is not published
     assert (one.name, one.seen, one.known, one.mastered, one.due) == ("Verbs", 2, 2, 1, 0)
     assert [each.question_id for each in found.stubborn] == [4, 3, 5]
     assert found.patterns[Pattern.LEECH] == 2
@@ -123,13 +149,75 @@ async def test_the_rows_come_from_the_log(engine: AsyncEngine) -> None:
         ),
     ]
     await ingest([factories.incoming(batch) for batch in batches])
-    async with transaction(engine) as connection:
-        questions = await stored.questions(connection, 42)
-        weeks = await stored.weeks(connection, 42, since(NOW))
-        nobody = await stored.questions(connection, 44)
-    assert [each.pub_id for each in questions] == [one.pub_id, two.pub_id]
-    assert weeks == [Week(date(2024, 3, 4), 2, 2), Week(date(2024, 3, 11), 2, 0)]
-    assert nobody == []
+    found = await gather(engine, Policy(), 42, NOW)
+    assert (found.questions, found.attempts, found.known) == (2, 7, 0)
+    assert [(week.reviews, week.recalled) for week in found.weeks[-2:]] == [(2, 2), (2, 0)]
+    assert sum(week.reviews for week in found.weeks) == 4
+    with pytest.raises(NoHistory, match="User 44 has no study history before 2024-03-13 12:00"):
+        await gather(engine, Policy(), 44, NOW)
+
+
+async def test_an_earlier_moment_knows_nothing_of_later_answers(engine: AsyncEngine) -> None:
+    one, two = await factories.publish(engine, 2, user_id=42)
+    first = datetime(2024, 3, 4, 9, tzinfo=UTC)
+    second = first + timedelta(days=3)
+    ingest = Ingest(engine, Policy())
+    for batch in (
+        factories.batch(factories.wrong(one, second), factories.wrong(two, second)),
+        factories.batch(factories.right(one, first)),
+    ):
+        await ingest([factories.incoming(batch)])
+    then = await gather(engine, Policy(), 42, second - timedelta(seconds=1))
+    assert (then.questions, then.attempts, then.known, then.retention) == (1, 1, 1, None)
+    assert then.patterns[Pattern.LEARNING] == 1
+    now = await gather(engine, Policy(), 42, second)
+    assert (now.questions, now.attempts, now.known, now.retention) == (2, 3, 0, 0.0)
+    # 2.3065 days is the stability after a first correct answer, and three days have passed.
+    assert now.predicted == pytest.approx(0.8809, abs=1e-4)
+    assert now.patterns[Pattern.RELAPSED] == 1
+    with pytest.raises(NoHistory):
+        await gather(engine, Policy(), 42, first - timedelta(seconds=1))
+
+
+async def test_its_figures_are_those_of_the_stored_progress(engine: AsyncEngine) -> None:
+    """As `due` has them, although the report folds the answers by itself."""
+    questions = await factories.publish(engine, 3, user_id=42)
+    ingest = Ingest(engine, Policy())
+    for day in (1, 2, 6):
+        at = NOW - timedelta(days=30 - day)
+        await ingest([factories.sent(*(factories.right(each, at) for each in questions[:day]))])
+    found = await gather(engine, Policy(), 42, NOW)
+    rows = await due(engine, 42, NOW)
+    assert [(each.question_id, each.pub_id, each.recall, each.due_from) for each in found.next] == [
+        (row.question_id, row.pub_ids[0], recall, row.due_from) for row, recall in rows
+    ]
+    assert found.due == len(rows) == 3
+
+
+async def test_titles_stand_where_content_has_them_and_withdrawn_questions_are_not_due(
+    engine: AsyncEngine,
+) -> None:
+    titled, untitled, withdrawn = await factories.publish(engine, 3, user_id=42)
+    await factories.execute(
+        engine,
+        "INSERT INTO study_question_texts (study_question_id, title)"
+        f" VALUES ({titled.question_id}, 'What is <b>bold</b>?')",
+    )
+    at = NOW - timedelta(days=30)
+    answers = [factories.wrong(each, at) for each in (titled, untitled, withdrawn)]
+    await Ingest(engine, Policy())([factories.sent(*answers)])
+    await factories.execute(
+        engine, f"UPDATE published SET deleted = true WHERE pub_id = '{withdrawn.pub_id}'"
+    )
+    found = await gather(engine, Policy(), 42, NOW)
+    assert (found.questions, found.due, found.unpublished) == (3, 2, 1)
+    assert sum(topic.due for topic in found.topics) == 2
+    words = Page(page(found)).words
+    assert "What is <b>bold</b>?" in words
+    assert titled.pub_id not in words
+    assert untitled.pub_id in words
+    assert withdrawn.pub_id not in words
+    assert "1 question of them is no longer published, and never due." in words
 
 
 class Page(HTMLParser):
@@ -159,7 +247,7 @@ def some() -> Picture:
             ),
             question(2, due=timedelta(days=3), topic_id=2),
         ],
-        [Week(date(2024, 3, 11), 10, 9)],
+        reviews(NOW - timedelta(days=1), 10, 9),
         NOW,
     )
 
@@ -179,9 +267,12 @@ async def test_the_names_of_many_questions_take_one_pass_over_all_publications(
     scans = "SELECT seq_scan AS n FROM pg_stat_user_tables WHERE relname = 'published'"
     (before,) = await factories.rows(engine, scans)
     async with transaction(engine) as connection:
-        found = await stored.questions(connection, 1)
+        ids = [each.question_id for each in questions]
+        found = await stored.names(connection, 1, ids)
         await connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
-    assert [each.pub_id for each in found] == [each.pub_id for each in questions]
+    assert {found[each.question_id].pub_id for each in questions} == {
+        each.pub_id for each in questions
+    }
     (after,) = await factories.rows(engine, scans)
     assert after["n"] - before["n"] <= 1
 
@@ -227,11 +318,11 @@ def test_what_is_due_now_is_all_in_the_chart(some: Picture) -> None:
         question(50, due=timedelta(days=3)),
     ]
     html = page(picture(1, due, [], NOW))
-    assert "<dt>Due now</dt><dd>31 (22 overdue)</dd>" in html
+    assert "<dt>Due now</dt><dd>31<span>22 of them overdue</span></dd>" in html
     assert "22 questions overdue, and 10 more coming due within 30 days, 9 of them today." in html
     (chart,) = re.findall(r"What is due.*?<figure>(.*?)</figure>", html)
     assert chart.count("<rect") == 3  # what is overdue, today, and the day after the day after
-    assert ">before today<" in chart
+    assert ">overdue<" in chart
     assert "<td>22</td>" in html.partition("What is due")[2].partition("</details>")[0]
 
 
@@ -239,9 +330,9 @@ def test_what_is_due_now_is_all_in_the_chart(some: Picture) -> None:
     ("changed", "expected"),
     [
         # Fourteen answers, the first wrong, a run of eight: by no means new.
-        ({"attempts": 14, "pattern": Pattern.LEARNING}, "being learned"),
-        ({"attempts": 1, "pattern": Pattern.LEARNING}, "being learned"),
-        ({"attempts": 1, "pattern": Pattern.RELAPSED}, "known before, but not the last time"),
+        ({"attempts": 14, "pattern": Pattern.LEARNING}, "not settled yet"),
+        ({"attempts": 1, "pattern": Pattern.LEARNING}, "not settled yet"),
+        ({"attempts": 1, "pattern": Pattern.RELAPSED}, "right before, but not the last time"),
         ({"attempts": 2, "pattern": Pattern.KNOWN}, "right every time"),
     ],
 )
@@ -251,6 +342,47 @@ def test_the_word_for_a_pattern_is_true_of_every_question_that_has_it(
     html = page(picture(1, [question(1, **changed)], [], NOW))
     assert f">{expected}</span>" in html
     assert not re.search(r"\b(still )?new\b", html.partition("Patterns")[2])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([(100, 79)], "chance alone explains such a difference"),
+        ([(1_000, 900)], "this one remembers more"),
+        ([(1_000, 700)], "this one forgets more"),
+        ([(1, 0)], "chance alone explains such a difference"),
+    ],
+)
+def test_one_sentence_says_why_prediction_and_measurement_differ(
+    given: list[tuple[int, int]], said: str
+) -> None:
+    its: Iterable[Review] = [
+        review for count, recalled in given for review in reviews(NOW, count, recalled)
+    ]
+    words = Page(page(picture(1, [question(1)], its, NOW))).words
+    assert said in words
+    assert sum(each in words for each in ("chance alone", "remembers more", "forgets more")) == 1
+
+
+def test_what_to_review_next_is_the_most_forgotten_of_what_is_due() -> None:
+    found = picture(
+        1,
+        [
+            question(1, stability=9.0),
+            question(2, stability=2.0, title="Which verb?"),
+            question(3, stability=1.0, pub_id=None),
+            question(4, stability=1.0, due=timedelta(days=2)),
+            question(5, stability=5.0, due=timedelta(days=-3)),
+        ],
+        [],
+        NOW,
+    )
+    assert [each.question_id for each in found.next] == [2, 5, 1]
+    assert [each.overdue_days for each in found.next] == [0, 3, 0]
+    html = page(found)
+    assert html.index("Which verb?") < html.index("q-5") < html.index("q-1<")
+    assert "<td>3 days</td>" in html
+    assert "Nothing is due." in page(picture(1, [question(1, due=timedelta(9))], [], NOW))
 
 
 def _luminance(color: str) -> float:
@@ -296,10 +428,21 @@ async def test_the_command_writes_a_page_that_only_its_owner_reads(
             run("--user", "7"),
         )
     )
+    past, odd = await asyncio.to_thread(
+        lambda: (
+            run("--user", "42", "--json", "--at", "2100-01-01T00:00"),
+            run("--user", "42", "--at", "9999-12-31T23:59"),
+        )
+    )
+    later = json.loads(past.stdout)
+    assert (later["at"], later["due"]) == ("2100-01-01T00:00:00+00:00", 1)
+    assert [each["pub_id"] for each in later["next"]] == [asked.pub_id]
+    assert odd.exit_code == 2
+    assert "from 1970 to 8999" in odd.output
     assert written.exit_code == 0, written.output
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert asked.pub_id not in path.read_text(encoding="utf-8"), "only stubborn questions are named"
+    assert asked.pub_id in path.read_text(encoding="utf-8")
     found = json.loads(told.stdout)
     assert (found["user_id"], found["questions"], found["topics"][0]["known"]) == (42, 1, 1)
     assert datetime.fromisoformat(found["made_at"]).tzinfo is not None
-    assert str(nobody.exception) == "User 7 has no study history."
+    assert str(nobody.exception).startswith("User 7 has no study history before ")

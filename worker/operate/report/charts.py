@@ -25,17 +25,27 @@ def columns(values: Sequence[int], title: str) -> str:
     return _svg(len(values), bars, title)
 
 
-def shares(values: Sequence[float | None], target: float, title: str) -> str:
-    """A column from 0 to 1 for each value that exists, and a line at `target`."""
+def shares(
+    values: Sequence[float | None], guesses: Sequence[float | None], target: float, title: str
+) -> str:
+    """A column from 0 to 1 for each value that exists, a dash across it at what was predicted, and
+    a line at `target`.
+    """
     bars = "".join(
         f'<rect class="bar" x="{place + _GAP / 2:.2f}" y="{_HEIGHT * (1 - value):.2f}"'
         f' width="{1 - _GAP:.2f}" height="{max(_HEIGHT * value, 0.5):.2f}"/>'
         for place, value in enumerate(values)
         if value is not None
     )
+    dashes = "".join(
+        f'<rect class="guess" x="{place:.2f}" y="{_HEIGHT * (1 - guess) - 1:.2f}"'
+        ' width="1" height="2"/>'
+        for place, guess in enumerate(guesses)
+        if guess is not None
+    )
     at = _HEIGHT * (1 - target)
     line = f'<line class="target" x1="0" x2="{len(values)}" y1="{at:.2f}" y2="{at:.2f}"/>'
-    return _svg(len(values), bars + line, title)
+    return _svg(len(values), bars + line + dashes, title)
 
 
 def stacked(parts: Sequence[tuple[str, int]], title: str) -> str:

@@ -4,29 +4,34 @@ Every name in it is somebody else's text, and is escaped. Everything that it sho
 length is also in the text.
 """
 
+from collections.abc import Sequence
 from datetime import date
 from html import escape
+from math import sqrt
 from pathlib import Path
 from typing import Final
 
 from schemas.words import Pattern
 from worker.operate.report.charts import columns, numbers, shares, stacked, table
-from worker.operate.report.picture import Picture, Topic
+from worker.operate.report.picture import Next, Picture, Recall, Stubborn, Topic
 
 _TARGET: Final = 0.9
 """The retention that the schedule aims at."""
+
+_FEW: Final = 30
+"""With fewer reviews, any difference may be chance."""
 
 _STYLE: Final = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 _MEANING: Final = {
     Pattern.MASTERED: "right three times on three days, and stable for weeks",
-    Pattern.LEECH: "forgotten four times or more",
-    Pattern.STUCK: "tried often, and never known for long",
-    Pattern.RELAPSED: "known before, but not the last time",
+    Pattern.LEECH: "forgotten again and again",
+    Pattern.STUCK: "tried often, and never right three times in a row",
+    Pattern.RELAPSED: "right before, but not the last time",
     Pattern.RECOVERING: "forgotten before, right again",
-    Pattern.HESITANT: "often unsure",
+    Pattern.HESITANT: "unsure in two or more of the last four answers",
     Pattern.KNOWN: "right every time",
-    Pattern.LEARNING: "being learned",
+    Pattern.LEARNING: "not settled yet",
 }
 
 
@@ -36,9 +41,10 @@ def page(picture: Picture) -> str:
         (
             _head(picture),
             _figures(picture),
-            _mastery(picture),
+            _next(picture),
             _forecast(picture),
-            _retention(picture),
+            _mastery(picture),
+            _recall(picture),
             _patterns(picture),
         )
     )
@@ -50,38 +56,66 @@ def page(picture: Picture) -> str:
         '<meta name="referrer" content="no-referrer">'
         f"<title>Study report for user {picture.user_id}</title>"
         f"<style>{_STYLE}</style></head><body><main>{body}"
-        "<footer>Days are UTC days. Predictions are the scheduler's (FSRS-6): the chance that an"
-        " answer would be right if it were asked for now.</footer></main></body></html>\n"
+        "<footer>Days are UTC days. A question is due from 12 hours before the moment that the"
+        " schedule gives it, and overdue from the next day on. Predictions are the scheduler's"
+        " (FSRS-6): the chance that an answer would be right at that moment.</footer></main></body></html>\n"
     )
 
 
 def _head(picture: Picture) -> str:
-    made = f"{_day(picture.made_at.date())} {picture.made_at.year}, {picture.made_at:%H:%M} UTC"
+    at = f"{_day(picture.at.date())} {picture.at.year}, {picture.at:%H:%M} UTC"
+    gone = ""
+    if picture.unpublished:
+        gone = (
+            f" {_count(picture.unpublished, 'question')} of them"
+            f" {'is' if picture.unpublished == 1 else 'are'} no longer published, and never due."
+        )
     return (
         f"<h1>Study report for user {picture.user_id}</h1>"
-        f'<p class="soft">As of {made}: {_count(picture.attempts, "answer")} to'
-        f" {_count(picture.questions, 'question')}.</p>"
+        f'<p class="soft">As of {at}: {_count(picture.attempts, "answer")} to'
+        f" {_count(picture.questions, 'question')}.{gone}</p>"
     )
 
 
 def _figures(picture: Picture) -> str:
+    measured = "no review yet"
+    if picture.retention is not None and picture.predicted is not None:
+        measured = (
+            f"{_percent(picture.retention)}"
+            f"<span>predicted: {_percent(picture.predicted)}</span>"
+        )
+    late = f"<span>{picture.overdue:,} of them overdue</span>" if picture.overdue else ""
     figures = (
-        ("Known", f"{_percent(picture.known / picture.questions)}"),
-        (
-            "Due now",
-            f"{picture.due} ({picture.overdue} overdue)" if picture.overdue else f"{picture.due}",
-        ),
-        ("Would be recalled now", _percent(picture.recall)),
-        (
-            "Recalled in reviews",
-            "none yet" if picture.retention is None else _percent(picture.retention),
-        ),
+        ("Right the last time", _percent(picture.known / picture.questions)),
+        ("Due now", f"{picture.due:,}{late}"),
+        ("Recalled in reviews", measured),
+        ("Would be recalled now", f"{_percent(picture.recall)}<span>of all questions</span>"),
     )
     return (
         '<dl class="figures">'
         + "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in figures)
         + "</dl>"
     )
+
+
+def _next(picture: Picture) -> str:
+    if not picture.next:
+        return _section("Review these next", "Nothing is due.", "")
+    said = "The due questions that are most likely forgotten come first."
+    if (rest := picture.due - len(picture.next)) > 0:
+        said += f" {_count(rest, 'more question')} {'is' if rest == 1 else 'are'} due after these."
+    rows = [
+        (
+            _name(each),
+            each.topic,
+            _percent(each.recall),
+            _count(each.overdue_days, "day") if each.overdue_days else "today",
+            each.pattern.value,
+        )
+        for each in picture.next
+    ]
+    heads = ("Question", "Topic", "Would be recalled", "Overdue", "Pattern")
+    return _section("Review these next", said, _scrolled("The questions to review next", heads, rows))
 
 
 def _mastery(picture: Picture) -> str:
@@ -92,7 +126,7 @@ def _mastery(picture: Picture) -> str:
     )
     return _section(
         "Mastery by topic",
-        "The share of each topic that is known. The topics with the most questions due come first.",
+        "Known means right the last time. The topics with the most questions due come first.",
         f'<ul class="key">{key}</ul>' + "".join(map(_topic, picture.topics)),
     )
 
@@ -104,8 +138,9 @@ def _topic(topic: Topic) -> str:
         f" of {_count(topic.seen, 'question')}"
     )
     bar = stacked((("mastered", topic.mastered), ("known", known), ("open", rest)), said)
+    late = f" ({topic.overdue} overdue)" if topic.overdue else ""
     return (
-        f'<div class="topic"><h3>{escape(topic.name)}</h3>{bar}<p>{said}; {topic.due} due;'
+        f'<div class="topic"><h3>{escape(topic.name)}</h3>{bar}<p>{said}; {topic.due} due{late};'
         f" {_percent(topic.recall)} would be recalled now.</p></div>"
     )
 
@@ -123,43 +158,79 @@ def _forecast(picture: Picture) -> str:
         "What is due",
         said,
         f'<figure><div class="top">{max([*columns_shown, 1])}</div>{columns(columns_shown, said)}'
-        f"{_axis('before today', _day(middle), _day(days[-1].day))}</figure>"
+        f"{_axis('overdue', _day(middle), _day(days[-1].day))}</figure>"
         + numbers(
             ("Day", "Due"),
-            [("before", picture.overdue), *((_day(day.day), day.due) for day in days if day.due)],
+            [("overdue", picture.overdue), *((_day(day.day), day.due) for day in days if day.due)],
         ),
     )
 
 
-def _retention(picture: Picture) -> str:
+def _recall(picture: Picture) -> str:
+    title = "Predicted and measured recall"
     weeks = picture.weeks
-    values = [week.recalled / week.reviews if week.reviews else None for week in weeks]
-    if picture.retention is None:
+    if picture.retention is None or picture.predicted is None:
         return _section(
-            "Retention",
+            title,
             f"No review in the last {len(weeks)} weeks: a review is an answer a day or more after"
             " the one before.",
             "",
         )
     reviews = sum(week.reviews for week in weeks)
     said = (
-        f"{_percent(picture.retention)} of {_count(reviews, 'review')} in the last"
-        f" {len(weeks)} weeks were recalled; the dashed line is the {_percent(_TARGET)} that the"
-        " schedule aims at."
+        f"Of {_count(reviews, 'review')} in the last {len(weeks)} weeks,"
+        f" {_percent(picture.predicted)} were expected to be recalled, and"
+        f" {_percent(picture.retention)} were. {_why(picture, reviews)}"
     )
+    key = (
+        '<ul class="key"><li><svg aria-hidden="true"><rect class="bar" width="100%" height="100%"/>'
+        '</svg>recalled</li><li><svg aria-hidden="true"><rect class="guess" y="40%" width="100%"'
+        ' height="20%"/></svg>predicted</li><li><svg aria-hidden="true"><line class="target" x1="0"'
+        f' x2="100%" y1="50%" y2="50%"/></svg>the {_percent(_TARGET)} that the schedule aims at</li>'
+        "</ul>"
+    )
+    measured = [week.recalled / week.reviews if week.reviews else None for week in weeks]
+    chart = shares(measured, [week.predicted for week in weeks], _TARGET, said)
     return _section(
-        "Retention",
+        title,
         said,
-        f'<figure><div class="top">100 %</div>{shares(values, _TARGET, said)}'
+        f'{key}<figure><div class="top">100 %</div>{chart}'
         f"{_axis(_day(weeks[0].monday), 'by week', _day(weeks[-1].monday))}</figure>"
         + numbers(
-            ("Week from", "Reviews", "Recalled"),
-            [
-                (_day(week.monday), week.reviews, _percent(week.recalled / week.reviews))
-                for week in weeks
-                if week.reviews
-            ],
+            ("Week from", "Reviews", "Predicted", "Recalled"),
+            [_of_week(week) for week in weeks if week.reviews],
         ),
+    )
+
+
+def _of_week(week: Recall) -> tuple[str, int, str, str]:
+    predicted = week.predicted or 0.0
+    return (
+        _day(week.monday),
+        week.reviews,
+        _percent(predicted),
+        _percent(week.recalled / week.reviews),
+    )
+
+
+def _why(picture: Picture, reviews: int) -> str:
+    """One sentence that explains the difference between what was predicted and what was measured.
+
+    By chance, a share of n reviews lies within two standard errors, sqrt(p (1 - p) / n), of the
+    predicted share in about 95 of 100 cases. Of a few reviews not even that can be said.
+    """
+    predicted, measured = picture.predicted or 0.0, picture.retention or 0.0
+    error = sqrt(predicted * (1 - predicted) / reviews)
+    if reviews < _FEW or abs(measured - predicted) <= 2 * error:
+        return "With this number of reviews, chance alone explains such a difference."
+    if measured > predicted:
+        return (
+            "The prediction is that of an average learner, and this one remembers more, so"
+            " questions come back earlier than they need to."
+        )
+    return (
+        "The prediction is that of an average learner, and this one forgets more, so"
+        " questions come back later than they should."
     )
 
 
@@ -174,30 +245,42 @@ def _patterns(picture: Picture) -> str:
     )
     stubborn = "<p>No question is a leech or stuck.</p>"
     if picture.stubborn:
+        heads = ("Question", "Topic", "Pattern", "Forgotten", "Answers", "Due")
         stubborn = (
             "<h2>The most difficult</h2><p>Asking these again does not help. Study the material"
-            ' again, or rewrite the questions.</p><div class="scroll" tabindex="0" role="region"'
-            ' aria-label="The most difficult questions">'
-            + table(
-                ("Question", "Topic", "Pattern", "Forgotten", "Answers", "Due"),
+            " again, or rewrite the questions.</p>"
+            + _scrolled(
+                "The most difficult questions",
+                heads,
                 [
                     (
-                        each.pub_id or f"no. {each.question_id}",
+                        _name(each),
                         each.topic,
                         each.pattern.value,
-                        each.lapses,
+                        _times(each.lapses),
                         each.attempts,
-                        _day(each.due_from.date()),
+                        _day(each.due_from.date()) if each.pub_id else "not published",
                     )
                     for each in picture.stubborn
                 ],
             )
-            + "</div>"
         )
     return _section(
         "Patterns",
         "The number of questions with each pattern.",
         f'<dl class="patterns">{rows}</dl>{stubborn}',
+    )
+
+
+def _name(question: Next | Stubborn) -> str:
+    return question.title or question.pub_id or f"no. {question.question_id}"
+
+
+def _scrolled(label: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table that a narrow screen scrolls by itself, without moving the page."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        f"{table(heads, rows)}</div>"
     )
 
 
@@ -216,6 +299,10 @@ def _day(day: date) -> str:
 
 def _percent(share: float) -> str:
     return f"{share:.0%}".replace("%", "\u00a0%")
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _count(number: int, thing: str) -> str:

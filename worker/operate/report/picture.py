@@ -11,7 +11,7 @@ from typing import Final
 
 from schemas.words import Outcome, Pattern
 from worker.domain.schedule import Memory, due_from, retrievability
-from worker.store.operate.report import QuestionNow, Week
+from worker.operate.report.retold import Review
 
 DAYS: Final = 30
 """The number of days in the forecast."""
@@ -19,6 +19,42 @@ WEEKS: Final = 12
 """The number of weeks in the retention chart."""
 _WORST: Final = 10
 """The number of questions that are listed as the most difficult."""
+_NEXT: Final = 10
+"""The number of questions that are listed as the next to review."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionThen:
+    """One question at the moment of the report. Times are UTC, and stability is in days."""
+
+    question_id: int
+    pub_id: str | None
+    """None if the question is not published, so that it can't be reviewed and is never due."""
+    title: str | None
+    topic_id: int
+    topic_name: str
+    attempts: int
+    lapses: int
+    last_outcome: Outcome
+    last_answered_at: datetime
+    pattern: Pattern
+    stability: float
+    difficulty: float
+    due_at: datetime
+
+    @property
+    def due_from(self) -> datetime:
+        """The time from which on it is due."""
+        return due_from(self.due_at)
+
+    def is_due(self, at: datetime) -> bool:
+        """Whether it should be reviewed."""
+        return self.pub_id is not None and self.due_from <= at
+
+    def recall(self, at: datetime) -> float:
+        """The predicted probability, 0..1, of recalling it."""
+        memory = Memory(self.stability, self.difficulty, self.due_at)
+        return retrievability(memory, self.last_answered_at, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +68,23 @@ class Topic:
     known: int
     """Questions whose last answer was correct, including the mastered ones."""
     due: int
+    overdue: int
     recall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """A question that is due. `recall` is the predicted probability of recalling it now."""
+
+    question_id: int
+    pub_id: str
+    title: str | None
+    topic: str
+    pattern: Pattern
+    recall: float
+    due_from: datetime
+    overdue_days: int
+    """The days, by the calendar, since it became due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +93,7 @@ class Stubborn:
 
     question_id: int
     pub_id: str | None
+    title: str | None
     topic: str
     pattern: Pattern
     lapses: int
@@ -66,6 +119,8 @@ class Recall:
     monday: date
     reviews: int
     recalled: int
+    predicted: float | None
+    """The share that the scheduler expected to be recalled. None if there were no reviews."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +128,11 @@ class Picture:
     """Everything in a user's report."""
 
     user_id: int
-    made_at: datetime
+    at: datetime
+    """The moment that the report is about. Later answers are left out."""
     questions: int
+    unpublished: int
+    """How many of them are not published, so that they are never due."""
     attempts: int
     known: int
     due: int
@@ -82,6 +140,8 @@ class Picture:
     """The predicted share of questions that the user would recall now."""
     retention: float | None
     """The share of reviews in the last weeks that were recalled. None if there were no reviews."""
+    predicted: float | None
+    """The share of the same reviews that the scheduler expected to be recalled."""
     topics: tuple[Topic, ...]
     overdue: int
     """The number of questions that were due before today."""
@@ -89,96 +149,143 @@ class Picture:
     """Today and the following days."""
     weeks: tuple[Recall, ...]
     patterns: dict[Pattern, int]
+    next: tuple[Next, ...]
+    """The due questions, the most forgotten first."""
     stubborn: tuple[Stubborn, ...]
 
 
-def since(now: datetime) -> datetime:
+def since(at: datetime) -> datetime:
     """The Monday with which the reviews begin."""
-    monday = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(now.weekday())
+    monday = at.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(at.weekday())
     return monday - timedelta(weeks=WEEKS - 1)
 
 
 def picture(
-    user_id: int, questions: Sequence[QuestionNow], weeks: Iterable[Week], now: datetime
+    user_id: int, questions: Sequence[QuestionThen], reviews: Iterable[Review], at: datetime
 ) -> Picture:
-    """Computes the report. `questions` is not empty, and `now` is in UTC."""
-    reviewed = {week.monday: week for week in weeks}
-    first = since(now).date()
-    mondays = [first + timedelta(weeks=n) for n in range(WEEKS)]
-    recalls = tuple(Recall(*reviewed.get(monday, Week(monday, 0, 0))) for monday in mondays)
-    reviews = sum(week.reviews for week in recalls)
+    """Computes the report. `questions` is not empty, and `at` is in UTC."""
+    weeks = _weeks(reviews, at)
+    count = sum(week.reviews for week in weeks)
     found = Counter(question.pattern for question in questions)
     return Picture(
         user_id=user_id,
-        made_at=now,
+        at=at,
         questions=len(questions),
+        unpublished=sum(question.pub_id is None for question in questions),
         attempts=sum(question.attempts for question in questions),
         known=sum(map(_is_known, questions)),
-        due=sum(due_from(question.due_at) <= now for question in questions),
-        recall=_mean_recall(questions, now),
-        retention=sum(week.recalled for week in recalls) / reviews if reviews else None,
-        topics=_topics(questions, now),
-        overdue=sum(due_from(question.due_at).date() < now.date() for question in questions),
-        forecast=_forecast(questions, now),
-        weeks=recalls,
+        due=sum(question.is_due(at) for question in questions),
+        recall=_mean_recall(questions, at),
+        retention=sum(week.recalled for week in weeks) / count if count else None,
+        predicted=(
+            sum(week.predicted * week.reviews for week in weeks if week.predicted is not None)
+            / count
+            if count
+            else None
+        ),
+        topics=_topics(questions, at),
+        overdue=sum(_overdue_days(question, at) > 0 for question in questions),
+        forecast=_forecast(questions, at),
+        weeks=weeks,
         patterns={pattern: found[pattern] for pattern in Pattern},
+        next=_next(questions, at),
         stubborn=_stubborn(questions),
     )
 
 
-def _topics(questions: Sequence[QuestionNow], now: datetime) -> tuple[Topic, ...]:
+def _weeks(reviews: Iterable[Review], at: datetime) -> tuple[Recall, ...]:
+    first = since(at).date()
+    by_week: list[list[Review]] = [[] for _ in range(WEEKS)]
+    for review in reviews:
+        week = (review.answered_at.date() - first).days // 7
+        if 0 <= week < WEEKS:
+            by_week[week].append(review)
+    return tuple(
+        Recall(
+            first + timedelta(weeks=number),
+            len(its),
+            sum(review.recalled for review in its),
+            sum(review.predicted for review in its) / len(its) if its else None,
+        )
+        for number, its in enumerate(by_week)
+    )
+
+
+def _topics(questions: Sequence[QuestionThen], at: datetime) -> tuple[Topic, ...]:
     """The topics, with the most due first."""
-    by_topic: dict[int, list[QuestionNow]] = {}
+    by_topic: dict[int, list[QuestionThen]] = {}
     for question in questions:
         by_topic.setdefault(question.topic_id, []).append(question)
     topics = [
         Topic(
             topic_id=topic_id,
-            name=its[0].topic_name or f"Topic {topic_id}",
+            name=_topic_of(its[0]),
             seen=len(its),
             mastered=sum(question.pattern is Pattern.MASTERED for question in its),
             known=sum(map(_is_known, its)),
-            due=sum(due_from(question.due_at) <= now for question in its),
-            recall=_mean_recall(its, now),
+            due=sum(question.is_due(at) for question in its),
+            overdue=sum(_overdue_days(question, at) > 0 for question in its),
+            recall=_mean_recall(its, at),
         )
         for topic_id, its in by_topic.items()
     ]
     return tuple(sorted(topics, key=lambda topic: (-topic.due, -topic.seen, topic.topic_id)))
 
 
-def _forecast(questions: Iterable[QuestionNow], now: datetime) -> tuple[Day, ...]:
-    due = Counter(due_from(question.due_at).date() for question in questions)
-    days = [now.date() + timedelta(days=n) for n in range(DAYS)]
+def _forecast(questions: Iterable[QuestionThen], at: datetime) -> tuple[Day, ...]:
+    due = Counter(each.due_from.date() for each in questions if each.pub_id is not None)
+    days = [at.date() + timedelta(days=n) for n in range(DAYS)]
     return tuple(Day(day, due[day]) for day in days)
 
 
-def _stubborn(questions: Iterable[QuestionNow]) -> tuple[Stubborn, ...]:
+def _next(questions: Iterable[QuestionThen], at: datetime) -> tuple[Next, ...]:
+    due = [(each.recall(at), each) for each in questions if each.is_due(at)]
+    due.sort(key=lambda found: (found[0], found[1].question_id))
+    return tuple(
+        Next(
+            each.question_id,
+            each.pub_id or "",
+            each.title,
+            _topic_of(each),
+            each.pattern,
+            recall,
+            each.due_from,
+            _overdue_days(each, at),
+        )
+        for recall, each in due[:_NEXT]
+    )
+
+
+def _stubborn(questions: Iterable[QuestionThen]) -> tuple[Stubborn, ...]:
     found = [each for each in questions if each.pattern in (Pattern.LEECH, Pattern.STUCK)]
     found.sort(key=lambda each: (-each.lapses, -each.attempts, each.question_id))
     return tuple(
         Stubborn(
             each.question_id,
             each.pub_id,
-            each.topic_name or f"Topic {each.topic_id}",
+            each.title,
+            _topic_of(each),
             each.pattern,
             each.lapses,
             each.attempts,
             each.due_at,
-            due_from(each.due_at),
+            each.due_from,
         )
         for each in found[:_WORST]
     )
 
 
-def _is_known(question: QuestionNow) -> bool:
+def _topic_of(question: QuestionThen) -> str:
+    return question.topic_name or f"Topic {question.topic_id}"
+
+
+def _overdue_days(question: QuestionThen, at: datetime) -> int:
+    return max(0, (at.date() - question.due_from.date()).days) if question.is_due(at) else 0
+
+
+def _is_known(question: QuestionThen) -> bool:
     return question.last_outcome is Outcome.CORRECT
 
 
-def _mean_recall(questions: Sequence[QuestionNow], now: datetime) -> float:
-    recalls = [
-        retrievability(
-            Memory(each.stability, each.difficulty, each.due_at), each.last_answered_at, now
-        )
-        for each in questions
-    ]
-    return sum(recalls) / len(recalls)
+def _mean_recall(questions: Sequence[QuestionThen], at: datetime) -> float:
+    return sum(question.recall(at) for question in questions) / len(questions)
