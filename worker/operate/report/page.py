@@ -4,7 +4,7 @@ Every name in it is somebody else's text, and is escaped. Everything that it sho
 length is also in the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from html import escape
 from math import sqrt
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.words import Pattern
-from worker.operate.report.charts import columns, numbers, shares, stacked, table
+from worker.operate.report.charts import columns, numbers, shares, stacked
 from worker.operate.report.picture import Next, Picture, Recall, Stubborn, Topic
 
 _TARGET: Final = 0.9
@@ -58,7 +58,8 @@ def page(picture: Picture) -> str:
         f"<style>{_STYLE}</style></head><body><main>{body}"
         "<footer>Days are UTC days. A question is due from 12 hours before the moment that the"
         " schedule gives it, and overdue from the next day on. Predictions are the scheduler's"
-        " (FSRS-6): the chance that an answer would be right at that moment.</footer></main></body></html>\n"
+        " (FSRS-6): the chance that an answer would be right at that moment.</footer>"
+        "</main></body></html>\n"
     )
 
 
@@ -81,8 +82,7 @@ def _figures(picture: Picture) -> str:
     measured = "no review yet"
     if picture.retention is not None and picture.predicted is not None:
         measured = (
-            f"{_percent(picture.retention)}"
-            f"<span>predicted: {_percent(picture.predicted)}</span>"
+            f"{_percent(picture.retention)}<span>predicted: {_percent(picture.predicted)}</span>"
         )
     late = f"<span>{picture.overdue:,} of them overdue</span>" if picture.overdue else ""
     figures = (
@@ -104,18 +104,20 @@ def _next(picture: Picture) -> str:
     said = "The due questions that are most likely forgotten come first."
     if (rest := picture.due - len(picture.next)) > 0:
         said += f" {_count(rest, 'more question')} {'is' if rest == 1 else 'are'} due after these."
-    rows = [
-        (
-            _name(each),
-            each.topic,
-            _percent(each.recall),
-            _count(each.overdue_days, "day") if each.overdue_days else "today",
-            each.pattern.value,
-        )
-        for each in picture.next
-    ]
-    heads = ("Question", "Topic", "Would be recalled", "Overdue", "Pattern")
-    return _section("Review these next", said, _scrolled("The questions to review next", heads, rows))
+    return _section(
+        "Review these next",
+        said,
+        _listed(
+            (
+                _name(each),
+                f"{_percent(each.recall)} likely recalled",
+                f"{_count(each.overdue_days, 'day')} overdue" if each.overdue_days else "due today",
+                each.topic,
+                each.pattern.value,
+            )
+            for each in picture.next
+        ),
+    )
 
 
 def _mastery(picture: Picture) -> str:
@@ -180,14 +182,14 @@ def _recall(picture: Picture) -> str:
     said = (
         f"Of {_count(reviews, 'review')} in the last {len(weeks)} weeks,"
         f" {_percent(picture.predicted)} were expected to be recalled, and"
-        f" {_percent(picture.retention)} were. {_why(picture, reviews)}"
+        f" {_percent(picture.retention)} were. {_why(picture, reviews)} {_now(picture)}"
     )
     key = (
         '<ul class="key"><li><svg aria-hidden="true"><rect class="bar" width="100%" height="100%"/>'
         '</svg>recalled</li><li><svg aria-hidden="true"><rect class="guess" y="40%" width="100%"'
         ' height="20%"/></svg>predicted</li><li><svg aria-hidden="true"><line class="target" x1="0"'
-        f' x2="100%" y1="50%" y2="50%"/></svg>the {_percent(_TARGET)} that the schedule aims at</li>'
-        "</ul>"
+        ' x2="100%" y1="50%" y2="50%"/></svg>'
+        f"the {_percent(_TARGET)} that the schedule aims at</li></ul>"
     )
     measured = [week.recalled / week.reviews if week.reviews else None for week in weeks]
     chart = shares(measured, [week.predicted for week in weeks], _TARGET, said)
@@ -234,6 +236,17 @@ def _why(picture: Picture, reviews: int) -> str:
     )
 
 
+def _now(picture: Picture) -> str:
+    """One sentence on why the recall of now is not that of reviews."""
+    told = f"If all questions were asked now, {_percent(picture.recall)} would be recalled"
+    if picture.recall > (picture.retention or 0.0):
+        return (
+            f"{told}: more, because reviews ask questions that are about to be forgotten, and most"
+            " questions are not."
+        )
+    return f"{told}: not more, because {picture.due:,} are due, and are forgotten bit by bit."
+
+
 def _patterns(picture: Picture) -> str:
     most = max(picture.patterns.values())
     rows = "".join(
@@ -245,24 +258,18 @@ def _patterns(picture: Picture) -> str:
     )
     stubborn = "<p>No question is a leech or stuck.</p>"
     if picture.stubborn:
-        heads = ("Question", "Topic", "Pattern", "Forgotten", "Answers", "Due")
         stubborn = (
             "<h2>The most difficult</h2><p>Asking these again does not help. Study the material"
             " again, or rewrite the questions.</p>"
-            + _scrolled(
-                "The most difficult questions",
-                heads,
-                [
-                    (
-                        _name(each),
-                        each.topic,
-                        each.pattern.value,
-                        _times(each.lapses),
-                        each.attempts,
-                        _day(each.due_from.date()) if each.pub_id else "not published",
-                    )
-                    for each in picture.stubborn
-                ],
+            + _listed(
+                (
+                    _name(each),
+                    f"forgotten {_times(each.lapses)} in {_count(each.attempts, 'answer')}",
+                    each.pattern.value,
+                    each.topic,
+                    f"due {_day(each.due_from.date())}" if each.pub_id else "not published",
+                )
+                for each in picture.stubborn
             )
         )
     return _section(
@@ -276,11 +283,14 @@ def _name(question: Next | Stubborn) -> str:
     return question.title or question.pub_id or f"no. {question.question_id}"
 
 
-def _scrolled(label: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table that a narrow screen scrolls by itself, without moving the page."""
+def _listed(items: Iterable[Sequence[str]]) -> str:
+    """A list of questions, each with what there is to say about it, for any width."""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f"{table(heads, rows)}</div>"
+        '<ol class="questions">'
+        + "".join(
+            f"<li>{escape(name)}<p>{escape(' · '.join(rest))}</p></li>" for name, *rest in items
+        )
+        + "</ol>"
     )
 
 
@@ -298,7 +308,11 @@ def _day(day: date) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", "\u00a0%")
+    """Whole percents. Only all is 100, and only nothing is 0."""
+    whole = round(share * 100)
+    if 0 < share < 1:
+        whole = min(max(whole, 1), 99)
+    return f"{whole}\u00a0%"
 
 
 def _times(number: int) -> str:
