@@ -11,7 +11,6 @@ from worker.cli.answers import answer
 from worker.cli.asking import time, user_id
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
-from worker.errors import NoHistory
 
 if TYPE_CHECKING:
     from worker.operate.report.picture import Picture

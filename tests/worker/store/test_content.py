@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.words import SkipReason
@@ -232,11 +233,11 @@ async def test_a_question_that_is_gone_counts_as_deleted_and_its_history_stays(
     assert (await rebuild(engine, 7, POLICY)).progress == 0
     assert (await make.progress(engine))[7, gone.question_id] == before[7, gone.question_id]
     async with transaction(engine) as connection:
-        named = await report.questions(connection, 7)
-    assert [(each.question_id, each.pub_id) for each in named] == [
-        (gone.question_id, None),
-        (kept.question_id, None),
-    ]
+        named = await report.names(connection, 7, [gone.question_id, kept.question_id])
+    assert {number: each.pub_id for number, each in named.items()} == {
+        gone.question_id: None,
+        kept.question_id: None,
+    }
     lines = [line async for line in export(engine, 7)]
     await make.execute(engine, "DELETE FROM outbox")
     found = await erase.survey(engine, 7, lambda *_: None)
@@ -321,9 +322,13 @@ async def test_uuid_keys_are_mapped_as_the_manual_shows(empty: AsyncEngine) -> N
     for user_id in by_user:
         assert await verify(empty, user_id, POLICY) == []
     async with transaction(empty) as connection:
-        named = await report.questions(connection, min(by_user))
-    assert {each.pub_id for each in named} == set(by_user[min(by_user)])
-    assert {each.topic_name[:5] for each in named} == {"topic"}
+        questions = await connection.execute(
+            text("SELECT study_question_id FROM study_question_progress WHERE user_id = :user_id"),
+            {"user_id": min(by_user)},
+        )
+        named = await report.names(connection, min(by_user), list(questions.scalars()))
+    assert {each.pub_id for each in named.values()} == set(by_user[min(by_user)])
+    assert {(each.topic_name or "")[:5] for each in named.values()} == {"topic"}
 
     await schema.migrate(empty, "base")
     assert await make.count(empty, "quiz_questions") == 12

@@ -124,7 +124,7 @@ async def test_operations_work_where_no_session_looks_by_itself(
     done = await import_lines(first, lines, POLICY, BY)
     assert (done.batches, done.attempts) == (1, 1)
     async with transaction(engine) as connection:
-        assert len(await report.questions(connection, 7)) == 1
+        assert len(await report.names(connection, 7, [question.question_id])) == 1
         assert await replays.take(connection) == []
     found = await doctor.examine(_settings(database_url, "order"), engine)
     assert {each.check: each.severity for each in found}["indexes"] == "ok"
