@@ -45,6 +45,7 @@ def main() -> int:
             rate=arguments.rate,
             patience=arguments.patience,
             only=arguments.only,
+            partitions=arguments.partitions,
             folder=folder,
             say=lambda line: console.print(line, soft_wrap=True, highlight=False),
         )

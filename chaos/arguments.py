@@ -32,5 +32,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help="only this kind of fault; can be given several times",
     )
+    made.add_argument(
+        "--partitions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="partitions of the queue at the start; with more than 1, their number changes during"
+        " the run (default 1)",
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return made

@@ -21,7 +21,7 @@ from chaos import amqp10
 from chaos.actors import Actor
 from chaos.evidence import MARK_WORD, Strange
 from chaos.proxy import Proxy
-from chaos.stage import ROLE
+from chaos.stage import ROLE, partition
 from chaos.world import (
     HOUSE_POLICY,
     WORKERS_MAX,
@@ -175,6 +175,18 @@ async def _policy(world: World, rng: random.Random) -> AsyncIterator[str]:
         yield "all queues"
     finally:
         await drop_policy(world.stage)
+
+
+PARTITIONS_CHANGED: Final = "partitions changed"
+_PARTITIONS_MAX: Final = 6
+
+
+@asynccontextmanager
+async def _change_partitions(world: World, rng: random.Random) -> AsyncIterator[str]:
+    """As an operator does, under load. Old partitions go once they are empty."""
+    number = rng.randint(1, _PARTITIONS_MAX)
+    await partition(world.stage, number)
+    yield f"to {number}"
 
 
 _FOREIGNER: Final = "amqp10"
@@ -419,6 +431,7 @@ FAULTS: Final = (
     ),
     Fault("broker out of disk", _SHORT, "broker", _alarm("set_disk_free_limit", "100000GB")),
     Fault("policy appears", _LONG, "broker", _policy),
+    Fault(PARTITIONS_CHANGED, _AT_ONCE, "broker", _change_partitions),
     Fault("AMQP 1.0 viewer", _AT_ONCE, "broker", _amqp10_viewer),
     Fault("connections closed by broker", _AT_ONCE, "broker", _close_connections),
     Fault("database restarted", _AT_ONCE, "database", _end("database", cleanly=True)),

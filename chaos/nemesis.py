@@ -20,7 +20,7 @@ import httpx
 from chaos import bank
 from chaos.checker import Violation, check
 from chaos.evidence import Evidence, read_database, read_outbox, read_queues
-from chaos.faults import FAULTS, Fault
+from chaos.faults import FAULTS, PARTITIONS_CHANGED, Fault
 from chaos.phone import quiet_mark
 from chaos.pulse import Pulse
 from chaos.schedule import Planned, schedule
@@ -76,20 +76,24 @@ async def run(
     rate: float,
     patience: float,
     only: Collection[str] | None,
+    partitions: int,
     folder: Path,
     say: Say,
 ) -> Outcome:
     """Runs everything. Logs and outboxes stay in `folder`.
 
     `rate` is the number of sessions per second of each viewer. There is a fault every `pace`
-    seconds, with `only` just of these kinds. `patience` limits the drain.
+    seconds, with `only` just of these kinds. `patience` limits the drain. With more than one of
+    `partitions` their number changes from time to time.
     """
     outcome = Outcome(seed, seconds)
     questions = bank.made_up(seed, _USERS, _QUESTIONS_EACH)
     bank.save(folder / "bank.json", questions)
-    kinds = {fault.kind: fault.seconds for fault in FAULTS if only is None or fault.kind in only}
+    usual = {fault.kind for fault in FAULTS if fault.kind != PARTITIONS_CHANGED or partitions > 1}
+    chosen = usual if only is None else only
+    kinds = {fault.kind: fault.seconds for fault in FAULTS if fault.kind in chosen}
     plan = schedule(seed, seconds, kinds, pace)
-    async with stage(folder, questions) as servers:
+    async with stage(folder, questions, partitions) as servers:
         say("the servers are ready")
         pulse = Pulse(servers.postgres.url)
         async with world(

@@ -95,7 +95,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(folder: Path, questions: list[bank.Question]) -> AsyncIterator[Stage]:
+async def stage(
+    folder: Path, questions: list[bank.Question], partitions: int = 1
+) -> AsyncIterator[Stage]:
     """Starts and prepares both servers. At the end it kills them and deletes their data."""
     await asyncio.to_thread(instances.sweep)  # what a killed run has left behind
     postgres = Postgres(settings={"max_connections": "60"})
@@ -104,6 +106,8 @@ async def stage(folder: Path, questions: list[bank.Question]) -> AsyncIterator[S
         await asyncio.to_thread(at_once, [postgres.start, broker.start])
         made = Stage(postgres, broker, folder)
         await prepare(made, questions)
+        if partitions > 1:
+            await partition(made, partitions)
         yield made
     finally:
         for log, name in ((postgres.log, "postgres.log"), (broker.log, "rabbitmq.log")):
@@ -121,12 +125,18 @@ async def prepare(stage: Stage, questions: list[bank.Question]) -> None:
     await _tap(stage.broker.url)
 
 
-async def _run(stage: Stage, command: str) -> None:
+async def partition(stage: Stage, number: int) -> None:
+    """Divides the queue into so many partitions, which survive that the broker is killed."""
+    await _run(stage, "topology", INGEST_PARTITIONS=str(number))
+    await asyncio.to_thread(stage.broker.remember_queues)
+
+
+async def _run(stage: Stage, command: str, **settings: str) -> None:
     management = stage.broker.port_of("rabbitmq_management")
     process = await asyncio.create_subprocess_exec(
         PROGRAM,
         command,
-        env=stage.environment(stage.postgres.port, stage.broker.port, management),
+        env=stage.environment(stage.postgres.port, stage.broker.port, management) | settings,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
