@@ -11,7 +11,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from bench.workload import VIEWER, Batch
+from bench.workload import Batch
 from schemas import amqp
 from worker.settings import Settings
 
@@ -65,4 +65,4 @@ async def consumers(settings: Settings, queue: str) -> int:
 
 async def _publish_each(exchange: AbstractExchange, batches: Iterator[Batch]) -> None:
     for batch in batches:
-        await exchange.publish(message(batch), amqp.attempts_key(VIEWER))
+        await exchange.publish(message(batch), amqp.attempts_key(batch.viewer))

@@ -1,7 +1,8 @@
 """What one busy user, or more workers, cost everybody: each figure is a ratio within one run.
 
 *late*: one user's batches, each hundred in the order odd, then even, against the same in order.
-*hot_user*: that user's backlog among other users', with several workers against one.
+*hot_user*: that user's backlog among other users', with several workers against one. The same where
+each user has a viewer, and the queue has partitions.
 *even*: an even load with several workers. *flood*: how long another user waits while a thousand
 attempts on one question, again and again, arrive newest first. *rescore*: a question that was
 answered ten times as often. *shared_bank*: questions that all users share against each user's own,
@@ -13,6 +14,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any, Final, NamedTuple
 
@@ -69,6 +71,7 @@ class Sizes(NamedTuple):
     rescored: Sequence[int] = (62, 620)
     bank: int = 1_000
     learners: Sequence[int] = (10, 1_000)
+    partitions: int = 16
 
 
 class Busy:
@@ -125,6 +128,10 @@ class Busy:
                 day=30,
             )
         ]
+        users = [_HOT] * len(hot) + [
+            2 + number % (self._sizes.shape.users - 1) for number in range(len(others))
+        ]
+        viewers = dict(zip((batch.uuid for batch in [*hot, *others]), users, strict=True))
         mixed = _shuffled_together(hot, others)
         warm_up = batches(self._sizes.shape, 250, seed="warm", day=29)
         course = await self._course("hot_user", _WORLD, warm_up, mixed)
@@ -136,11 +143,26 @@ class Busy:
                 f" {_p99(lap, others):.2f} s, {_deferred(workers)} deferred or split"
             )
         one, four, *_ = self._sizes.workers
+        deferred = max(_deferred(workers) for workers in self._sizes.workers)
+        by_user = [replace(each, viewer=f"user-{viewers[each.uuid]}") for each in mixed]
+        # Any viewers will do, so that each worker gets something.
+        warm_up = [replace(each, viewer=f"user-{number}") for number, each in enumerate(warm_up, 1)]
+        course = await self._course("hot_user", _WORLD, warm_up, by_user)
+        apart = {}
+        for workers in (one, four):
+            contender = ours(workers, partitions=self._sizes.partitions)
+            lap = apart[workers] = await race.run(self._stage, contender, course)
+            self._say(
+                f"hot_user, {workers} workers, {self._sizes.partitions} partitions:"
+                f" {lap.throughput:.0f} batches/s, others' p99 {_p99(lap, others):.2f} s"
+            )
         return {
             "hot_user": {
                 "throughput": laps[four].throughput / laps[one].throughput,
                 "others_p99": _p99(laps[four], others) / _p99(laps[one], others),
-                "deferred": max(_deferred(workers) for workers in self._sizes.workers),
+                "deferred": deferred,
+                "partitioned_throughput": apart[four].throughput / apart[one].throughput,
+                "partitioned_others_p99": _p99(apart[four], others) / _p99(apart[one], others),
             }
         }
 

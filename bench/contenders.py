@@ -38,16 +38,29 @@ class Contender:
     is_peer: bool = False
     consumers: int = 0
     """How many consumers its processes have together, where that is known."""
+    partitions: int = 1
+    """Of the queue, which the contender then consumes as well."""
+
+    @property
+    def queues(self) -> list[str]:
+        """Every queue that it consumes."""
+        if self.partitions == 1:
+            return [self.queue]
+        numbers = range(1, self.partitions + 1)
+        return [self.queue, *(amqp.partition_queue(number) for number in numbers)]
 
 
-def ours(processes: int, *, relay: bool = False, **settings: int) -> Contender:
+def ours(processes: int, *, relay: bool = False, partitions: int = 1, **settings: int) -> Contender:
     """The worker as an operator runs it."""
     variables = {f"INGEST_{name.upper()}": str(value) for name, value in settings.items()}
     return Contender(
-        name=f"ours_{processes}" + ("_relaying" if relay else ""),
+        name=f"ours_{processes}"
+        + ("_relaying" if relay else "")
+        + ("_partitioned" if partitions > 1 else ""),
         what=f"study-ingest worker, {processes} process{'es' if processes > 1 else ''}",
         commands=lambda: [(OURS, "worker")] * processes,
         consumers=processes,
+        partitions=partitions,
         variables={
             "INGEST_RELAY_IN_WORKER": str(relay).lower(),
             # The benchmark publishes with whatever login the URL has.

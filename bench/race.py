@@ -76,7 +76,8 @@ class Lap:
 async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
     """Raises `BenchError` when the rows are not the right ones, or it gets stuck."""
     await stage.copy("race", course.template)
-    async with stage.vhost("race", stage.on_database("race")) as settings:
+    wanted = stage.on_database("race").model_copy(update={"partitions": contender.partitions})
+    async with stage.vhost("race", wanted) as settings:
         variables = {**environment_of(settings), **contender.variables}
         connection = await stage.connect("race")
         try:
@@ -91,7 +92,7 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
                     else:
                         await asyncio.to_thread(publish_as, contender.publisher, batches, variables)
 
-                await _consumed_by_all(settings, contender, processes)
+                await _consumed_by_all(settings, contender, processes, connection)
                 await publish(course.warm_up)
                 warm = before + len(course.warm_up)
                 await _reach(connection, warm, processes)
@@ -106,7 +107,7 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
                 seconds = time.perf_counter() - started
                 await asyncio.sleep(0.1)  # what follows the last commit is work too
                 usage = processes.usage()
-            left = await broker.waiting(settings, contender.queue)
+            left = sum([await broker.waiting(settings, queue) for queue in contender.queues])
             if left:
                 raise BenchError(f"{contender.name} left {left} messages unacknowledged")
             await rows.check(connection, course.expected, f"{contender.name} on {course.name}")
@@ -116,10 +117,28 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
     return Lap(seconds, len(course.timed), usage.cpu - used.cpu, usage.memory, received)
 
 
-async def _consumed_by_all(settings: Settings, contender: Contender, processes: Processes) -> None:
+_SHARES: Final = (
+    "SELECT count(*) FROM ingest_leases WHERE queue <> $1 AND until > now()"
+    " GROUP BY worker ORDER BY 1"
+)
+
+
+async def _consumed_by_all(
+    settings: Settings, contender: Contender, processes: Processes, connection: asyncpg.Connection
+) -> None:
     """Waits until each process would get its share: one that starts later is not warm in time."""
     began = time.monotonic()
-    while await broker.consumers(settings, contender.queue) < contender.consumers:
+    low, more = divmod(contender.partitions, contender.consumers or 1)
+    even = [low] * (contender.consumers - more) + [low + 1] * more
+
+    async def is_ready() -> bool:
+        if await broker.consumers(settings, contender.queue) < contender.consumers:
+            return False
+        if contender.partitions == 1:
+            return True
+        return [row[0] for row in await connection.fetch(_SHARES, contender.queue)] == even
+
+    while not await is_ready():
         processes.check()
         if time.monotonic() - began > _STARTED_WITHIN:
             raise BenchError(

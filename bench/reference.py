@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from bench.stage import Stage
-from bench.workload import VIEWER, Batch
+from bench.workload import Batch
 from schemas.attempt_batch import decode
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
@@ -37,7 +37,7 @@ async def ingest(stage: Stage, name: str, batches: Iterable[Batch]) -> None:
 def incoming(batch: Batch, principal: int | None = None) -> Incoming:
     """The batch as the ingest step takes it; of the user that its viewer names, if it names one."""
     content = decode(batch.body)
-    return Incoming(VIEWER, content, content.client_session_uuid, principal=principal)
+    return Incoming(batch.viewer, content, content.client_session_uuid, principal=principal)
 
 
 def incoming_all(batches: Sequence[Batch]) -> list[Incoming]:

@@ -31,6 +31,8 @@ _GOALS: Final = {
     "hot_user.throughput": "0.6 or more",
     "hot_user.others_p99": "3 or less",
     "hot_user.deferred": "0",
+    "hot_user.partitioned_throughput": "0.9 of even.four_vs_one",
+    "hot_user.partitioned_others_p99": "1.2 or less",
     "even.four_vs_one": "",
     "eight_vs_two": "0.85 or more",
     "flood.wait": "300 or less",

@@ -46,6 +46,8 @@ class Batch:
 
     uuid: UUID
     body: bytes
+    viewer: str = VIEWER
+    """Who publishes it."""
 
 
 def pub_id(question_id: int) -> str:

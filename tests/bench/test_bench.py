@@ -59,7 +59,13 @@ async def test_a_tiny_run_has_every_figure(settings: Settings, prefix: str) -> N
     }, "the same for a group of any size"
     assert 0 < measured["latency_ms"]["p50"] <= measured["latency_ms"]["p99"]
     assert measured["peers"] == {}
-    assert measured["hot_user"].keys() == {"throughput", "others_p99", "deferred"}
+    assert measured["hot_user"].keys() == {
+        "throughput",
+        "others_p99",
+        "deferred",
+        "partitioned_throughput",
+        "partitioned_others_p99",
+    }
     assert min(measured["late_vs_in_order"], measured["even"]["four_vs_one"]) > 0
     assert measured["good_among_rejected"] > 0
     assert measured["eight_vs_two"] > 0 < measured["flood"]["wait"]
