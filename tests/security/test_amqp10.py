@@ -302,3 +302,22 @@ async def test_without_the_management_api_it_stays_and_status_says_so(
     async with working(newer.settings, engine):
         await until(lambda: kept(engine), count.__eq__)
         await newer.until_depth(amqp.DEAD_QUEUE, 0)
+
+
+async def test_what_lies_behind_a_letter_that_nothing_can_show_is_collected(
+    client: Path, newer: Broker, engine: AsyncEngine
+) -> None:
+    # The management API has no form for these types, and the broker none for a consumer of ours.
+    good = await expire(newer, client, [3])
+    url = newer.settings.amqp_url.get_secret_value()
+    for odd in ({"uuid": HEX}, {"decimal32": "00" * 4}):
+        message = {"header": {"ttl": 1}, "application": {"odd": odd}, "body": DATA}
+        outcomes, complaints = await amqp10.publish(client, url, VIEWER, [message])
+        assert outcomes == ["accepted"], complaints
+    await newer.until_depth(amqp.DEAD_QUEUE, good + 2)
+    for _ in range(30):
+        batch = factories.batch(factories.right("a"))
+        await newer.publish(batch.model_dump_json(), expiration=0.001)
+    await newer.until_depth(amqp.DEAD_QUEUE, good + 32)
+    async with working(newer.settings, engine):
+        await until(lambda: kept(engine), (good + 30).__eq__, 4 * PATIENCE)

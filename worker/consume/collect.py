@@ -316,6 +316,10 @@ class Collector:
                     taken += 1
                 self._losses.clear()
         except (BrokerAway, TopologyError) as error:
+            # Perhaps the API can't show this message either. The broker puts what it takes back in
+            # another order, so whatever is behind the message gets ahead of it: first many are
+            # delivered together, which all come back, then one at a time.
+            self._one_at_a_time = not self._one_at_a_time
             _log.error("collector.blocked", problem=str(error))
         return taken
 
