@@ -90,6 +90,7 @@ class Consumer:
             )
             for _ in range(settings.lanes)
         ]
+        self._group_max = min(settings.prefetch, settings.group_max)
         self._subscription: Subscription | None = None
         self._partitions: frozenset[str] = frozenset()
         self._consumed: frozenset[str] = frozenset()
@@ -345,7 +346,9 @@ class Consumer:
         hand = self._hand
         self._consumed = self._partitions
         queues = [*sorted(self._consumed), amqp.ATTEMPTS_QUEUE]
-        hand.full = max(self._settings.prefetch, len(queues))
+        # The prefetch is divided, but a single busy queue must still be able to fill a group.
+        share = max(self._settings.prefetch // len(queues), self._group_max)
+        hand.full = share * len(queues)
         hand.granted = hand.prefetch
         if hand.granted == 1:
             # The first one again after the last one, and after one that is not there any more.

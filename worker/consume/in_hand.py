@@ -138,7 +138,8 @@ class Hand:
         """The number of bytes to keep of a body that is arriving. 0 if it must go back for now."""
         # A body that the broker should have refused is cut: it is too large for a batch anyway.
         kept = min(size, max(MAX_MESSAGE_SIZE, self._settings.max_body_bytes + 1))
-        if self.granted > 1 and self._is_large(size) and self._bytes + kept > BYTES_IN_HAND:
+        is_large = size * self.full > BYTES_IN_HAND
+        if self.granted > 1 and is_large and self._bytes + kept > BYTES_IN_HAND:
             if self.prefetch != 1:
                 self.prefetch = 1
                 self._on_turn()
