@@ -107,6 +107,11 @@ class Management:
         bindings: list[Json] = await self._get(f"bindings/{self._vhost}")
         return bindings
 
+    async def leads_somewhere(self, exchange: str) -> bool:
+        """Whether anything is bound to the exchange. It costs little, however many queues exist."""
+        path = f"exchanges/{self._vhost}/{quote(exchange, safe='')}/bindings/source"
+        return bool(await self._get(path))
+
     async def policies(self) -> list[Json]:
         """The policies of the vhost, each with `name`, `pattern`, `apply-to`, `priority` and
         `definition`.

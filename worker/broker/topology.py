@@ -439,9 +439,14 @@ async def check(management: Management, settings: Settings) -> int:
     return found.partitions
 
 
+async def is_partitioned(management: Management) -> bool:
+    """Whether batches are dealt out to partitions. Raises what `check` raises."""
+    return await management.leads_somewhere(amqp.PARTITIONS_EXCHANGE)
+
+
 async def partitions(management: Management) -> frozenset[str]:
     """The queues of the partitions that exist, with those that are not wanted any more but may have
-    messages. Raises what `check` raises.
+    messages. The broker looks through all its queues for that. Raises what `check` raises.
     """
     return frozenset(await management.queue_names(_PARTITIONS))
 

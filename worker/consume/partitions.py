@@ -50,6 +50,7 @@ class Partitions:
         self._stopping = asyncio.Event()
         self._exist: frozenset[str] = frozenset()
         self._looked_at = float("-inf")
+        self._is_new = True
         self._share: frozenset[str] = frozenset()
         self._has_leases = False
         self.name = f"{socket.gethostname()[:100]}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -79,12 +80,14 @@ class Partitions:
         now = asyncio.get_running_loop().time()
         if self._consumer.can_consume and now - self._looked_at < self._interval:
             return
+        self._looked_at = now
         with suppress(BrokerAway, TopologyError):  # then those that were known are still right
-            found = await topology.partitions(self._management)
-            self._looked_at = now
-            if found != self._exist:
-                _log.info("partitions.found", partitions=len(found), before=len(self._exist))
-            self._exist = found
+            # Old partitions, to which nothing leads any more, are there at the start or known.
+            if self._is_new or self._exist or await topology.is_partitioned(self._management):
+                found = await topology.partitions(self._management)
+                if found != self._exist:
+                    _log.info("partitions.found", partitions=len(found), before=len(self._exist))
+                self._exist, self._is_new = found, False
 
     async def _take_share(self) -> None:
         if not self._consumer.can_consume:
