@@ -1,4 +1,4 @@
-"""The outbox library for viewers: record offline, publish when possible, and receive the results.
+"""The library for viewers: record offline, publish when possible, get results, know what is due.
 
 An application imports everything that it needs from here; `docs/viewers.md` shows how. The library
 needs aio-pika, pydantic and the standard library. `study_viewer.schemas` is the wire: in the source
@@ -16,6 +16,7 @@ from study_viewer.errors import (
     UuidReused,
 )
 from study_viewer.outbox import Entry, Outbox, State
+from study_viewer.progress import Due, Progress
 from study_viewer.relay import Relay, RelayStatus
 from study_viewer.schemas.attempt_batch import Attempt, AttemptBatch
 from study_viewer.schemas.ingest_result import IngestResult
@@ -28,12 +29,14 @@ __all__ = [
     "Attempt",
     "AttemptBatch",
     "BatchRefused",
+    "Due",
     "Entry",
     "IngestResult",
     "NoTransaction",
     "Outbox",
     "OutboxError",
     "OutboxTooNew",
+    "Progress",
     "RejectReason",
     "Relay",
     "RelayRunning",

@@ -18,11 +18,12 @@ from uuid import UUID
 from pydantic_core import PydanticSerializationError
 
 from study_viewer.errors import BatchRefused, NoTransaction, UuidReused
+from study_viewer.progress import Due, ProgressStore
 from study_viewer.schemas.attempt_batch import AttemptBatch, decode
 from study_viewer.schemas.errors import Rejection
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import RejectReason, SkipReason, Status
-from study_viewer.tables import upgrade
+from study_viewer.tables import ERASED, upgrade
 from study_viewer.trace import checked_traceparent
 
 
@@ -73,9 +74,6 @@ class Entry:
         return self.result is not None and self.result.status is Status.REJECTED
 
 
-ERASED: Final = b""
-"""The digest of a batch that has lost answers."""
-
 _ENTRY: Final = """
     SELECT client_session_uuid, state, recorded_at, body, traceparent, confirmed_at, problem,
            settled_at, result
@@ -101,9 +99,10 @@ class Outbox:
         self._connection = sqlite3.connect(
             self.path, timeout=lock_timeout, isolation_level=None, check_same_thread=False
         )
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = threading.RLock()
         try:
             upgrade(self._connection, self.path)
+            self.progress = ProgressStore(self._connection, self._one_at_a_time)
         except BaseException:
             self._connection.close()
             raise
@@ -174,6 +173,15 @@ class Outbox:
             limit,
         )
 
+    def due(self, at: datetime | None = None, user_id: int | None = None) -> list[Due]:
+        """The published questions that are due at `at` (the default is now), the most forgotten
+        first. Needs no network: it is by what the relay has received until now, and by the answers
+        of this device, also those without a result. With `user_id`, only this user's questions.
+
+        Raises ValueError if `at` has no time zone.
+        """
+        return self.progress.due(at, user_id)
+
     def prune(self, older_than: timedelta) -> int:
         """Deletes batches that were settled more than `older_than` ago. Returns their number.
 
@@ -232,16 +240,25 @@ class Outbox:
         )
 
     def settle(self, result: IngestResult) -> bool:
-        """Stores `result` as the result of its batch. Returns False for an unknown uuid.
+        """Stores `result` as the result of its batch, and the due times that it tells, in one
+        transaction. Returns False for an unknown uuid.
 
         An ingest wins over a rejection, in whatever order they arrive, because an operator may have
         replayed the rejected batch. Of two ingests the later wins: it repeats the first, unless an
         answer key was corrected in between. Answers that the result says are erased are deleted
         here as well.
         """
+        with self._one_at_a_time:
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:
+                return self._settle(result)
+
+    def _settle(self, result: IngestResult) -> bool:
         uuid = str(result.client_session_uuid)
         if result.erased_at is not None:
             self._forget(uuid, result)
+        if result.status is not Status.REJECTED and (entry := self.get(result.client_session_uuid)):
+            self.progress.add_told(result, entry.batch if entry.body else None)
         self._change(
             """
             UPDATE study_outbox

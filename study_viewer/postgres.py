@@ -41,7 +41,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from study_viewer.errors import NoTransaction, UuidReused
-from study_viewer.outbox import ERASED, Entry, State, body_of, left_of
+from study_viewer.outbox import Entry, State, body_of, left_of
 from study_viewer.publishing import ingest_exchange, publish
 from study_viewer.relay import RelayBase, first_of
 from study_viewer.results import Results, open_results, read_result
@@ -49,6 +49,7 @@ from study_viewer.schemas.attempt_batch import AttemptBatch
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import Status
 from study_viewer.settings import RelaySettings
+from study_viewer.tables import ERASED
 from study_viewer.trace import checked_traceparent
 
 log = logging.getLogger(__name__)

@@ -8,23 +8,25 @@ import asyncio
 import logging
 import random
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 import aio_pika
-from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
 from aio_pika.connection import make_url
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed
 
+from study_viewer.asking import Plan, read, request, send, take, take_result, why
 from study_viewer.errors import RelayStopped
 from study_viewer.lock import only_relay
 from study_viewer.outbox import Entry, Outbox, State
 from study_viewer.publishing import ingest_exchange, publish
-from study_viewer.results import Results, open_results, read_result
+from study_viewer.results import Results, open_progress, open_results, read_result
 from study_viewer.schemas.amqp import attempts_key
+from study_viewer.schemas.progress import ProgressPage, ProgressRefusal
 from study_viewer.settings import RelaySettings
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,12 @@ class RelayStatus:
     """
     unreadable_results: int = 0
     """The number of results that this version of the library can't read."""
+    progress_current: bool = False
+    """Whether this device has all progress of its users, as far as the server has said."""
+    progress_problem: str | None = None
+    """One sentence on why it gets no progress, or not that of a user. None if all is well. Batches
+    and results do not depend on it.
+    """
 
 
 class RelayBase:
@@ -100,13 +108,27 @@ class Relay(RelayBase):
     If the broker is unreachable, it waits without limit, and shows that in `status`. Raises
     ValueError for another kind of URL, and for a viewer name that is not 1 to 64 letters, digits,
     '-' and '_'.
+
+    It keeps the progress of the viewer's users as well, for `Outbox.due`. A viewer that is granted
+    several users names them in `users`.
     """
 
     def __init__(
-        self, outbox: Outbox, url: str, viewer: str, settings: RelaySettings | None = None
+        self,
+        outbox: Outbox,
+        url: str,
+        viewer: str,
+        settings: RelaySettings | None = None,
+        *,
+        users: Sequence[int] = (),
     ) -> None:
         super().__init__(url, viewer, settings)
         self._outbox = outbox
+        self._users = users
+        self._plan: Plan | None = None
+        self._problems: dict[int | None, str] = {}
+        self._warned: set[str] = set()
+        self._asking = asyncio.Event()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -161,6 +183,21 @@ class Relay(RelayBase):
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop has closed, so there is nothing to wake
                 self._loop.call_soon_threadsafe(self._woken.set)
+
+    def refresh(self) -> None:
+        """Asks the server for the progress of all users now, as a device does when somebody pulls
+        to refresh. Call it in the relay's own thread.
+        """
+        self.status.progress_current = False
+        if self._plan is not None:
+            self._ask_all(self._plan)
+
+    async def until_current(self) -> None:
+        """Asks for the progress of all users, and waits until it is here. Without a network it
+        waits for one, and for a server that answers.
+        """
+        self.refresh()
+        await self.until(lambda: self.status.progress_current)
 
     async def until(self, condition: Callable[[], T | None]) -> T:
         """Waits until `condition` returns something true, and returns that.
@@ -227,9 +264,13 @@ class Relay(RelayBase):
             self.status.connected = True
             self._show(None)
             await first_of(
-                self._publish_all(store, exchange), self._settle_all(store, results), results.lost()
+                self._publish_all(store, exchange),
+                self._settle_all(store, results),
+                results.lost(),
+                self._keep_current(store, connection),
             )
         finally:
+            self._plan, self.status.progress_current = None, False
             with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
                 async with asyncio.timeout(settings.close_timeout):
                     await connection.close()
@@ -279,6 +320,94 @@ class Relay(RelayBase):
                 result.client_session_uuid,
                 self._viewer,
             )
+        if result is not None and self._plan is not None:
+            await _unlocked(take_result, store.progress, self._plan, result)
+            self.status.progress_current = self._plan.current
+            self._asking.set()
+        self._announce()
+
+    async def _keep_current(self, store: Outbox, connection: AbstractConnection) -> None:
+        """Keeps the progress current for as long as the connection lasts. Whatever goes wrong with
+        it, batches and results go on.
+        """
+        if not self._settings.keep_progress:
+            await asyncio.Event().wait()  # until the connection ends
+        while True:
+            try:
+                await first_of(self._ask_and_apply(store, connection))
+            except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
+                self._show_progress(None, why(error))
+                refused = isinstance(error, ChannelClosed)
+            self._plan, self.status.progress_current = None, False
+            settings = self._settings
+            await asyncio.sleep(
+                settings.progress_interval if refused else settings.progress_patience_max
+            )
+
+    async def _ask_and_apply(self, store: Outbox, connection: AbstractConnection) -> None:
+        settings = self._settings
+        async with asyncio.timeout(settings.answer_timeout):
+            pages = await open_progress(
+                connection,
+                self._viewer,
+                declare=settings.declare_results_queue,
+                prefetch=settings.prefetch,
+            )
+            exchange = await ingest_exchange(connection)
+        plan = self._plan = Plan(settings, asyncio.get_running_loop().time)
+        self._ask_all(plan)
+        await first_of(
+            self._ask(store, exchange, plan), self._apply(store, pages, plan), pages.lost()
+        )
+
+    def _ask_all(self, plan: Plan) -> None:
+        users: set[int | None] = {*self._users, *self._outbox.progress.users()}
+        for user in users or {None}:
+            plan.ask(user)
+        self._asking.set()
+
+    async def _ask(self, store: Outbox, exchange: AbstractExchange, plan: Plan) -> None:
+        while True:
+            self._asking.clear()
+            for user in plan.to_ask():
+                cursor = None if user is None else await _unlocked(store.progress.cursor, user)
+                message = request(user, cursor, self._user_id)
+                async with asyncio.timeout(self._settings.publish_timeout):
+                    problem = await send(exchange, self._viewer, message)
+                if problem is not None:
+                    self._show_progress(user, problem)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(plan.wait()):
+                    await self._asking.wait()
+
+    async def _apply(self, store: Outbox, pages: Results, plan: Plan) -> None:
+        while True:
+            message = await pages.next()
+            told = read(message)
+            if told is None:
+                log.warning("progress of type %r can't be read: upgrade the viewer", message.type)
+            else:
+                problem = await _unlocked(take, store.progress, plan, told)
+                if isinstance(told, ProgressPage | ProgressRefusal):
+                    user = None if told.user_id is None else int(told.user_id)
+                    self._show_progress(user, problem)
+            await message.ack()
+            self.status.progress_current = plan.current
+            self._asking.set()
+            self._announce()
+
+    def _show_progress(self, user: int | None, problem: str | None) -> None:
+        """Shows what keeps the user's progress away, or that nothing does now. None is everybody's
+        problem.
+        """
+        self._problems.pop(None, None)
+        self._problems.pop(user, None)
+        if problem is not None:
+            self._problems[user] = problem
+            if problem not in self._warned:  # once, however often it is met again
+                self._warned.add(problem)
+                log.warning("%s", problem)
+        self.status.progress_problem = next(iter(self._problems.values()), None)
         self._announce()
 
     def _announce(self) -> None:

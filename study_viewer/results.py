@@ -1,4 +1,4 @@
-"""The viewer's own queue of results, and how to read one message."""
+"""The viewer's own queues, of results and of progress, and how to read one message."""
 
 import asyncio
 import re
@@ -14,7 +14,13 @@ from aio_pika.abc import (
 from aio_pika.exceptions import ChannelClosed
 from pydantic import ValidationError
 
-from study_viewer.schemas.amqp import RESULTS_EXCHANGE, result_key, results_queue
+from study_viewer.schemas.amqp import (
+    RESULTS_EXCHANGE,
+    progress_key,
+    progress_queue,
+    result_key,
+    results_queue,
+)
 from study_viewer.schemas.ingest_result import IngestResult
 
 _VERSION_1 = re.compile(r"study\.ingest_result\.v1(\.[0-9]{1,4})?")
@@ -25,7 +31,9 @@ class ResultsLost(ConnectionError):
 
 
 class Results:
-    """The results that wait for one viewer. `open_results` creates it."""
+    """The messages that wait for one viewer in one of its queues. `open_results` and
+    `open_progress` create it.
+    """
 
     def __init__(self, channel: AbstractChannel, prefetch: int) -> None:
         self._channel = channel  # kept, because aio-pika drops a channel that nobody references
@@ -60,7 +68,21 @@ async def open_results(
     creates the queue and its binding if they do not exist. If that is not allowed, or without
     `declare`, the queue must exist.
     """
-    queue = await _results_queue(connection, viewer, declare)
+    return await _consume(connection, results_queue(viewer), result_key(viewer), declare, prefetch)
+
+
+async def open_progress(
+    connection: AbstractConnection, viewer: str, *, declare: bool, prefetch: int
+) -> Results:
+    """Starts to consume pages, refusals and nudges likewise, on another channel of its own."""
+    name, key = progress_queue(viewer), progress_key(viewer)
+    return await _consume(connection, name, key, declare, prefetch)
+
+
+async def _consume(
+    connection: AbstractConnection, name: str, key: str, declare: bool, prefetch: int
+) -> Results:
+    queue = await _queue(connection, name, key, declare)
     results = Results(queue.channel, prefetch)
     await queue.channel.set_qos(prefetch)
     queue.channel.close_callbacks.add(results._lose)
@@ -71,16 +93,15 @@ async def open_results(
     return results
 
 
-async def _results_queue(
-    connection: AbstractConnection, viewer: str, declare: bool
+async def _queue(
+    connection: AbstractConnection, name: str, key: str, declare: bool
 ) -> AbstractQueue:
-    name = results_queue(viewer)
     if declare:
         # A refusal closes the channel. Then the queue belongs to the operator, whatever its
         # arguments.
         with suppress(ChannelClosed):
             queue = await (await _channel(connection)).declare_queue(name, durable=True)
-            await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
+            await queue.bind(RESULTS_EXCHANGE, key)
             return queue
     return await (await _channel(connection)).declare_queue(name, passive=True)
 

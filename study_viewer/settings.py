@@ -8,9 +8,9 @@ class RelaySettings:
     """What a viewer's author can change without changing code."""
 
     declare_results_queue: bool = True
-    """Whether the relay declares its results queue. Set it to False if an operator has created the
-    queue and the viewer's login may not. True would also work, but every refusal is a line in the
-    broker's log.
+    """Whether the relay declares its queues, of results and of progress. Set it to False if an
+    operator has created them and the viewer's login may not. True would also work, but every
+    refusal is a line in the broker's log.
     """
 
     connect_timeout: float = 10.0
@@ -42,6 +42,22 @@ class RelaySettings:
     retry_delay_max: float = 60.0
     """The longest delay after a failure, which is how late a viewer may notice that it is online
     again.
+    """
+
+    keep_progress: bool = True
+    """Whether to keep the progress of the viewer's users on this device, for `Outbox.due`."""
+
+    progress_patience: float = 10.0
+    """How long to wait for a page of progress before asking again. The time doubles up to
+    `progress_patience_max`.
+    """
+
+    progress_patience_max: float = 60.0
+    """The longest such wait. Pages and requests live a minute."""
+
+    progress_interval: float = 900.0
+    """How often to ask for progress although nothing says that it has changed, because what says so
+    may be lost; and how long to do without progress after the broker or the server refused it.
     """
 
     poll_interval: float = 1.0

@@ -9,6 +9,9 @@ from typing import Final
 
 from study_viewer.errors import OutboxTooNew
 
+ERASED: Final = b""
+"""The digest of a batch that has lost answers."""
+
 # SQLite has one writer at a time and numbers a new row after all others, so `seq` is the order of
 # the viewer's commits. Times are seconds since 1970 in UTC.
 _VERSION_1: Final = (
