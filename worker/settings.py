@@ -202,7 +202,7 @@ class _Consuming(BaseModel):
         "The default is four groups: one in the transaction, one waiting, and two whose "
         "acknowledgement waits for an earlier one. A higher value uses more memory and is no "
         "faster. With partitions it is divided among the queues of a worker, each of which gets at "
-        "least INGEST_GROUP_MAX. The bodies in hand never take more than 64 MiB together.",
+        "least two groups. The bodies in hand never take more than 64 MiB together.",
     )
     group_max: int = Field(
         default=50,

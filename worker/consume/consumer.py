@@ -90,7 +90,7 @@ class Consumer:
             )
             for _ in range(settings.lanes)
         ]
-        self._group_max = min(settings.prefetch, settings.group_max)
+        self._two_groups = min(settings.prefetch, 2 * settings.group_max)
         self._subscription: Subscription | None = None
         self._partitions: frozenset[str] = frozenset()
         self._consumed: frozenset[str] = frozenset()
@@ -346,8 +346,8 @@ class Consumer:
         hand = self._hand
         self._consumed = self._partitions
         queues = [*sorted(self._consumed), amqp.ATTEMPTS_QUEUE]
-        # The prefetch is divided, but a single busy queue must still be able to fill a group.
-        share = max(self._settings.prefetch // len(queues), self._group_max)
+        # The prefetch is divided, but a single busy queue must still keep a lane busy.
+        share = max(self._settings.prefetch // len(queues), self._two_groups)
         hand.full = share * len(queues)
         hand.granted = hand.prefetch
         if hand.granted == 1:

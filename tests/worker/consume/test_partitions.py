@@ -255,7 +255,7 @@ async def test_a_batch_that_is_tried_again_comes_back_to_the_worker_of_its_viewe
     assert {number for numbers in tried.values() for number in numbers} == {0, 1}
 
 
-async def test_the_prefetch_is_divided_among_the_queues_down_to_a_group_for_each(
+async def test_the_prefetch_is_divided_among_the_queues_down_to_two_groups_for_each(
     broker: Broker, management: Management, start: Start
 ) -> None:
     partitions = await partition(management, broker, 4)
@@ -281,7 +281,7 @@ async def test_the_prefetch_is_divided_among_the_queues_down_to_a_group_for_each
     await worker.end()
     small = await start(wait, prefetch=4, group_max=3)
     await shared_out([small], partitions)
-    await until(partial(_granted, small), (15).__eq__)
+    await until(partial(_granted, small), (20).__eq__)
 
 
 async def _granted(worker: Worker) -> int:
@@ -314,7 +314,7 @@ async def test_a_suspect_is_processed_alone_whatever_waits_in_other_partitions(
     workers.append(await start(look))
     await until(lambda: _settled(workers[0]), (81).__eq__)
     assert beside == [1]
-    await until(partial(_granted, workers[0]), (250).__eq__)  # 50 for each queue
+    await until(partial(_granted, workers[0]), (500).__eq__)  # 100 for each queue
 
 
 async def test_after_an_error_of_the_broker_each_queue_gets_its_turn(
