@@ -1,0 +1,1 @@
+"""A quiz on the web: choose a topic, answer five questions, see which were right."""
