@@ -112,6 +112,11 @@ def install_locked(python: Path, lock: Path) -> None:
     _install(lock.parent.name, "-r", lock, python=python)
 
 
+def install(python: Path, *what: str) -> None:
+    """Install into the environment of `python`, for a test. Raises DevError."""
+    _install("packages", *what, python=python)
+
+
 def digest() -> str:
     """A digest of what the environment is made from: the lock, the project file and the Python
     version.

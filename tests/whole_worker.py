@@ -84,12 +84,18 @@ class Viewers:
 
     async def add(self, *users: int, access: Access | None = None, name: str = "") -> Login:
         """A new viewer that may write for `users`."""
-        name = name or f"test-{uuid4().hex[:12]}"
-        self._made.append(name)
+        if name:
+            self._made.append(name)
+        name = name or self.name()
         password = await viewers.add(
             self.accounts, self._engine, name, users, access or Access(), By("tests", "")
         )
         return self.login(name, password)
+
+    def name(self) -> str:
+        """A name for a viewer that the test makes itself."""
+        self._made.append(f"test-{uuid4().hex[:12]}")
+        return self._made[-1]
 
     def login(self, name: str, password: str) -> Login:
         url = urlsplit(self._settings.amqp_url.get_secret_value())

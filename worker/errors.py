@@ -80,6 +80,10 @@ class ContentError(IngestError):
     """
 
 
+class AnswersError(IngestError):
+    """Raised by `answers import` for a line that is not valid. Nothing was changed."""
+
+
 class RoleError(IngestError):
     """Raised by `database-role` for a role that must not be reduced to a worker's rights."""
 

@@ -23,12 +23,19 @@ _DUE_FROM = "(progress.due_at - interval '12 hours')"
 
 # FSRS-6's forgetting curve with the default parameters: R = (1 + F * days / S) ^ -w20, where
 # F = 0.9 ^ (-1 / w20) - 1. Half a day more rounds the days, where the older view cuts them.
-_CURVE = """power(
+_RETRIEVABILITY = """power(
         1 + (power(0.9::float8, -1 / 0.1542::float8) - 1)
-            * greatest(0, floor(extract(epoch FROM now() - last_answered_at{more}) / 86400))::float8
+            * greatest(0::float8, floor(
+                date_part('epoch', now() - last_answered_at + interval '12 hours') / 86400))
             / stability,
         -0.1542::float8)"""
-_RETRIEVABILITY = _CURVE.format(more=" + interval '12 hours'")
+
+# As it was before, in numbers of any length, which take four times as long.
+_BEFORE = """power(
+        1 + (power(0.9::float8, -1 / 0.1542::float8) - 1)
+            * greatest(0, floor(extract(epoch FROM now() - last_answered_at) / 86400))::float8
+            / stability,
+        -0.1542::float8)"""
 
 _LIVE = """EXISTS (SELECT FROM published AS publication
         WHERE publication.kind = 'question' AND NOT publication.deleted
@@ -142,8 +149,4 @@ def downgrade() -> None:
     for view in ("study_history", "study_due", "study_progress"):
         op.execute(f"DROP VIEW {view}")
     question = "study_questions AS question ON question.id = progress.study_question_id"
-    op.execute(
-        _TOPICS.format(
-            due="due_at <= now()", question=question, retrievability=_CURVE.format(more="")
-        )
-    )
+    op.execute(_TOPICS.format(due="due_at <= now()", question=question, retrievability=_BEFORE))

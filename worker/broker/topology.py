@@ -53,6 +53,14 @@ _NO_DELIVERY_LIMIT: Final = 1_000_000
 exchange the 21st look at a message would drop it. (3.10 does not accept -1 for "no limit".)
 """
 
+_DAY_MS: Final = 24 * 60 * 60 * 1000
+_RESULTS_EXPIRE_DAYS: Final = 90
+"""A viewer that does not come back for so long has been thrown away, as a rule. `viewer import`
+makes the queue of one that does come back.
+"""
+_RESULTS_MAX: Final = 10_000
+"""Results that wait for one viewer: 10 MB. A learner has a few each day."""
+
 _HARMLESS_ARGUMENTS: Final = {
     "x-queue-leader-locator",
     "x-quorum-initial-group-size",
@@ -118,17 +126,21 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Settings of one named queue that can be changed while messages flow."""
+    """Settings of one named queue, or of all with a prefix, that can be changed while messages
+    flow.
+    """
 
     name: str
     queue: str
+    """The queue's name, or the prefix."""
     definition: Mapping[str, str | int]
     is_required: bool = True
     """Whether nobody may replace it by a policy of their own that loses no messages either."""
+    is_prefix: bool = False
 
     @property
     def pattern(self) -> str:
-        return f"^{re.escape(self.queue)}$"
+        return f"^{re.escape(self.queue)}" + ("" if self.is_prefix else "$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +245,19 @@ def _whole(settings: Settings) -> Topology:
                     is_required=False,
                 )
                 for key in followups
+            ),
+            # Viewers' own queues. The oldest results go first: a batch that has no result is sent
+            # again.
+            Policy(
+                amqp.RESULTS_EXCHANGE,
+                f"{amqp.RESULTS_EXCHANGE}.",
+                {
+                    "expires": _RESULTS_EXPIRE_DAYS * _DAY_MS,
+                    "max-length": _RESULTS_MAX,
+                    "overflow": "drop-head",
+                },
+                is_required=False,
+                is_prefix=True,
             ),
         ),
     )

@@ -281,6 +281,16 @@ class ViewerMade(TypedDict):
     subscription: NotRequired[str]
 
 
+class ViewerEnsured(TypedDict):
+    """A line of `viewer import`. The password is null if the viewer existed. `granted` are the
+    users whose grant is new.
+    """
+
+    viewer: str
+    password: str | None
+    granted: list[int]
+
+
 class ViewerGranted(TypedDict):
     viewer: str
     granted: list[int]
@@ -549,6 +559,31 @@ class ContentImported(TypedDict):
     withdrawn: int
 
 
+class RefusedSession(TypedDict):
+    """`line` is where the session begins."""
+
+    line: int
+    reason: str
+    detail: str
+
+
+class AnswersImported(TypedDict):
+    """`left_out` counts answers to questions that are not published, by the reason. `added`,
+    `known` and `empty` count sessions: new, imported before, and without any published question.
+    """
+
+    dry_run: bool
+    answers: int
+    users: int
+    sessions: int
+    left_out: dict[str, int]
+    added: int
+    known: int
+    empty: int
+    replaced_times: int
+    refused: list[RefusedSession]
+
+
 class ContentTopic(TypedDict):
     """`user_id` is null for a shared bank."""
 
@@ -711,6 +746,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "dead discard": Discarded,
     "dead export": ExportedLetter,
     "viewer add": ViewerMade,
+    "viewer import": ViewerEnsured,
     "viewer grant": ViewerGranted,
     "viewer revoke": ViewerRevoked,
     "viewer rotate": ViewerRotated,
@@ -721,6 +757,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "content restore": ContentChanged,
     "content check": Examined,
     "content touched": ContentTouched,
+    "answers import": AnswersImported,
     "error": Failed,
 }
 

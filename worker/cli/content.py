@@ -1,7 +1,6 @@
 """The commands for content: `content import | list | withdraw | restore | check | touched`."""
 
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import typer
 
 from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, bar, by, printable
+from worker.cli.files import opened
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import ContentError
 
@@ -87,16 +87,10 @@ def import_file(
 
 
 def _read(file: Path) -> "list[Line]":
-    from worker.operate.content import lines
+    from worker.operate.content.lines import FORMAT, without_duplicates
 
-    read = lines.read_csv if file.suffix.lower() == ".csv" else lines.read_json
-    try:
-        if str(file) == "-":
-            return lines.without_duplicates(read(sys.stdin.buffer))
-        with file.open("rb") as source:
-            return lines.without_duplicates(read(source))
-    except OSError as error:
-        raise ContentError(f"{file} can't be read: {error.strerror}.") from None
+    with opened(file, ContentError) as (source, is_csv):
+        return without_duplicates(FORMAT.read(source, is_csv=is_csv))
 
 
 def list_content(

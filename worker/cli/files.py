@@ -1,16 +1,43 @@
-"""Files with personal data, which are written completely or not at all, and which only their owner
-can read.
+"""Files that commands read and write.
+
+Files with personal data are written completely or not at all, and only their owner can read them.
 """
 
 import os
+import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Final, TextIO
 
 from worker.errors import IngestError
+
+_IN_MEMORY: Final = 16_777_216
+"""Bytes of standard input."""
+
+
+@contextmanager
+def opened(path: Path, error: type[IngestError]) -> Iterator[tuple[IO[bytes], bool]]:
+    """A file that can be read several times, and whether it is CSV. `-` is standard input, as JSON
+    Lines.
+
+    Raises `error` if it can't be read.
+    """
+    if str(path) == "-":
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.seek(0)
+            yield copy, False
+        return
+    try:
+        file = path.open("rb")
+    except OSError as problem:
+        raise error(f"{path} can't be read: {problem.strerror}.") from None
+    with file:
+        yield file, path.suffix.lower() == ".csv"
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from worker.cli import (
     doctor,
     due,
     export,
+    old_answers,
     pause,
     repair,
     report,
@@ -73,6 +74,7 @@ batch.add_to(app)
 dead.add_to(app)
 export.add_to(app)
 content.add_to(app)
+old_answers.add_to(app)
 viewer.add_to(app)
 due.add_to(app)
 report.add_to(app)

@@ -1,25 +1,30 @@
-"""Commands for the identities of viewers: `viewer add | grant | revoke | rotate | list`.
+"""Commands for the identities of viewers: `viewer add | import | grant | revoke | rotate |
+list`.
 
 A password is printed once, on standard output. It is never in a log or in an error.
 """
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schemas import amqp
 from worker.cli.answers import answer
-from worker.cli.asking import Json, Reason, by, printable
+from worker.cli.asking import Json, JsonLines, Reason, bar, by, printable
+from worker.cli.files import opened
 from worker.cli.shared import engine_of, load_settings, run
-from worker.errors import SettingsError
+from worker.errors import SettingsError, ViewerError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from worker.broker.accounts import Accounts
+    from worker.operate.viewers import Ensured
     from worker.settings import Settings
 
 _NAME = Annotated[
@@ -43,6 +48,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     for command in (add, grant, revoke, rotate):
         _commands.command()(command)
+    _commands.command("import")(import_file)
     _commands.command("list")(list_viewers)
     app.add_typer(_commands)
 
@@ -76,17 +82,12 @@ def add(
     from worker.operate import viewers
 
     settings = load_settings()
-    if mqtt and settings.mqtt_exchange is None:
-        raise SettingsError(
-            "INGEST_MQTT_EXCHANGE is not set",
-            "set it to the exchange of the broker's MQTT plugin,"
-            " usually amq.topic, here and for the workers.",
-        )
+    exchange = _mqtt_exchange(settings) if mqtt else None
     users = user or []
 
     async def work() -> str:
         async with _servers(settings) as (accounts, engine):
-            access = viewers.Access(settings.mqtt_exchange if mqtt else None, http)
+            access = viewers.Access(exchange, http)
             return await viewers.add(accounts, engine, viewer, users, access, by(reason))
 
     password = run(work())
@@ -107,6 +108,58 @@ def add(
         else f"It may not write for any user yet: run study-ingest viewer grant {viewer} --user N"
     )
     typer.echo(f"Password (shown only once): {password}")
+
+
+def import_file(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A CSV file (.csv) or JSON Lines, or - for JSON Lines on stdin."),
+    ],
+    mqtt: Annotated[
+        bool,
+        typer.Option("--mqtt", help="Use MQTT only, for browsers (see INGEST_MQTT_EXCHANGE)."),
+    ] = False,
+    reason: Reason = "",
+    as_json: JsonLines = False,
+) -> None:
+    """Sees to it that many viewers exist and may write for their users.
+
+    Each line has viewer and user_id; a viewer with several users has several lines. A viewer that
+    exists keeps its password and its other grants, and gets its results queue back if that has
+    expired. So a sign-up service can call this for each device, as often as it likes.
+
+    Example: echo '{"viewer": "phone-3f2a", "user_id": 42}' | study-ingest viewer import -
+    """
+    from worker.operate import viewers
+    from worker.operate.viewer_lines import read
+
+    settings = load_settings()
+    access = viewers.Access(_mqtt_exchange(settings) if mqtt else None)
+    with opened(file, ViewerError) as (source, is_csv):
+        wanted = read(source, is_csv=is_csv)
+
+    async def work() -> None:
+        made = 0
+        with bar("Importing", shown=not sys.stdout.isatty()) as progress:
+            async with _servers(settings) as (accounts, engine):
+                async for each in viewers.ensure(accounts, engine, wanted, access, by(reason)):
+                    made += 1
+                    progress(made, len(wanted))
+                    _print(each, as_json)
+
+    run(work())
+
+
+def _print(ensured: "Ensured", as_json: bool) -> None:
+    if as_json:
+        facts = {"viewer": ensured.name, "password": ensured.password}
+        answer(facts | {"granted": [*ensured.users]})
+        return
+    grants = f"new grants: {', '.join(map(str, ensured.users)) or 'none'}"
+    if ensured.password is None:
+        typer.echo(f"{ensured.name} existed; {grants}")
+    else:
+        typer.echo(f"{ensured.name} is new, with the password {ensured.password}; {grants}")
 
 
 def grant(viewer: _NAME, user: _SOME_USERS, reason: Reason = "", as_json: Json = False) -> None:
@@ -206,6 +259,16 @@ def list_viewers(as_json: Json = False) -> None:
         )
     if not found:
         typer.echo("There are no viewers: create one with study-ingest viewer add NAME --user N")
+
+
+def _mqtt_exchange(settings: "Settings") -> str:
+    if settings.mqtt_exchange is None:
+        raise SettingsError(
+            "INGEST_MQTT_EXCHANGE is not set",
+            "set it to the exchange of the broker's MQTT plugin,"
+            " usually amq.topic, here and for the workers.",
+        )
+    return settings.mqtt_exchange
 
 
 @asynccontextmanager

@@ -28,7 +28,9 @@ class Resolved(NamedTuple):
     shared question. Withdrawn and deleted questions are left out.
     """
     granted: Mapping[str, set[int]]
-    """The principals granted to each viewer. A viewer without any grant is left out."""
+    """The principals granted to each viewer: all of them, or enough to decide about the batches. A
+    viewer without any grant is left out.
+    """
 
 
 UserQuestion = tuple[int, int]

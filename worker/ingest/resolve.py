@@ -33,6 +33,10 @@ class Incoming:
     traceparent: str | None = None
     principal: int | None = None
     """The user that the viewer names, if it names one. It chooses among the viewer's grants."""
+    by_operator: bool = False
+    """Whether an operator brings it in, who needs no grant to write for `principal`. If it is
+    rejected, that is told to the operator, and no dead letter is kept.
+    """
     can_come_again: bool = False
     """Whether it may be handed in again, instead of waiting, if its principal is busy."""
     original: Original | None = field(default=None, compare=False)
@@ -81,6 +85,8 @@ def find_principal(
 
 def _meant(incoming: Incoming, granted: Mapping[str, set[int]]) -> int | None:
     """The user among the viewer's grants whom it names, or the only one."""
+    if incoming.by_operator:
+        return incoming.principal
     users = granted.get(incoming.viewer or "", set())
     if incoming.principal is not None:
         return incoming.principal if incoming.principal in users else None
@@ -88,14 +94,16 @@ def _meant(incoming: Incoming, granted: Mapping[str, set[int]]) -> int | None:
 
 
 def may_write(
-    viewer: str | None, user_id: int, granted: Mapping[str, set[int]], policy: Policy
+    incoming: Incoming, user_id: int, granted: Mapping[str, set[int]], policy: Policy
 ) -> bool:
-    """Whether the viewer may write for the user.
+    """Whether the batch's viewer may write for the user.
 
     A viewer that is not in `granted` may write for nobody with `default_deny`, and for everybody
     without it.
     """
-    allowed = None if viewer is None else granted.get(viewer)
+    if incoming.by_operator:
+        return True
+    allowed = None if incoming.viewer is None else granted.get(incoming.viewer)
     return not policy.default_deny if allowed is None else user_id in allowed
 
 
@@ -136,7 +144,7 @@ def plan(
         else:
             answered.append((position, attempt, question))
     principal = _single(incoming, owners, resolved.granted, len(batch.attempts))
-    if not may_write(incoming.viewer, principal, resolved.granted, policy):
+    if not may_write(incoming, principal, resolved.granted, policy):
         raise Rejection(
             RejectReason.PRINCIPAL_NOT_GRANTED,
             f"The viewer may not write for user {principal}: grant that, or discard the batch.",
@@ -214,10 +222,10 @@ def _single(
         (owner,) = owners
         assert owner is not None
         if named not in (None, owner):
+            where = "file" if incoming.by_operator else f"header {amqp.PRINCIPAL_HEADER}"
             raise Rejection(
                 RejectReason.MIXED_PRINCIPALS,
-                f"The header {amqp.PRINCIPAL_HEADER} names user {named}, but the questions belong"
-                f" to user {owner}.",
+                f"The {where} names user {named}, but the questions belong to user {owner}.",
             )
         return owner
     if (meant := _meant(incoming, granted)) is not None:
@@ -228,9 +236,10 @@ def _single(
             f"The viewer may not write for user {named}: grant that, or discard the batch.",
         )
     users = len(granted.get(incoming.viewer or "", ()))
+    many = "many" if users > 1 else str(users)
     raise Rejection(
         RejectReason.PRINCIPAL_AMBIGUOUS,
-        f"All questions are shared, and the viewer has {users} grants: grant it one user, or name"
+        f"All questions are shared, and the viewer has {many} grants: grant it one user, or name"
         f" one in the header {amqp.PRINCIPAL_HEADER}.",
     )
 

@@ -205,7 +205,7 @@ async def transact(
     letters = [
         _letter(group[place], rejected, policy)
         for place, rejected in decided.items()
-        if isinstance(rejected, Rejected)
+        if isinstance(rejected, Rejected) and not group[place].by_operator
     ]
     await dead_letters.keep(connection, letters, policy)
     return decided
@@ -229,19 +229,48 @@ async def _resolve(
         {incoming.viewer for incoming, _ in batches.values() if incoming.viewer},
     )
     owners = dict(resolved.owners)
+    granted = await _granted(connection, batches, owners, resolved.granted)
     if others := {
         each.question_pub_id
         for incoming, batch in batches.values()
-        if find_principal(incoming, batch, owners, resolved.granted) is None
+        if find_principal(incoming, batch, owners, granted) is None
         for each in batch.attempts
     }:
-        owners |= await publications.owners(connection, others)
-    return resolved._replace(owners=owners), {
+        more = await publications.owners(connection, others)
+        owners |= more
+        granted = await _granted(connection, batches, more, granted)
+    return resolved._replace(owners=owners, granted=granted), {
         uuid: principal
         for uuid, (incoming, batch) in batches.items()
-        if (principal := find_principal(incoming, batch, owners, resolved.granted)) is not None
-        and may_write(incoming.viewer, principal, resolved.granted, policy)
+        if (principal := find_principal(incoming, batch, owners, granted)) is not None
+        and may_write(incoming, principal, granted, policy)
     }
+
+
+async def _granted(
+    connection: AsyncConnection,
+    batches: Batches,
+    owners: Mapping[str, int | None],
+    granted: Mapping[str, set[int]],
+) -> Mapping[str, set[int]]:
+    """The grants, with those that matter of viewers that have more than were read: for the users
+    that the batches name, and for the owners of their questions.
+    """
+    crowded = {viewer for viewer, users in granted.items() if len(users) > publications.GRANTS_READ}
+    if not crowded:
+        return granted
+    pairs = {
+        (incoming.viewer, user_id)
+        for incoming, batch in batches.values()
+        if incoming.viewer in crowded
+        for user_id in (
+            incoming.principal,
+            *[owners.get(each.question_pub_id) for each in batch.attempts],
+        )
+        if user_id is not None and user_id not in granted[incoming.viewer]
+    }
+    found = await publications.granted(connection, pairs) if pairs else {}
+    return {viewer: users | found.get(viewer, set()) for viewer, users in granted.items()}
 
 
 async def _lock(
@@ -312,12 +341,19 @@ def _plan(
                 incoming, batch, resolved, standing, user_id, policy, received_at, erased_at
             )
         except Rejection as rejection:
+            if rejection.reason is RejectReason.PRINCIPAL_NOT_GRANTED and user_id is not None:
+                # The grant of that user was found, so the questions have another owner by now.
+                raise _owner_changed(uuid) from None
             rejections[uuid] = rejection
             continue
         if planned.user_id != user_id:
-            raise TransientFault(f"The questions of batch {uuid} have just changed their owner.")
+            raise _owner_changed(uuid)
         plans.append(planned)
     return plans, rejections
+
+
+def _owner_changed(uuid: UUID) -> TransientFault:
+    return TransientFault(f"The questions of batch {uuid} have just changed their owner.")
 
 
 async def _erased(

@@ -6,8 +6,9 @@ anything, so its queue is created here. The broker then vouches for the `user_id
 and the ingest transaction looks up in `viewer_grants` whose history the viewer may write.
 """
 
+import asyncio
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,8 @@ _HTTP_TAG: Final = "management"
 _LIMITS: Final = {"max-connections": 8, "max-channels": 32}
 """One outbox needs one connection with three channels. The rest is for dead connections."""
 _PASSWORD_BYTES: Final = 24
+_AT_ONCE: Final = 16
+"""Viewers that `ensure` creates at the same time."""
 _NOTHING: Final = "^$"
 
 
@@ -113,6 +116,66 @@ async def add(
         effect = {"users": [*users], "mqtt": access.mqtt is not None, "http": access.http}
         await audit.record(connection, by, "viewer add", f"viewer {viewer}", effect)
     return password
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """A viewer that exists now."""
+
+    name: str
+    password: str | None
+    """None if it existed before."""
+    users: tuple[int, ...]
+    """Those of the given users whose grant is new."""
+
+
+async def ensure(
+    accounts: Accounts,
+    engine: AsyncEngine,
+    wanted: Mapping[str, Collection[int]],
+    access: Access,
+    by: By,
+) -> AsyncIterator[Ensured]:
+    """Sees to it that each viewer exists and may write for these users, in the order of `wanted`.
+
+    An existing viewer keeps its password and its other grants, and gets its results queue back if
+    that has expired. Raises `ViewerError`, before anything is changed, for a name that is not
+    valid or belongs to a login that is no viewer's.
+    """
+    logins = await accounts.users()
+    for viewer in wanted:
+        _check_name(viewer)
+        if viewer in logins and TAG not in logins[viewer]["tags"]:
+            raise ViewerError(
+                f"The broker's user {viewer!r} is no viewer",
+                "choose another name for the viewer.",
+            )
+    here = await accounts.permissions()
+    queues = {queue["name"] for queue in await accounts.queues()}
+    async with transaction(engine) as connection:
+        granted = await grants.add_all(connection, wanted)
+
+    async def one(viewer: str) -> str | None:
+        if viewer not in logins or viewer not in here:
+            return await _equip(accounts, viewer, access)
+        if access.mqtt is None and amqp.results_queue(viewer) not in queues:
+            await _make_queue(accounts, viewer)
+        return None
+
+    names = [*wanted]
+    made = 0
+    try:
+        for start in range(0, len(names), _AT_ONCE):
+            some = names[start : start + _AT_ONCE]
+            passwords = await asyncio.gather(*map(one, some))
+            for viewer, password in zip(some, passwords, strict=True):
+                made += password is not None
+                yield Ensured(viewer, password, tuple(granted.get(viewer, ())))
+    finally:
+        if made or granted:
+            async with transaction(engine) as connection:
+                effect = {"made": made, "grants": sum(map(len, granted.values()))}
+                await audit.record(connection, by, "viewer import", "viewers", effect)
 
 
 def _check_name(viewer: str) -> None:
@@ -219,9 +282,7 @@ async def _equip(accounts: Accounts, viewer: str, access: Access) -> str:
     may = rights(viewer, access)
     password = secrets.token_urlsafe(_PASSWORD_BYTES)
     if access.mqtt is None:
-        queue = amqp.results_queue(viewer)
-        await accounts.declare_queue(queue, {})
-        await accounts.bind(amqp.RESULTS_EXCHANGE, queue, amqp.result_key(viewer))
+        await _make_queue(accounts, viewer)
     await accounts.put_user(viewer, password, [TAG, _HTTP_TAG] if access.http else [TAG])
     await accounts.limit_user(viewer, _LIMITS)
     for exchange, (write, read) in may.topics.items():
@@ -229,6 +290,12 @@ async def _equip(accounts: Accounts, viewer: str, access: Access) -> str:
         await accounts.permit_topics(viewer, exchange, write=write, read=read)
     await accounts.permit(viewer, configure=may.configure, write=may.write, read=may.read)
     return password
+
+
+async def _make_queue(accounts: Accounts, viewer: str) -> None:
+    queue = amqp.results_queue(viewer)
+    await accounts.declare_queue(queue, {})
+    await accounts.bind(amqp.RESULTS_EXCHANGE, queue, amqp.result_key(viewer))
 
 
 async def _logins(accounts: Accounts) -> dict[str, list[str]]:

@@ -10,6 +10,11 @@ from worker.domain.records import Resolved
 from worker.store.driver import fetch
 from worker.store.literals import as_text, texts
 
+GRANTS_READ: Final = 100
+"""The most grants of a viewer that are read without asking for particular users. The server of an
+application may have a million.
+"""
+
 _QUESTIONS: Final = (
     "FROM ours.published AS publication"
     " JOIN ours.study_questions AS question ON question.id = publication.source_id"
@@ -24,8 +29,15 @@ _RESOLVE: Final = text(
     "SELECT pub_id, deleted, source_id, NULL, NULL FROM ours.published"
     f" WHERE kind = 'question' AND pub_id = ANY({as_text('pub_ids', 'text')})"
     f" UNION ALL SELECT publication.pub_id, NULL, NULL, question.user_id, NULL {_OWNED}"
-    " UNION ALL SELECT NULL, NULL, NULL, user_id, viewer FROM ours.viewer_grants"
-    " WHERE viewer = ANY(CAST(:viewers AS text[]))"
+    " UNION ALL SELECT NULL, NULL, NULL, few.user_id, wanted.viewer"
+    " FROM unnest(CAST(:viewers AS text[])) AS wanted (viewer) CROSS JOIN LATERAL"
+    " (SELECT user_id FROM ours.viewer_grants AS its WHERE its.viewer = wanted.viewer"
+    f" LIMIT {GRANTS_READ + 1}) AS few"
+)
+
+_GRANTED: Final = text(
+    "SELECT viewer, user_id FROM ours.viewer_grants WHERE (viewer, user_id) IN"
+    " (SELECT * FROM unnest(CAST(:viewers AS text[]), CAST(:users AS bigint[])))"
 )
 
 _OWNERS: Final = text(f"SELECT publication.pub_id, question.user_id {_OWNED}")
@@ -43,7 +55,7 @@ async def resolve(
     viewers: Collection[str],
 ) -> Resolved:
     """The questions behind `pub_ids`, the owners of the questions `owned`, and the grants of the
-    viewers.
+    viewers: of each no more than some, and then at least one more than `GRANTS_READ`.
     """
     questions: dict[str, int] = {}
     taken_back: set[str] = set()
@@ -62,6 +74,17 @@ async def resolve(
         else:
             granted.setdefault(viewer, set()).add(user_id)
     return Resolved(questions, taken_back, owners, granted)
+
+
+async def granted(
+    connection: AsyncConnection, pairs: Collection[tuple[str, int]]
+) -> dict[str, set[int]]:
+    """Those of the grants (viewer, user_id) that exist."""
+    wanted = {"viewers": [each for each, _ in pairs], "users": [each for _, each in pairs]}
+    found: dict[str, set[int]] = {}
+    for viewer, user_id in await fetch(connection, _GRANTED, wanted):
+        found.setdefault(viewer, set()).add(user_id)
+    return found
 
 
 async def owners(connection: AsyncConnection, pub_ids: Collection[str]) -> dict[str, int | None]:

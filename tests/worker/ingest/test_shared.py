@@ -25,6 +25,7 @@ from worker.operate.rescore import rescore
 from worker.store import keys
 from worker.store.audit import By
 from worker.store.engine import transaction
+from worker.store.publications import GRANTS_READ
 
 pytestmark = on_either_content
 
@@ -277,3 +278,35 @@ async def test_an_erased_user_s_answers_to_shared_questions_stay_erased(
     await ingest([sent(right(kept, at(1)), right(withdrawn, at(1)), viewer="viewer-2")])
     (told,) = [each for each in await make.told(engine, "viewer-2") if each.skipped]
     assert [each.reason for each in told.skipped] == [SkipReason.WITHDRAWN]
+
+
+async def test_a_viewer_may_have_more_users_than_are_looked_up_at_once(
+    engine: AsyncEngine, ingest: Ingest
+) -> None:
+    """Like the server of an application, which writes for everybody who has signed up."""
+    (shared,) = await make.publish(engine, user_id=None)
+    known, stranger = GRANTS_READ * 3, GRANTS_READ * 3 + 1
+    (last,) = await make.publish(engine, user_id=known)
+    (foreign,) = await make.publish(engine, user_id=stranger)
+    await make.execute(
+        engine,
+        "INSERT INTO viewer_grants (viewer, user_id)"
+        f" SELECT '{make.VIEWER}', n FROM generate_series(1, {known}) AS n",
+    )
+    group = [
+        *[named(sent(right(shared)), user) for user in (1, known, stranger)],
+        sent(right(last)),
+        sent(right(foreign)),
+        # The owner is known only from the second question.
+        sent(right("unknown"), right(last), right(shared)),
+        sent(right(shared), right(foreign)),
+        sent(right(shared)),
+    ]
+    became = [getattr(each, "reason", "ingested") for each in await ingest(group)]
+    assert became == [
+        *("ingested", "ingested", RejectReason.PRINCIPAL_NOT_GRANTED),
+        *("ingested", RejectReason.PRINCIPAL_NOT_GRANTED),
+        "ingested",
+        *(RejectReason.PRINCIPAL_NOT_GRANTED, RejectReason.PRINCIPAL_AMBIGUOUS),
+    ]
+    assert {user for user, _ in await make.progress(engine)} == {1, known}

@@ -37,10 +37,14 @@ PUBLISHED = Path(__file__).parents[3] / "docs" / "commands.schema.json"
 
 WITHOUT_JSON = {"worker", "relay", "top", "export", "dead export"}
 """They run until they are stopped, show a terminal, or print JSON Lines in any case."""
+VIEWERS = "viewers.jsonl"
+"""The file that `viewer import` reads."""
 USER = 7
 SESSION = UUID(int=7)
 QUESTIONS = "questions.jsonl"
 """The file that `content import` reads."""
+OLD_ANSWERS = "answers.jsonl"
+"""The file that `answers import` reads: two sessions, of which one is refused."""
 
 
 # -------------------------------------------------------------------------------- the commands
@@ -93,6 +97,7 @@ def _runs(viewer: str, role: str, pub_id: str, exported: Path) -> list[Run]:
         Run("dead discard", ("--reason", "malformed", "--yes")),
         Run("dead replay", ("--reason", "nothing_resolved")),
         Run("viewer add", (viewer, "--user", "8")),
+        Run("viewer import", (str(exported.parent / VIEWERS),)),
         Run("viewer grant", (viewer, "--user", str(USER))),
         Run("viewer rotate", (viewer,)),
         Run("viewer list"),
@@ -101,6 +106,7 @@ def _runs(viewer: str, role: str, pub_id: str, exported: Path) -> list[Run]:
         Run("rescore", ("--pub-id", pub_id, "--correct-choice", "2", "--yes")),
         Run("void", (str(SESSION), "--yes")),
         Run("import", (str(exported),)),
+        Run("answers import", (str(exported.parent / OLD_ANSWERS),)),
         Run("erase", ("--user", str(USER), "--yes")),
         Run("audit"),
     ]
@@ -170,10 +176,12 @@ def one(shape: str, text: str) -> dict[str, Any]:
 CHANGES = {
     *("database-role", "pause", "resume", "rebuild", "rescore", "void", "import", "erase"),
     *("export", "dead export", "discard", "replay"),
-    *("viewer add", "viewer grant", "viewer rotate", "viewer revoke"),
+    *("viewer add", "viewer import", "viewer grant", "viewer rotate", "viewer revoke"),
     *("reader-role", "content import", "content withdraw", "content restore"),
+    "answers import",
 }
-STREAMS = {"dead show", "dead export", "dead replay --dry-run"}
+FINDS_SOMETHING = {"status", "verify", "answers import"}
+STREAMS = {"viewer import", "dead show", "dead export", "dead replay --dry-run"}
 
 
 @pytest.fixture
@@ -182,6 +190,13 @@ async def names(site: Site, tmp_path: Path) -> Any:
     viewer, role = f"test-{uuid4().hex[:12]}", f"test_{uuid4().hex[:12]}"
     (tmp_path / QUESTIONS).write_text(
         '{"pub_id": "imported", "topic": "x", "user_id": 7, "correct_choice": 1}\n'
+    )
+    old = {"pub_id": "imported", "selected_choice": 1, "answered_at": "2026-01-01T00:00:00Z"}
+    (tmp_path / OLD_ANSWERS).write_text(
+        "".join(json.dumps(old | {"user_id": user}) + "\n" for user in (7, 8))
+    )
+    (tmp_path / VIEWERS).write_text(
+        "".join(json.dumps({"viewer": viewer, "user_id": user}) + "\n" for user in (8, 9))
     )
     yield viewer, role
     async with Accounts(site.settings) as accounts:
@@ -244,7 +259,11 @@ async def test_each_command_prints_its_shape_with_data(
     for run in _runs(*names, question.pub_id, exported):
         code, out, err = await typed(site, run.line)
         if run.command != "doctor":  # which looks at the machine too
-            assert code == (1 if run.command in ("status", "verify") else 0), (run, out, err)
+            assert code == (1 if run.command in ("status", "verify", "answers import") else 0), (
+                run,
+                out,
+                err,
+            )
         shape = run.shape or run.command
         found = validated(shape, out)
         assert len(found) == 1 or shape in STREAMS, (run, out)

@@ -20,7 +20,8 @@ from worker.ingest.transaction import Ingest
 from worker.operate import repair
 from worker.operate.content import change
 from worker.operate.content.bring_in import Imported, bring_in
-from worker.operate.content.lines import LONGEST_LINE, Line
+from worker.operate.content.lines import Line
+from worker.operate.lines import LONGEST_LINE
 from worker.store.audit import By
 
 pytestmark = pytest.mark.broker
@@ -94,6 +95,20 @@ async def test_an_imported_question_can_be_answered(site: Site, tmp_path: Path, 
     (entry,) = await make.rows(site.engine, "SELECT operation, reason, effect FROM ingest_audit")
     assert (entry["operation"], entry["reason"]) == ("content import", "a start")
     assert entry["effect"]["questions"] == 2
+
+
+async def test_questions_without_an_owner_are_answered_by_many(engine: AsyncEngine) -> None:
+    done = await imported(
+        engine, question("own"), *[question(f"q-{n}", user_id=None) for n in range(2)]
+    )
+    # A topic of the bank is another than a user's topic of the same name.
+    assert (done.topics, done.questions) == (2, 3)
+    for user in (7, 8):
+        await make.grant(engine, f"viewer-{user}", user)
+        batch = sent(right("q-0"), wrong("q-1"), viewer=f"viewer-{user}")
+        await Ingest(engine, Policy())([batch])
+    assert {user for user, _ in await make.progress(engine)} == {7, 8}
+    assert await make.count(engine, "study_questions") == 3
 
 
 async def test_an_import_changes_nothing_the_second_time(engine: AsyncEngine) -> None:

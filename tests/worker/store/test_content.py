@@ -281,7 +281,7 @@ async def test_an_import_adds_nothing_to_the_application_s_content(
 
 
 async def test_uuid_keys_are_mapped_as_the_manual_shows(empty: AsyncEngine) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "integrate.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "content.md").read_text()
     views, publish = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     theirs = (
         "CREATE TABLE quiz_topics (id uuid PRIMARY KEY DEFAULT gen_random_uuid(),"
@@ -336,6 +336,36 @@ async def test_uuid_keys_are_mapped_as_the_manual_shows(empty: AsyncEngine) -> N
     await make.execute(empty, "DROP FUNCTION study_number")
     await make.execute(empty, "DROP TABLE study_numbers, quiz_questions, quiz_topics")
     assert await _objects(empty) == before
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 9, 60])
+async def test_views_of_small_tables_are_taken_whatever_the_planner_thinks_of_them(
+    empty: AsyncEngine, rows: int
+) -> None:
+    """A planner that knows a table to be small would rather read all of it by an index."""
+    for statement in (
+        "CREATE TABLE items (id uuid PRIMARY KEY, topic_id uuid NOT NULL, answer integer NOT NULL)",
+        "CREATE INDEX ON items (topic_id)",
+        "CREATE TABLE numbers (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,"
+        " uuid uuid NOT NULL UNIQUE)",
+        "INSERT INTO items SELECT md5(n::text)::uuid, md5('t' || n % 3)::uuid, 1"
+        f" FROM generate_series(1, {rows}) AS n",
+        "INSERT INTO numbers (uuid) SELECT id FROM items UNION SELECT topic_id FROM items",
+        "CREATE VIEW study_questions AS SELECT mine.id, NULL::bigint AS user_id,"
+        " topic.id AS study_topic_id, answer AS correct_choice, NULL::timestamptz AS deleted_at"
+        " FROM items JOIN numbers AS mine ON mine.uuid = items.id"
+        " JOIN numbers AS topic ON topic.uuid = items.topic_id",
+        "ANALYZE",
+    ):
+        await make.execute(empty, statement)
+    await schema.migrate(empty)
+
+    # And still a table without an index for it is refused.
+    await schema.migrate(empty, "base")
+    await make.execute(empty, "ALTER TABLE numbers DROP CONSTRAINT numbers_pkey")
+    if rows > 1:
+        with pytest.raises(SchemaError, match="looking up study_questions by id reads all of"):
+            await schema.migrate(empty)
 
 
 async def _script(engine: AsyncEngine, statements: str) -> None:

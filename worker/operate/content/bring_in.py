@@ -8,8 +8,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.errors import ContentError
-from worker.operate.content.lines import Line, shown
+from worker.operate.content.lines import Line
 from worker.operate.content.writable import check_ours
+from worker.operate.lines import shown
 from worker.store import audit
 from worker.store.audit import By
 from worker.store.engine import transaction

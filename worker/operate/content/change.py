@@ -6,8 +6,8 @@ from typing import NamedTuple
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.errors import ContentError
-from worker.operate.content.lines import shown
 from worker.operate.content.writable import check_ours
+from worker.operate.lines import shown
 from worker.store import audit, principals
 from worker.store.audit import By
 from worker.store.engine import transaction

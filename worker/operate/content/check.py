@@ -4,8 +4,8 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.operate.content.lines import shown
 from worker.operate.doctor.finding import Finding, Severity
+from worker.operate.lines import shown
 from worker.store.engine import transaction
 from worker.store.operate import content as stored
 

@@ -219,11 +219,11 @@ def _of_the_viewers(broker: BrokerStatus, database: DatabaseStatus) -> Iterator[
     if deaf := sorted(database.granted - broker.listening):
         yield Attention(
             "viewer_without_queue",
-            "warning",
-            f"{_count(len(deaf), 'viewer has', 'viewers have')} a grant and no results queue, so"
-            f" nobody tells them what became of their batches: {_named(deaf)}.",
-            "Run `study-ingest viewer rotate` for each, which creates the queue, or `viewer revoke`"
-            " where it is not in use.",
+            "note",
+            f"{_count(len(deaf), 'viewer has', 'viewers have')} a grant and no results queue,"
+            f" which expires if nobody reads it for 90 days: {_named(deaf)}.",
+            "Run `study-ingest viewer import` for one that comes back, which creates the queue, or"
+            " `viewer revoke` where it is not in use.",
         )
     if mute := sorted(broker.listening - database.granted):
         yield Attention(

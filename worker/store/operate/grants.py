@@ -1,6 +1,6 @@
 """Grants: the principals for which each viewer may write."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from sqlalchemy import text
@@ -10,6 +10,13 @@ _ADD: Final = text(
     "INSERT INTO ours.viewer_grants (viewer, user_id)"
     " SELECT :viewer, user_id FROM unnest(CAST(:users AS bigint[])) AS user_id"
     " ON CONFLICT DO NOTHING"
+)
+
+_ADD_ALL: Final = text(
+    "INSERT INTO ours.viewer_grants (viewer, user_id)"
+    " SELECT viewer, user_id FROM unnest(CAST(:viewers AS text[]), CAST(:users AS bigint[]))"
+    " AS wanted (viewer, user_id) ORDER BY viewer, user_id"
+    " ON CONFLICT DO NOTHING RETURNING viewer, user_id"
 )
 
 _REMOVE: Final = text(
@@ -26,6 +33,18 @@ async def add(connection: AsyncConnection, viewer: str, users: Collection[int]) 
     """
     done = await connection.execute(_ADD, {"viewer": viewer, "users": list(users)})
     return done.rowcount > 0
+
+
+async def add_all(
+    connection: AsyncConnection, wanted: Mapping[str, Collection[int]]
+) -> dict[str, list[int]]:
+    """Allows each viewer to write for its users. Returns the grants that are new."""
+    pairs = [(viewer, user_id) for viewer, users in wanted.items() for user_id in users]
+    values = {"viewers": [each for each, _ in pairs], "users": [each for _, each in pairs]}
+    added: dict[str, list[int]] = {}
+    for viewer, user_id in await connection.execute(_ADD_ALL, values):
+        added.setdefault(viewer, []).append(user_id)
+    return added
 
 
 async def remove(connection: AsyncConnection, viewer: str, users: Collection[int] | None) -> bool:
