@@ -271,7 +271,8 @@ class Subscription:
                     )
         except CLIENT_ERRORS as error:
             self._lose_by(error)
-            raise BrokerAway(f"Queue {queue} can't be consumed: {describe(error)}.") from None
+            names = ", ".join(queues)
+            raise BrokerAway(f"Queue {names} can't be consumed: {describe(error)}.") from None
         self._tags = {queue: tag for tag, queue in self._queues.items()}
         self.is_proved = True
         # Of one queue: while its acks wait, the others' deliveries do not help it.

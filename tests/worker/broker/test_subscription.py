@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from schemas import amqp
 from tests.broker_fixtures import PATIENCE, Broker
 from worker.broker.subscription import Delivery, Subscription
+from worker.errors import BrokerAway
 
 pytestmark = pytest.mark.broker
 
@@ -133,3 +134,22 @@ async def test_any_order_and_grouping_of_acks_settles_everything_and_is_no_fault
     # sends so many fewer: as many again can only come where neither happened.
     assert await _ack(await _fill(broker, hand))
     assert not subscription.is_lost
+
+
+@pytest.mark.parametrize("step", ["basic_qos", "basic_consume"])
+async def test_a_broker_that_does_not_answer_while_consuming_begins_is_away(
+    step: str, broker: Broker, hand: _Hand
+) -> None:
+    subscription = await Subscription.open(
+        broker.settings, amqp.ATTEMPTS_QUEUE, hand.take, lambda: None
+    )
+
+    async def silence(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    setattr(subscription._channel, step, silence)
+    queues = [amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE]
+    with pytest.raises(BrokerAway, match="study.attempts, study.attempts.dead can't be consumed"):
+        await subscription.consume(COUNT, queues)
+    assert subscription.is_lost
+    await subscription.close()
