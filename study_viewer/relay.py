@@ -129,6 +129,7 @@ class Relay(RelayBase):
         self._problems: dict[int | None, str] = {}
         self._warned: set[str] = set()
         self._asking = asyncio.Event()
+        self._opening: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -271,6 +272,8 @@ class Relay(RelayBase):
             )
         finally:
             self._plan, self.status.progress_current = None, False
+            if self._opening:
+                await asyncio.wait(self._opening, timeout=settings.close_timeout)
             with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
                 async with asyncio.timeout(settings.close_timeout):
                     await connection.close()
@@ -347,18 +350,30 @@ class Relay(RelayBase):
     async def _ask_and_apply(self, store: Outbox, connection: AbstractConnection) -> None:
         settings = self._settings
         async with asyncio.timeout(settings.answer_timeout):
-            pages = await open_progress(
-                connection,
-                self._viewer,
-                declare=settings.declare_results_queue,
-                prefetch=settings.prefetch,
+            pages = await self._opened(
+                open_progress(
+                    connection,
+                    self._viewer,
+                    declare=settings.declare_results_queue,
+                    prefetch=settings.prefetch,
+                )
             )
-            exchange = await ingest_exchange(connection)
+            exchange = await self._opened(ingest_exchange(connection))
         plan = self._plan = Plan(settings, asyncio.get_running_loop().time)
         self._ask_all(plan)
         await first_of(
             self._ask(store, exchange, plan), self._apply(store, pages, plan), pages.lost()
         )
+
+    async def _opened(self, opening: Coroutine[Any, Any, T]) -> T:
+        """Awaits what opens a channel. If this is cancelled, that goes on until the connection is
+        closed, because aiormq warns of each request that is cancelled.
+        """
+        task = asyncio.create_task(opening)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
 
     def _ask_all(self, plan: Plan) -> None:
         users: set[int | None] = {*self._users, *self._outbox.progress.users()}

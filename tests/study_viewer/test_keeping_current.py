@@ -226,8 +226,9 @@ async def test_a_user_that_a_result_names_before_the_first_page_is_asked_about_o
     outbox: Outbox, broker: Broker, worker: Worker
 ) -> None:
     """The first request names no user. Its page and the mark are about the same one."""
+    settings = RelaySettings(progress_patience=0.05, progress_patience_max=0.2)
     uuid = answer(outbox, 1)
-    async with asyncio.timeout(PATIENCE), relay(outbox, broker) as running:
+    async with asyncio.timeout(PATIENCE), relay(outbox, broker, settings) as running:
         await running.until(lambda: running.status.progress_problem)  # nobody answers yet
         worker.server.change(1, {1}, 4 * DAY)
         await broker.answer(worker.server.result(1, uuid, {1}))
