@@ -99,6 +99,7 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
                 await asyncio.sleep(0.2)  # for the last acks
                 processes.hold()
                 await publish(course.timed if course.published is None else course.published)
+                await connection.execute(_RENEW)
                 used = processes.usage()
                 released = time.time()
                 started = time.perf_counter()
@@ -117,6 +118,8 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
     return Lap(seconds, len(course.timed), usage.cpu - used.cpu, usage.memory, received)
 
 
+_RENEW: Final = "UPDATE ingest_leases SET until = clock_timestamp() + interval '5 s'"
+"""Otherwise processes that were held for longer would share the partitions out again."""
 _SHARES: Final = (
     "SELECT count(*) FROM ingest_leases WHERE queue <> $1 AND until > now()"
     " GROUP BY worker ORDER BY 1"
