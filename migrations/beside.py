@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from migrations.versions import v0005_references_by_set as references
+from migrations.versions import v0020_versions_of_progress as versions
 from migrations.versions.v0017_views_for_applications import VIEWS
 from worker.errors import SchemaError
 from worker.store import content as stored
@@ -84,6 +85,7 @@ def _install(connection: Connection, theirs: Collection[str]) -> None:
     for reference in references._REFERENCES:
         if reference.target not in theirs:
             _refer(reference)
+    versions.make()
     for view in VIEWS.values():
         op.execute(view)
     connection.execute(
@@ -96,6 +98,7 @@ def _remove(theirs: Collection[str]) -> None:
     """Drops everything that `_install`, or a version after it, has made."""
     for view in VIEWS:
         op.execute(f"DROP VIEW {view}")
+    versions.remove()
     for table in reversed(METADATA.sorted_tables):
         if table.name not in theirs:
             op.execute(f"DROP TABLE {table.name}")

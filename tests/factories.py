@@ -308,9 +308,16 @@ async def forget(engine: AsyncEngine) -> None:
 
 
 async def progress(engine: AsyncEngine) -> dict[tuple[int | None, int], dict[str, Any]]:
-    """Every progress row, all columns, by (user, question)."""
+    """Every progress row by (user, question), with all columns that the attempts decide: not the
+    version, which says when it was written.
+    """
     found = await rows(engine, "SELECT * FROM study_question_progress")
-    return {(row["user_id"], row["study_question_id"]): row for row in found}
+    return {
+        (row["user_id"], row["study_question_id"]): {
+            name: value for name, value in row.items() if name != "version"
+        }
+        for row in found
+    }
 
 
 async def users(engine: AsyncEngine) -> list[int]:
@@ -335,7 +342,9 @@ async def told(engine: AsyncEngine, viewer: str = VIEWER) -> list[IngestResult]:
 
 
 async def contents(engine: AsyncEngine) -> dict[str, list[dict[str, Any]]]:
-    """All that ingest writes, without what differs from run to run: serial ids and clocks."""
+    """All that ingest writes, without what differs from run to run: serial ids, versions and
+    clocks.
+    """
     return {
         "sessions": await rows(
             engine,
@@ -350,18 +359,18 @@ async def contents(engine: AsyncEngine) -> dict[str, list[dict[str, Any]]]:
             " time_was, utc_offset, duration_ms FROM study_question_attempts"
             " ORDER BY quiz_session_id, position",
         ),
-        "progress": await rows(
-            engine, "SELECT * FROM study_question_progress ORDER BY user_id, study_question_id"
-        ),
+        "progress": [each for _, each in sorted((await progress(engine)).items())],
         "inbox": await rows(
             engine,
-            "SELECT client_session_uuid, content_digest, user_id, summary - 'received_at' AS told"
-            " FROM ingest_inbox ORDER BY client_session_uuid",
+            "SELECT client_session_uuid, content_digest, user_id,"
+            " summary - '{received_at,progress}'::text[] AS told FROM ingest_inbox"
+            " ORDER BY client_session_uuid",
         ),
         "outbox": await rows(
             engine,
             "SELECT exchange, routing_key, type, headers,"
-            " CAST(body AS jsonb) - 'received_at' AS body FROM outbox ORDER BY id",
+            " CAST(body AS jsonb) - '{received_at,progress}'::text[] AS body"
+            " FROM outbox ORDER BY id",
         ),
     }
 

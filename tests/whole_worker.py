@@ -19,6 +19,8 @@ from worker.ingest.transaction import Ingest
 from worker.ingest.trial import try_writing
 from worker.operate import viewers
 from worker.operate.viewers import Access
+from worker.progress.nudges import Nudges
+from worker.progress.requests import Requests
 from worker.relay.relay import Relay
 from worker.relay.replays import Replays
 from worker.settings import Settings
@@ -32,18 +34,21 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
         Publisher(settings, "copies") as copies,
         Publisher(settings, "relay") as outgoing,
         Publisher(settings, "replays") as replayed,
+        Publisher(settings, "progress") as told,
     ):
         quick = settings.model_copy(update={"relay_poll_interval": 0.05})
         relay = Relay(engine, outgoing, quick)
         replays = Replays(engine, replayed, quick)
         collector = Collector(engine, settings)
+        nudges = Nudges(engine, told)
+        asked = Requests(engine, told, nudges, settings)
 
         async def trial() -> None:
             await try_writing(engine)
 
         consumer = Consumer(
             settings,
-            Ingest(engine, settings.policy(), turns=settings.turns()),
+            Ingest(engine, settings.policy(), turns=settings.turns(), on_change=nudges.note),
             copies,
             trial=trial,
             gate_open=Gate(engine),
@@ -53,6 +58,8 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
             tasks.create_task(consumer.run())
             tasks.create_task(replays.run())
             tasks.create_task(collector.run())
+            tasks.create_task(asked.run())
+            tasks.create_task(nudges.run())
             try:
                 assert await consumer.changed.until(lambda: consumer.state == "consuming", PATIENCE)
                 yield consumer
@@ -61,6 +68,8 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
                 relay.stop()
                 replays.stop()
                 collector.stop()
+                asked.stop()
+                nudges.stop()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ at start, and never an endless reconnect. It is the same on RabbitMQ 3.10 and 4.
               study.attempts.return --+        +--worker--> study.attempts.retry.<ms>, ...newer
                         ^                                            |
                         +---------------- time is up ----------------+
-    study.results (viewers bind their own queues)
-    <MQTT's exchange> --attempts.#--> study.attempts; study.results --result.*--> <MQTT's exchange>
+    study.ingest --progress.v1.*--> study.progress
+    study.results (the queues of viewers are bound when a viewer is created)
+    <MQTT's exchange> --attempts.#--> study.attempts; --progress.v1.*--> study.progress
+    study.results --result.*, progress.*--> <MQTT's exchange>
     study.followups --explanation.requested, review.requested--> a durable queue for each
 
 With partitions, everything that leads to study.attempts leads to study.attempts.partitions instead,
@@ -91,6 +93,9 @@ _COUNTED_WITHIN: Final = 12.0
 """Seconds after which the broker's count of a queue shows what was there before. It counts every 5
 seconds, and its management API asks every 5 seconds."""
 
+_PASSING_MS: Final = 60_000
+"""How long requests for progress, and their answers, live at most."""
+
 _APPLIES_TO_QUORUM: Final = ("all", "queues", "quorum_queues")
 
 
@@ -106,6 +111,8 @@ class Queue:
 
     name: str
     arguments: Mapping[str, str | int]
+    is_kept: bool = True
+    """Whether no message in it may ever be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +215,7 @@ def _whole(settings: Settings) -> Topology:
             Queue(amqp.DEAD_QUEUE, kept),
             *ladder,
             *(Queue(amqp.followups_queue(key), kept) for key in followups),
+            Queue(amqp.PROGRESS_QUEUE, {"x-queue-type": "classic"}, is_kept=False),
         ),
         bindings=(
             Binding(amqp.INGEST_EXCHANGE, amqp.ATTEMPTS_QUEUE, amqp.ATTEMPTS_BINDING),
@@ -218,12 +226,24 @@ def _whole(settings: Settings) -> Topology:
                 Binding(amqp.FOLLOWUPS_EXCHANGE, amqp.followups_queue(key), key)
                 for key in followups
             ),
+            Binding(amqp.INGEST_EXCHANGE, amqp.PROGRESS_QUEUE, amqp.PROGRESS_REQUESTS_BINDING),
             # The MQTT plugin publishes there what viewers in a browser send.
-            *(Binding(each, amqp.ATTEMPTS_QUEUE, amqp.NEWER_BINDING) for each in [mqtt] if each),
+            *(
+                Binding(each, queue, key)
+                for each in [mqtt]
+                if each
+                for queue, key in (
+                    (amqp.ATTEMPTS_QUEUE, amqp.NEWER_BINDING),
+                    (amqp.PROGRESS_QUEUE, amqp.PROGRESS_REQUESTS_BINDING),
+                )
+            ),
         ),
         # The MQTT plugin binds their subscriptions there.
         links=tuple(
-            Link(amqp.RESULTS_EXCHANGE, each, amqp.RESULTS_BINDING) for each in [mqtt] if each
+            Link(amqp.RESULTS_EXCHANGE, each, key)
+            for each in [mqtt]
+            if each
+            for key in (amqp.RESULTS_BINDING, amqp.PROGRESS_BINDING)
         ),
         policies=(
             Policy(
@@ -255,6 +275,25 @@ def _whole(settings: Settings) -> Topology:
                     "expires": _RESULTS_EXPIRE_DAYS * _DAY_MS,
                     "max-length": _RESULTS_MAX,
                     "overflow": "drop-head",
+                },
+                is_required=False,
+                is_prefix=True,
+            ),
+            # Requests, pages and nudges that nobody takes must not pile up.
+            Policy(
+                amqp.PROGRESS_QUEUE,
+                amqp.PROGRESS_QUEUE,
+                {"message-ttl": _PASSING_MS, "max-length": 10_000, "max-length-bytes": 2**26},
+                is_required=False,
+            ),
+            Policy(
+                f"{amqp.PROGRESS_QUEUE}.viewers",
+                f"{amqp.PROGRESS_QUEUE}.",
+                {
+                    "expires": _RESULTS_EXPIRE_DAYS * _DAY_MS,
+                    "message-ttl": _PASSING_MS,
+                    "max-length": 200,
+                    "max-length-bytes": 2**24,
                 },
                 is_required=False,
                 is_prefix=True,
@@ -460,7 +499,8 @@ async def check(management: Management, settings: Settings) -> int:
         if policy.is_required:
             _check_policy(policy, found)
     for queue in must.queues:
-        _check_kept(queue, found)
+        if queue.is_kept:
+            _check_kept(queue, found)
     return found.partitions
 
 

@@ -266,8 +266,8 @@ class Audit(TypedDict):
 class ViewerMade(TypedDict):
     """The password is shown only once.
 
-    With AMQP there are the exchange, the routing key and the queue. With MQTT there are the client
-    id and the two topics.
+    With AMQP there are the exchange, the routing keys and the queues. With MQTT there are the
+    client id and the topics.
     """
 
     viewer: str
@@ -276,9 +276,13 @@ class ViewerMade(TypedDict):
     exchange: NotRequired[str]
     routing_key: NotRequired[str]
     results_queue: NotRequired[str]
+    progress_routing_key: NotRequired[str]
+    progress_queue: NotRequired[str]
     client_id: NotRequired[str]
     topic: NotRequired[str]
     subscription: NotRequired[str]
+    progress_topic: NotRequired[str]
+    progress_subscription: NotRequired[str]
 
 
 class ViewerEnsured(TypedDict):
@@ -306,6 +310,10 @@ class ViewerRevoked(TypedDict):
 class ViewerRotated(TypedDict):
     viewer: str
     password: str
+
+
+class ViewersUpgraded(TypedDict):
+    upgraded: list[str]
 
 
 class Viewer(TypedDict):
@@ -750,6 +758,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "viewer grant": ViewerGranted,
     "viewer revoke": ViewerRevoked,
     "viewer rotate": ViewerRotated,
+    "viewer upgrade": ViewersUpgraded,
     "viewer list": Viewers,
     "content import": ContentImported,
     "content list": ContentListed,

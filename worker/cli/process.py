@@ -37,6 +37,9 @@ from worker.errors import (
 from worker.health import RelayWatch, Watch
 from worker.ingest.transaction import Ingest
 from worker.ingest.trial import try_writing
+from worker.progress import requests
+from worker.progress.nudges import Nudges
+from worker.progress.requests import Requests
 from worker.relay.relay import Relay
 from worker.relay.replays import Replays
 from worker.settings import Settings
@@ -46,9 +49,10 @@ from worker.telemetry.http import served
 
 _log = structlog.get_logger(__name__)
 
-_BESIDE_THE_LANES = 3
-"""Database connections of a worker besides its lanes: one for the relay, one for checks and leases,
-and one for dead letters that are collected or replayed."""
+_BESIDE_THE_LANES = 4 + requests.CONCURRENT
+"""Database connections of a worker besides its lanes: one for the relay, one for checks and
+leases, one for dead letters that are collected or replayed, one for nudges, and those for requests
+for progress."""
 
 _TOPOLOGY_EVERY = 6
 """The number of consumer checks for each check of the topology, which lists all queues of the
@@ -87,8 +91,11 @@ async def run_worker(settings: Settings) -> None:
         Publisher(settings, "copies") as copies,
         Publisher(settings, "relay") as outgoing,
         Publisher(settings, "replays") as replayed,
+        Publisher(settings, "progress") as told,
     ):
         relay = Relay(engine, outgoing, settings)
+        nudges = Nudges(engine, told)
+        asked = Requests(engine, told, nudges, settings)
         collector = Collector(engine, settings)
         replays = Replays(engine, replayed, settings)
         ingest = Ingest(
@@ -96,6 +103,7 @@ async def run_worker(settings: Settings) -> None:
             settings.policy(),
             turns=settings.turns(),
             on_commit=relay.wake,
+            on_change=nudges.note,
         )
 
         async def trial() -> None:
@@ -118,6 +126,8 @@ async def run_worker(settings: Settings) -> None:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(collector.run())
                     tasks.create_task(partitions.run())
+                    tasks.create_task(asked.run())
+                    tasks.create_task(nudges.run())
                     if settings.relay_in_worker:
                         tasks.create_task(relay.run())
                         tasks.create_task(replays.run())
@@ -128,6 +138,8 @@ async def run_worker(settings: Settings) -> None:
                     relay.stop()
                     replays.stop()
                     collector.stop()
+                    asked.stop()
+                    nudges.stop()
             if settings.relay_in_worker and relay.trouble is None:
                 # Publish what the last groups wrote before the process ends, if that works at once.
                 with suppress(IngestError):

@@ -132,6 +132,7 @@ def _fields(seen: "Status") -> dict[str, Any]:
     fields = asdict(seen)
     if seen.broker is not None:
         fields["broker"]["listening"] = len(seen.broker.listening)
+        del fields["broker"]["older"]  # named by what needs attention
     fields["partitions"] = [asdict(each) for each in seen.partitions]
     if seen.database is not None:
         pause, outbox = seen.database.pause, seen.database.outbox

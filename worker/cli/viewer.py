@@ -1,5 +1,5 @@
 """Commands for the identities of viewers: `viewer add | import | grant | revoke | rotate |
-list`.
+upgrade | list`.
 
 A password is printed once, on standard output. It is never in a log or in an error.
 """
@@ -46,7 +46,7 @@ _commands = typer.Typer(
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (add, grant, revoke, rotate):
+    for command in (add, grant, revoke, rotate, upgrade):
         _commands.command()(command)
     _commands.command("import")(import_file)
     _commands.command("list")(list_viewers)
@@ -73,9 +73,9 @@ def add(
 ) -> None:
     """Creates a viewer: a broker login that may publish as itself and read its own results.
 
-    The login has no other rights. It cannot declare a queue, so this command also creates its
-    results queue. The password is shown only once. The command needs the management API, and a
-    login that may create users.
+    It may also ask for the progress of its users. The login has no other rights. It cannot declare
+    a queue, so this command also creates its queues. The password is shown only once. The command
+    needs the management API, and a login that may create users.
 
     Example: study-ingest viewer add phone-3f2a --user 42
     """
@@ -97,10 +97,11 @@ def add(
         return
     typer.echo(
         f"Viewer {viewer}, which must also be its client id, may publish to attempts/v1/{viewer}"
-        f" and subscribe to result/{viewer}."
+        f" and progress/v1/{viewer}, and subscribe to result/{viewer} and progress/{viewer}."
         if mqtt
         else f"Viewer {viewer} may publish to {amqp.INGEST_EXCHANGE} as"
-        f" {amqp.attempts_key(viewer)} and read {amqp.results_queue(viewer)}."
+        f" {amqp.attempts_key(viewer)} and {amqp.progress_request_key(viewer)}, and read"
+        f" {amqp.results_queue(viewer)} and {amqp.progress_queue(viewer)}."
     )
     typer.echo(
         f"It may write for user {', '.join(map(str, users))}."
@@ -235,6 +236,33 @@ def rotate(viewer: _NAME, reason: Reason = "", as_json: Json = False) -> None:
     _say(as_json, {"viewer": viewer, "password": password}, said)
 
 
+def upgrade(
+    viewer: Annotated[list[str] | None, typer.Argument(metavar="VIEWER", help="A viewer.")] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="All viewers with a login.")] = False,
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Gives viewers of an older version the queues and rights of this one.
+
+    Passwords and connections stay. Run it once after an upgrade of study-ingest; running it again
+    does no harm.
+
+    Example: study-ingest viewer upgrade --all
+    """
+    from worker.operate import viewers
+
+    if bool(viewer) is everybody:
+        raise typer.BadParameter("name viewers, or take --all")
+
+    async def work() -> list[str]:
+        async with _servers(load_settings()) as (accounts, engine):
+            wanted = None if everybody else viewer
+            return await viewers.upgrade(accounts, engine, wanted, by(reason))
+
+    upgraded = run(work())
+    _say(as_json, {"upgraded": upgraded}, f"{len(upgraded)} viewers have this version's rights.")
+
+
 def list_viewers(as_json: Json = False) -> None:
     """Lists every viewer with a login or a grant.
 
@@ -287,11 +315,17 @@ async def _servers(settings: "Settings") -> "AsyncIterator[tuple[Accounts, Async
 def _place(viewer: str, mqtt: bool) -> dict[str, object]:
     if mqtt:
         topics = {"topic": f"attempts/v1/{viewer}", "subscription": f"result/{viewer}"}
-        return {"client_id": viewer, **topics}
+        progress = {
+            "progress_topic": f"progress/v1/{viewer}",
+            "progress_subscription": f"progress/{viewer}",
+        }
+        return {"client_id": viewer, **topics, **progress}
     return {
         "exchange": amqp.INGEST_EXCHANGE,
         "routing_key": amqp.attempts_key(viewer),
         "results_queue": amqp.results_queue(viewer),
+        "progress_routing_key": amqp.progress_request_key(viewer),
+        "progress_queue": amqp.progress_queue(viewer),
     }
 
 

@@ -15,6 +15,7 @@ from schemas import amqp
 from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from schemas.words import RejectReason
+from worker.broker import identity
 from worker.broker.copies import Envelope
 from worker.broker.decoders import UNREADABLE_HEADERS
 from worker.broker.subscription import Delivery
@@ -135,17 +136,12 @@ def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incomi
 
 
 def _envelope(delivery: Readable, settings: Settings) -> Envelope:
-    """Identifies the sender by the login that the broker has verified, or by the routing key.
-
-    MQTT has no verified login. There the broker makes sure that the topic belongs to the login.
-    """
+    """Identifies the sender (see `identity.sender`)."""
     viewer = amqp.viewer_of_key(delivery.routing_key)
     login = delivery.properties.user_id
-    if login:
-        viewer = viewer if viewer == login else None
-    elif settings.require_user_id and delivery.exchange != settings.mqtt_exchange:
-        viewer = None
-    return Envelope(viewer, delivery.routing_key)
+    return Envelope(
+        identity.sender(viewer, login, delivery.exchange, settings), delivery.routing_key
+    )
 
 
 def _returned_envelope(delivery: Readable) -> Envelope:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from schemas.words import RejectReason
+from worker.domain.records import Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Ingested:
     """The time of the last answer with a credible one; None if there is none."""
     replaced_times: Sequence[str] = ()
     """Why the times as sent of some attempts were replaced."""
+    change: Change | None = None
+    """What it changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,50 @@ class SessionRow(NamedTuple):
     attempts: Sequence[AttemptRow]
 
 
+class Mark(NamedTuple):
+    """A version of progress, and the epoch without which it means nothing."""
+
+    epoch: str
+    version: int
+
+
+class ReadState(NamedTuple):
+    """What decides from where a viewer needs a user's progress."""
+
+    newest: Mark
+    """The last version that was ever drawn, for whatever user."""
+    erased_at: datetime | None
+    """When the user's history was last erased. None if it never was."""
+    erased: int
+    """The version of that erasure, and 0 without one."""
+
+
+class ChangedQuestion(NamedTuple):
+    """A question on which a user's progress has changed. If there is none any more, all but the
+    first two are None.
+    """
+
+    version: int
+    question_id: int
+    last_answered_at: datetime | None
+    last_outcome: str | None
+    stability: float | None
+    due_at: datetime | None
+    correct: int | None
+    wrong: int | None
+    unsure: int | None
+    pattern: str | None
+
+
+class Change(NamedTuple):
+    """A user's progress was changed by a batch."""
+
+    user_id: int
+    viewer: str | None
+    """The viewer that sent the batch."""
+    mark: Mark
+
+
 class Message(NamedTuple):
     """A message to publish. It keeps its `message_id` however often it is published."""
 

@@ -152,6 +152,8 @@ def retrievability(memory: Memory, last_answered_at: datetime, now: datetime) ->
 # Values that do not depend on the history. Each is computed exactly as the package does, because
 # the order of floating-point operations is part of the result.
 _P: Final = _SCHEDULER.parameters
+DECAY: Final = float(_P[20])
+"""The exponent of the forgetting curve, without its sign."""
 _DECAY: Final = -_P[20]
 _FACTOR: Final = 0.9 ** (1 / _DECAY) - 1
 _RETENTION: Final = _SCHEDULER.desired_retention ** (1 / _DECAY) - 1

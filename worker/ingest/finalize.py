@@ -12,6 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from schemas.ingest_result import ReplacedTime
+from worker.domain import records
 from worker.domain.dispositions import Ingested
 from worker.domain.history import Change, Placed, is_late, place
 from worker.domain.ids import derived_id
@@ -19,6 +20,7 @@ from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
 from worker.domain.records import (
     AttemptRow,
+    Mark,
     Message,
     SessionRow,
     Standing,
@@ -150,8 +152,11 @@ def finalize(
     standing: Standings,
     histories: Mapping[UserQuestion, Sequence[ScoredAttempt]],
     policy: Policy,
+    mark: Mark,
 ) -> Finalized:
-    """Folds each (user, question) once. `histories` has all attempts of each late one."""
+    """Folds each (user, question) once. `histories` has all attempts of each late one, and `mark`
+    is the version of all that changes.
+    """
     done = Finalized()
     placed = _placed(batches, standing, histories)
     patterns = {each: pattern_of(now.progress, policy) for each, now in placed.items()}
@@ -188,12 +193,23 @@ def finalize(
             for pub_id, question_id in batch.pub_ids.items()
         ]
         told = messages.ingested(
-            uuid, batch.received_at, plan.skipped, sessions, due, batch.replaced, plan.erased_at
+            uuid,
+            batch.received_at,
+            plan.skipped,
+            sessions,
+            due,
+            batch.replaced,
+            plan.user_id,
+            mark,
+            plan.erased_at,
         )
         outgoing += messages.first_result(plan.incoming, uuid, told)
         done.told[uuid] = told
         done.ingested[uuid] = Ingested(
-            batch.received_at, batch.last_answered_at, [each.time_was for each in batch.replaced]
+            batch.received_at,
+            batch.last_answered_at,
+            [each.time_was for each in batch.replaced],
+            records.Change(plan.user_id, plan.incoming.viewer, mark),
         )
         done.messages[uuid] = outgoing
     for each, now in placed.items():

@@ -16,9 +16,10 @@ from pydantic_core import to_json
 from schemas import amqp
 from schemas.followups import Kind
 from schemas.ingest_result import IngestResult, ReplacedTime, Skipped
+from schemas.progress import ProgressMark
 from schemas.words import Status
 from worker.domain.ids import derived_id
-from worker.domain.records import Message
+from worker.domain.records import Mark, Message
 from worker.domain.summary import Summary
 from worker.ingest.resolve import Incoming
 
@@ -49,11 +50,14 @@ def ingested(
     sessions: Iterable[tuple[int, UUID, Summary]],
     due: Iterable[tuple[str, datetime]],
     replaced: Sequence[ReplacedTime],
+    user_id: int,
+    mark: Mark,
     erased_at: datetime | None = None,
 ) -> str:
     """The `IngestResult` of a batch that was ingested, as JSON.
 
-    `sessions` are (topic_id, quiz_session_id, summary), `due` are (question_pub_id, due_at).
+    `sessions` are (topic_id, quiz_session_id, summary), `due` are (question_pub_id, due_at), and
+    `mark` is what the batch gave the user's progress.
     """
     return to_json(
         {
@@ -67,9 +71,15 @@ def ingested(
             ],
             "due": [{"question_pub_id": pub_id, "due_at": due_at} for pub_id, due_at in due],
             "replaced_times": replaced,
+            "progress": {"user_id": str(user_id), **mark._asdict()},
             **({} if erased_at is None else {"erased_at": erased_at}),
         }
     ).decode()
+
+
+def progress_mark(user_id: int, mark: Mark) -> ProgressMark:
+    """The mark as viewers get it."""
+    return ProgressMark(user_id=str(user_id), epoch=mark.epoch, version=mark.version)
 
 
 def _result(

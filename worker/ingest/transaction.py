@@ -16,9 +16,9 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
-from worker.domain.dispositions import Busy, Disposition, Duplicate, Rejected
+from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.policy import Policy
-from worker.domain.records import DeadLetter, Message, Resolved, Standings
+from worker.domain.records import Change, DeadLetter, Mark, Message, Resolved, Standings
 from worker.errors import NoTurn, PrincipalInUse, SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
 from worker.ingest.finalize import Finalized, ScoredBatch, finalize, in_one_transaction, score
@@ -55,7 +55,7 @@ class Ingest:
 
     `turns` is the most groups that are ingested at once, by all workers that are given the same
     number; None means no bound. `on_commit` is called after each commit, when there may be
-    something to relay.
+    something to relay, and `on_change` with what it changed.
     """
 
     def __init__(
@@ -65,11 +65,13 @@ class Ingest:
         *,
         turns: int | None = None,
         on_commit: Callable[[], None] = lambda: None,
+        on_change: Callable[[Sequence[Change]], None] = lambda changes: None,
     ) -> None:
         self._engine = engine
         self._policy = policy
         self._turns = turns
         self._on_commit = on_commit
+        self._on_change = on_change
 
     async def __call__(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
         """Ingests a group, and returns the decision about each delivery, in order, after the
@@ -121,6 +123,13 @@ class Ingest:
             # Perhaps a worker stands still with its turn. The bound is for speed only.
             decided = await self._transact(group, wait, None)
         self._on_commit()
+        self._on_change(
+            [
+                each.change
+                for each in decided.values()
+                if isinstance(each, Ingested) and each.change is not None
+            ]
+        )
         return decided
 
     async def _transact(
@@ -171,7 +180,7 @@ async def transact(
     held = await _lock(
         connection, {*principal_of.values()}, wait=wait, turns=turns, is_shared=is_shared
     )
-    received_at, known, erased_at = await inbox.look(connection, batches, held)
+    received_at, mark, known, erased_at = await inbox.look(connection, batches, held)
     busy = {uuid for uuid, user_id in principal_of.items() if user_id not in held} - known.keys()
     new = {uuid: each for uuid, each in batches.items() if uuid not in known and uuid not in busy}
     standing = await _standing(connection, new, resolved, principal_of, is_shared=is_shared)
@@ -184,7 +193,7 @@ async def transact(
     } | await _erased(connection, new, rejections, resolved.granted, received_at, policy)
     scored = [score(plan, received_at, policy) for plan in plans]
     chosen = in_one_transaction(scored, standing, _FOLDED_AT_ONCE)
-    done = await _finalize(connection, chosen, standing, policy)
+    done = await _finalize(connection, chosen, standing, policy, mark)
     undecided = busy | {each.plan.client_session_uuid for each in scored} - done.told.keys()
     verdicts = {
         place: _verdict(incoming, incoming.content, known, rejections, received_at, buried, done)
@@ -197,7 +206,7 @@ async def transact(
         connection,
         [
             *attempts.inserting(done.sessions),
-            *progress.saving(done.progress),
+            *progress.saving(done.progress, mark.version),
             *outbox.recording([message for _, told in verdicts.values() for message in told]),
         ],
     )
@@ -400,6 +409,7 @@ async def _finalize(
     batches: Sequence[ScoredBatch],
     standing: Standings,
     policy: Policy,
+    mark: Mark,
 ) -> Finalized:
     late = {(each.plan.user_id, question_id) for each in batches for question_id in each.late}
     histories = await attempts.histories(connection, late) if late else {}
@@ -407,8 +417,8 @@ async def _finalize(
     if new + sum(map(len, histories.values())) > _FOLDED_INLINE:
         # Heartbeats and other lanes continue meanwhile. finalize is pure, so it can run in a
         # thread.
-        return await asyncio.to_thread(finalize, batches, standing, histories, policy)
-    return finalize(batches, standing, histories, policy)
+        return await asyncio.to_thread(finalize, batches, standing, histories, policy, mark)
+    return finalize(batches, standing, histories, policy, mark)
 
 
 def _receipt(plan: Plan, done: Finalized) -> Receipt:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from schemas.attempt_batch import Attempt, AttemptBatch
 from schemas.words import RejectReason
 from worker.domain.policy import Policy
-from worker.domain.records import DeadLetter, Standing
+from worker.domain.records import DeadLetter, Mark, Standing
 from worker.errors import DatabaseAway
 from worker.ingest.finalize import Finalized, finalize, score
 from worker.ingest.resolve import Incoming, Plan
@@ -89,7 +89,7 @@ async def _try(connection: AsyncConnection) -> NoReturn:
         )
     await publications.resolve(connection, {""}, {""}, {_VIEWER})
     await progress.standing(connection, [])
-    received_at = (await inbox.look(connection, [], [])).received_at
+    received_at, mark, *_ = await inbox.look(connection, [], [])
     for question_id, topic_id in await fetch(connection, _QUESTION, {}):
         first = -secrets.randbits(62)
         question = Standing(question_id, None, topic_id, _RIGHT, None, False, None)
@@ -100,16 +100,17 @@ async def _try(connection: AsyncConnection) -> NoReturn:
                 {(plan.user_id, question_id): question},
                 {},
                 Policy(),
+                mark,
             )
             for plan in plans
         ]
-        await _write(connection, plans, done)
+        await _write(connection, plans, done, mark)
     await dead_letters.keep(connection, [_letter() for _ in range(_BATCHES)], Policy())
     raise _RolledBack
 
 
 async def _write(
-    connection: AsyncConnection, plans: Sequence[Plan], done: Sequence[Finalized]
+    connection: AsyncConnection, plans: Sequence[Plan], done: Sequence[Finalized], mark: Mark
 ) -> None:
     receipts = [
         Receipt(
@@ -126,7 +127,7 @@ async def _write(
         connection,
         [
             *attempts.inserting([row for each in done for row in each.sessions]),
-            *progress.saving([row for each in done for row in each.progress]),
+            *progress.saving([row for each in done for row in each.progress], mark.version),
             *outbox.recording(
                 [message for each in done for told in each.messages.values() for message in told]
             ),

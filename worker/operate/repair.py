@@ -13,11 +13,11 @@ from schemas.words import Outcome
 from worker.domain.fold import fold
 from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
-from worker.domain.records import Stored
+from worker.domain.records import Mark, Stored
 from worker.domain.scoring import ScoredAttempt
 from worker.domain.times import effective_times
 from worker.errors import NoHistory
-from worker.store import attempts, principals, progress
+from worker.store import attempts, principals, progress, versions
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.operate import repair
@@ -108,8 +108,9 @@ async def rebuild(engine: AsyncEngine, user_id: int, policy: Policy) -> Rebuilt:
     """Corrects a user's times and progress in one transaction."""
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
+        mark = await versions.draw(connection)
         retimed = await _replace_times(connection, user_id, policy)
-        return Rebuilt(len(await put_right(connection, user_id, policy)), retimed)
+        return Rebuilt(len(await put_right(connection, user_id, policy, mark)), retimed)
 
 
 async def _replace_times(connection: AsyncConnection, user_id: int, policy: Policy) -> int:
@@ -139,17 +140,20 @@ async def put_right(
     connection: AsyncConnection,
     user_id: int,
     policy: Policy,
+    mark: Mark,
     question_ids: Collection[int] | None = None,
 ) -> list[Difference]:
     """Writes what the attempts give, under the user's lock. Returns the differences that it
     corrected.
 
-    It only looks at `question_ids` if they are given.
+    `mark` was drawn under that lock. It only looks at `question_ids` if they are given.
     """
     wrong = [each async for each in _differences(connection, user_id, policy, question_ids)]
     right = [each.expected for each in wrong if each.expected is not None]
     for start in range(0, len(right), _WRITE_AT_ONCE):
-        await write(connection, progress.saving(right[start : start + _WRITE_AT_ONCE]))
+        await write(
+            connection, progress.saving(right[start : start + _WRITE_AT_ONCE], mark.version)
+        )
     gone = [each.question_id for each in wrong if each.expected is None]
     if gone:
         await progress.delete(connection, user_id, gone)

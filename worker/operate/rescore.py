@@ -16,14 +16,25 @@ from schemas.ingest_result import IngestResult, SessionSummary
 from schemas.words import Outcome
 from worker.domain.history import Change, place
 from worker.domain.policy import Policy
-from worker.domain.records import Message
+from worker.domain.records import Mark, Message
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.errors import IngestError
+from worker.ingest import messages
 from worker.ingest.followups import FOLLOWUPS, Corrected
 from worker.operate.repair import Difference, put_right
 from worker.operate.retelling import again, due_now
-from worker.store import attempts, audit, content, inbox, keys, outbox, principals, publications
+from worker.store import (
+    attempts,
+    audit,
+    content,
+    inbox,
+    keys,
+    outbox,
+    principals,
+    publications,
+    versions,
+)
 from worker.store.audit import By
 from worker.store.driver import write
 from worker.store.engine import transaction
@@ -45,7 +56,7 @@ class RescoreCounts(NamedTuple):
     told: int = 0
 
 
-class Mark(NamedTuple):
+class Contribution(NamedTuple):
     """The effect of one session on one question."""
 
     outcomes: Sequence[Outcome]
@@ -147,6 +158,7 @@ async def _rescore_one(
     policy: Policy,
     by: By,
 ) -> RescoreCounts:
+    mark = await versions.draw(connection)
     was = await stored.key(connection, question_id)
     if was is None:  # the application has just deleted the question
         return RescoreCounts()
@@ -157,9 +169,9 @@ async def _rescore_one(
     if not scored and key == was:
         return RescoreCounts()
     await stored.rescore(connection, key, scored)
-    changed = await put_right(connection, user_id, policy, [question_id])
+    changed = await put_right(connection, user_id, policy, mark, [question_id])
     sessions = sorted({answer.quiz_session_id for answer in scored})
-    results = await _results(connection, user_id, await stored.told(connection, sessions))
+    results = await _results(connection, user_id, await stored.told(connection, sessions), mark)
     jobs = _jobs(changed, scored, policy)
     outgoing = [message for told, viewer in results for message in again(told, viewer)]
     kept = {
@@ -191,30 +203,35 @@ def _scored(answers: Sequence[Answer], key: int) -> list[Answer]:
 
 
 async def _results(
-    connection: AsyncConnection, user_id: int, told: Sequence[Told]
+    connection: AsyncConnection, user_id: int, told: Sequence[Told], mark: Mark
 ) -> list[tuple[IngestResult, str | None]]:
     """The current result of each batch, and the viewer that gets it."""
     questions = {each for batch in told for ids in batch.questions.values() for each in ids}
     histories = await attempts.histories(connection, {(user_id, each) for each in questions})
-    marks = {question_id: _marks(history) for (_, question_id), history in histories.items()}
-    results = [_as_of_now(batch, marks) for batch in told]
+    contributions = {
+        question_id: _contributions(history) for (_, question_id), history in histories.items()
+    }
+    results = [_as_of_now(batch, contributions) for batch in told]
     due = await due_now(connection, user_id, results)
+    changed = messages.progress_mark(user_id, mark)
     return [
-        (result.model_copy(update={"due": now}), batch.viewer)
+        (result.model_copy(update={"due": now, "progress": changed}), batch.viewer)
         for result, now, batch in zip(results, due, told, strict=True)
     ]
 
 
-def _as_of_now(told: Told, marks: Mapping[int, Mapping[UUID, Mark]]) -> IngestResult:
+def _as_of_now(
+    told: Told, contributions: Mapping[int, Mapping[UUID, Contribution]]
+) -> IngestResult:
     def summary(session: SessionSummary) -> SessionSummary:
         question_ids = told.questions.get(session.quiz_session_id)
         if question_ids is None:
             return session
         uuid = told.result.client_session_uuid
-        mine = [marks[question_id][uuid] for question_id in question_ids]
-        outcomes = [outcome for mark in mine for outcome in mark.outcomes]
+        mine = [contributions[question_id][uuid] for question_id in question_ids]
+        outcomes = [outcome for each in mine for outcome in each.outcomes]
         return session.model_copy(
-            update=summarize(outcomes, [mark.change for mark in mine])._asdict()
+            update=summarize(outcomes, [each.change for each in mine])._asdict()
         )
 
     return told.result.model_copy(
@@ -222,7 +239,7 @@ def _as_of_now(told: Told, marks: Mapping[int, Mapping[UUID, Mark]]) -> IngestRe
     )
 
 
-def _marks(history: Sequence[ScoredAttempt]) -> dict[UUID, Mark]:
+def _contributions(history: Sequence[ScoredAttempt]) -> dict[UUID, Contribution]:
     """The effect of each session on one question, in one pass over all of its attempts."""
     sessions: dict[UUID, list[ScoredAttempt]] = {}
     for attempt in history:
@@ -231,7 +248,7 @@ def _marks(history: Sequence[ScoredAttempt]) -> dict[UUID, Mark]:
         return {}
     changes = place(None, (), [*sessions.values()]).changes
     return {
-        uuid: Mark([attempt.outcome for attempt in attempts], change)
+        uuid: Contribution([attempt.outcome for attempt in attempts], change)
         for (uuid, attempts), change in zip(sessions.items(), changes, strict=True)
     }
 

@@ -1,9 +1,10 @@
 """The identities of viewers: a broker login with minimal rights for each, and grants for
 principals.
 
-A viewer may publish to one exchange with one routing key, and read one queue. It may not declare
-anything, so its queue is created here. The broker then vouches for the `user_id` of each message,
-and the ingest transaction looks up in `viewer_grants` whose history the viewer may write.
+A viewer may publish batches and requests for progress to one exchange, each with one routing key,
+and read two queues. It may not declare anything, so its queues are created here. The broker then
+vouches for the `user_id` of each message, and `viewer_grants` says whose history the viewer may
+write and read.
 """
 
 import asyncio
@@ -76,16 +77,20 @@ def rights(viewer: str, access: Access) -> Rights:
 
     The patterns need no escaping, because a viewer's name has only letters, digits, `-` and `_`.
     """
-    key = f"^attempts\\.v1\\.{viewer}$"
+    key = f"^(attempts|progress)\\.v1\\.{viewer}$"
     topics = {amqp.INGEST_EXCHANGE: (key, _NOTHING)}
     if access.mqtt is None:
-        return Rights(_NOTHING, "^study\\.ingest$", f"^study\\.results\\.{viewer}$", topics)
+        read = f"^study\\.(results|progress)\\.{viewer}$"
+        return Rights(_NOTHING, "^study\\.ingest$", read, topics)
     # A subscription is a queue that the plugin creates in the viewer's name. The queue is named
     # after the client id, which therefore must be the viewer's name.
     subscription = f"mqtt-subscription-{viewer}qos[01]"
     both = "^({}|{})$".format(access.mqtt.replace(".", "\\."), subscription)
     return Rights(
-        f"^{subscription}$", both, both, topics | {access.mqtt: (key, f"^result\\.{viewer}$")}
+        f"^{subscription}$",
+        both,
+        both,
+        topics | {access.mqtt: (key, f"^(result|progress)\\.{viewer}$")},
     )
 
 
@@ -158,8 +163,8 @@ async def ensure(
     async def one(viewer: str) -> str | None:
         if viewer not in logins or viewer not in here:
             return await _equip(accounts, viewer, access)
-        if access.mqtt is None and amqp.results_queue(viewer) not in queues:
-            await _make_queue(accounts, viewer)
+        if not {amqp.results_queue(viewer), amqp.progress_queue(viewer)} <= queues:
+            await _make_queues(accounts, viewer, access)
         return None
 
     names = [*wanted]
@@ -199,6 +204,27 @@ async def rotate(accounts: Accounts, engine: AsyncEngine, viewer: str, by: By) -
     return password
 
 
+async def upgrade(
+    accounts: Accounts, engine: AsyncEngine, viewers: Collection[str] | None, by: By
+) -> list[str]:
+    """Gives viewers what a viewer of this version gets: their queues, limits and permissions. None
+    means all viewers with a login. Returns their names.
+
+    Passwords and connections stay. It may be run again. Raises `ViewerError` if there is no such
+    viewer; then nothing is changed.
+    """
+    names = sorted(await _logins(accounts) if viewers is None else viewers)
+    found = [(viewer, await _access(accounts, viewer)) for viewer in names]
+    for viewer, access in found:
+        await _make_queues(accounts, viewer, access)
+        await _permit(accounts, viewer, access)
+    if names:
+        async with transaction(engine) as connection:
+            subject = f"viewer {names[0]}" if len(names) == 1 else f"{len(names)} viewers"
+            await audit.record(connection, by, "viewer upgrade", subject, {"viewers": len(names)})
+    return names
+
+
 async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str, by: By) -> None:
     """Deletes the viewer: its grants, login, connections, and the results that wait for it.
 
@@ -222,7 +248,9 @@ async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str, by: By) -
         await accounts.close_connections(viewer)
         # The next viewer with this name must not read the results of this one.
         await accounts.delete_queues(
-            amqp.results_queue(viewer), *(f"mqtt-subscription-{viewer}qos{qos}" for qos in (0, 1))
+            amqp.results_queue(viewer),
+            amqp.progress_queue(viewer),
+            *(f"mqtt-subscription-{viewer}qos{qos}" for qos in (0, 1)),
         )
 
 
@@ -278,24 +306,32 @@ async def listed(accounts: Accounts, engine: AsyncEngine) -> list[Viewer]:
 
 
 async def _equip(accounts: Accounts, viewer: str, access: Access) -> str:
-    """Creates the viewer's queue, login and permissions at the broker, and returns the password."""
-    may = rights(viewer, access)
+    """Creates the viewer's queues, login and permissions at the broker; returns the password."""
     password = secrets.token_urlsafe(_PASSWORD_BYTES)
-    if access.mqtt is None:
-        await _make_queue(accounts, viewer)
+    await _make_queues(accounts, viewer, access)
     await accounts.put_user(viewer, password, [TAG, _HTTP_TAG] if access.http else [TAG])
+    await _permit(accounts, viewer, access)
+    return password
+
+
+async def _make_queues(accounts: Accounts, viewer: str, access: Access) -> None:
+    if access.mqtt is not None:  # its subscriptions are queues, which the broker makes
+        return
+    for queue, key in (
+        (amqp.results_queue(viewer), amqp.result_key(viewer)),
+        (amqp.progress_queue(viewer), amqp.progress_key(viewer)),
+    ):
+        await accounts.declare_queue(queue, {})
+        await accounts.bind(amqp.RESULTS_EXCHANGE, queue, key)
+
+
+async def _permit(accounts: Accounts, viewer: str, access: Access) -> None:
+    may = rights(viewer, access)
     await accounts.limit_user(viewer, _LIMITS)
     for exchange, (write, read) in may.topics.items():
         # Set the topic permissions first. Without them, write access covers every routing key.
         await accounts.permit_topics(viewer, exchange, write=write, read=read)
     await accounts.permit(viewer, configure=may.configure, write=may.write, read=may.read)
-    return password
-
-
-async def _make_queue(accounts: Accounts, viewer: str) -> None:
-    queue = amqp.results_queue(viewer)
-    await accounts.declare_queue(queue, {})
-    await accounts.bind(amqp.RESULTS_EXCHANGE, queue, amqp.result_key(viewer))
 
 
 async def _logins(accounts: Accounts) -> dict[str, list[str]]:

@@ -11,8 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
+from worker.domain.records import Mark
 from worker.errors import UuidTaken
 from worker.store.driver import fetch
+from worker.store.versions import EPOCH, NEXT
 
 
 class Known(NamedTuple):
@@ -32,6 +34,8 @@ class Look(NamedTuple):
 
     received_at: datetime
     """The time of the transaction."""
+    mark: Mark
+    """The version that the transaction gives to the progress that it changes."""
     known: Mapping[UUID, Known]
     erased_at: Mapping[int, datetime]
     """The time of the last erasure of each user. Users who were never erased are left out."""
@@ -50,11 +54,12 @@ class Receipt(NamedTuple):
     told: str | None = None
 
 
-# At least one row, for the time.
+# At least one row, for the time. The version is drawn once, because the subquery gives one row.
 _LOOK: Final = text(
-    "SELECT now(), erased_users, erased_times, client_session_uuid, content_digest, user_id,"
-    " CAST(summary AS text), received_at, erased_at FROM"
-    " (SELECT array_agg(user_id) AS erased_users, array_agg(erased_at) AS erased_times"
+    "SELECT now(), erased_users, erased_times, epoch, drawn, client_session_uuid, content_digest,"
+    " user_id, CAST(summary AS text), received_at, erased_at FROM"
+    " (SELECT array_agg(user_id) AS erased_users, array_agg(erased_at) AS erased_times,"
+    f" {EPOCH} AS epoch, {NEXT} AS drawn"
     " FROM ours.ingest_erasures WHERE user_id = ANY(CAST(:users AS bigint[]))) AS once"
     " LEFT JOIN ours.ingest_inbox ON client_session_uuid = ANY(CAST(:uuids AS uuid[]))"
 )
@@ -79,17 +84,17 @@ _RETELL: Final = text(
 
 
 async def look(connection: AsyncConnection, uuids: Iterable[UUID], user_ids: Iterable[int]) -> Look:
-    """The time of the transaction, the committed rows among `uuids`, and the erasure times of
-    `user_ids`. Hold the locks of these users.
+    """The time of the transaction, a new version, the committed rows among `uuids`, and the erasure
+    times of `user_ids`. Hold the locks of these users.
     """
     rows = await fetch(connection, _LOOK, {"uuids": list(uuids), "users": list(user_ids)})
-    now, users, times = rows[0][:3]
+    now, users, times, epoch, drawn = rows[0][:5]
     known = {
         uuid: Known(digest, user_id, _told(uuid, told, received_at, erased_at))
         for *_, uuid, digest, user_id, told, received_at, erased_at in rows
         if uuid is not None
     }
-    return Look(now, known, dict(zip(users or (), times or (), strict=True)))
+    return Look(now, Mark(epoch, drawn), known, dict(zip(users or (), times or (), strict=True)))
 
 
 def _told(

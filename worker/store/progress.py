@@ -77,11 +77,12 @@ def _array(name: str, kind: str) -> str:
 
 
 _SAVE: Final = text(
-    f"INSERT INTO ours.study_question_progress ({', '.join(_COLUMNS)}) SELECT "
+    f"INSERT INTO ours.study_question_progress ({', '.join(_COLUMNS)}, version) SELECT "
     + ", ".join(time_of(name) if kind == "timestamptz" else name for name, kind in _COLUMNS.items())
+    + ", CAST(:version AS bigint)"
     + f" FROM {rows_of({name: _array(name, kind) for name, kind in _COLUMNS.items()})} AS row"
     f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in _KEY)
+    + ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS, "version") if name not in _KEY)
 )
 
 _OF_USER: Final = text(
@@ -123,13 +124,14 @@ async def of_user(
     return {row[1]: from_row(row) for row in rows}
 
 
-def saving(rows: Sequence[Stored]) -> list[Write]:
+def saving(rows: Sequence[Stored], version: int) -> list[Write]:
     """The writes that insert or replace the rows, for `write`. Hold the lock of every principal in
-    them.
+    them. The version was drawn under these locks.
     """
     if not rows:
         return []
     parameters: dict[str, Any] = dict(zip(_COLUMNS, _columns_of(rows), strict=True))
+    parameters["version"] = version
     for name, encode in _ENCODERS.items():
         parameters[name] = encode(parameters[name])
     return [Write(_SAVE, parameters)]

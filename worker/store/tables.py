@@ -194,6 +194,8 @@ study_question_progress = Table(
     Column("due_at", _TIME, nullable=False),
     Column("scheduler", Text, nullable=False),
     Column("explanation_requested", Boolean, nullable=False, server_default=text("false")),
+    # Triggers of migration 0020 draw one where a worker of an older version writes none.
+    Column("version", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint(
         "attempts_count = correct_count + wrong_count + unsure_count AND attempts_count > 0"
         " AND correct_count >= 0 AND wrong_count >= 0 AND unsure_count >= 0",
@@ -215,6 +217,15 @@ study_question_progress = Table(
     PrimaryKeyConstraint("user_id", "study_question_id"),
     # Every attempt updates rows. This leaves room for the new version on the same page.
     postgresql_with={"fillfactor": "80"},
+)
+
+# The questions on which a user has no progress any more: triggers of migration 0020 write it.
+ingest_forgotten = Table(
+    "ingest_forgotten",
+    METADATA,
+    Column("user_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("study_question_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
 )
 
 ingest_inbox = Table(
@@ -269,6 +280,9 @@ viewer_grants = Table(
     Column("viewer", Text, primary_key=True),
     Column("user_id", BigInteger, primary_key=True),
     Column("granted_at", _TIME, nullable=False, server_default=func.now()),
+    # When the viewer last asked for the user's progress. Nobody nudges one that does not ask.
+    Column("asked_at", _TIME),
+    Index("viewer_grants_user_id_idx", "user_id", postgresql_where=text("asked_at IS NOT NULL")),
 )
 
 ingest_erasures = Table(
@@ -277,6 +291,8 @@ ingest_erasures = Table(
     # autoincrement is off, because these are the study application's numbers.
     Column("user_id", BigInteger, primary_key=True, autoincrement=False),
     Column("erased_at", _TIME, nullable=False),
+    # A trigger of migration 0020 draws it.
+    Column("version", BigInteger, nullable=False, server_default=text("0")),
 )
 
 ingest_dead_letters = Table(

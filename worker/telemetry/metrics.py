@@ -102,6 +102,20 @@ RELAYED: Final = Counter(
     "Outbox messages published, by whether the broker confirmed them.",
     ["outcome"],
 )
+PROGRESS_REQUESTS: Final = Counter(
+    "study_ingest_progress_requests",
+    "Requests for progress, by what became of them. Dropped ones are beyond a viewer's rate, or of"
+    " an unknown sender.",
+    ["outcome"],
+)
+ANSWER_DURATION: Final = Histogram(
+    "study_ingest_progress_answer_duration_seconds",
+    "Time to answer a request for progress.",
+    buckets=_SHORT,
+)
+NUDGES: Final = Counter(
+    "study_ingest_progress_nudges", "Nudges published to viewers of users whose progress changed."
+)
 COLLECTED: Final = Counter(
     "study_ingest_dead_letters_collected",
     "Messages that the broker gave up on, or an older worker rejected, taken into the database.",

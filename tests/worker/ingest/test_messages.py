@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from schemas.followups import ExplanationRequested, QuestionPattern, ReviewRequested
 from schemas.ingest_result import Due, IngestResult, ReplacedTime, SessionSummary, Skipped
+from schemas.progress import ProgressMark
 from schemas.words import Outcome, Pattern, SkipReason, Status, TimeWas
+from worker.domain.records import Mark
 from worker.domain.summary import Summary
 from worker.ingest import followups, messages
 
@@ -84,7 +86,7 @@ def test_the_result_of_a_first_ingest_is_the_model_as_json(
     due: list[tuple[str, datetime]],
     replaced: list[ReplacedTime],
 ) -> None:
-    told = messages.ingested(uuid, received_at, skipped, sessions, due, replaced)
+    told = messages.ingested(uuid, received_at, skipped, sessions, due, replaced, 7, Mark("e", 3))
 
     model = IngestResult(
         client_session_uuid=uuid,
@@ -97,5 +99,6 @@ def test_the_result_of_a_first_ingest_is_the_model_as_json(
         ),
         due=tuple(Due(question_pub_id=pub_id, due_at=due_at) for pub_id, due_at in due),
         replaced_times=tuple(replaced),
+        progress=ProgressMark(user_id="7", epoch="e", version=3),
     )
     assert told == model.model_dump_json(exclude_none=True)

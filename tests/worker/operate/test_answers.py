@@ -100,6 +100,7 @@ def _runs(viewer: str, role: str, pub_id: str, exported: Path) -> list[Run]:
         Run("viewer import", (str(exported.parent / VIEWERS),)),
         Run("viewer grant", (viewer, "--user", str(USER))),
         Run("viewer rotate", (viewer,)),
+        Run("viewer upgrade", (viewer,)),
         Run("viewer list"),
         Run("viewer revoke", (viewer, "--user", "8")),
         Run("viewer revoke", (viewer,)),
@@ -177,6 +178,7 @@ CHANGES = {
     *("database-role", "pause", "resume", "rebuild", "rescore", "void", "import", "erase"),
     *("export", "dead export", "discard", "replay"),
     *("viewer add", "viewer import", "viewer grant", "viewer rotate", "viewer revoke"),
+    "viewer upgrade",
     *("reader-role", "content import", "content withdraw", "content restore"),
     "answers import",
 }

@@ -64,6 +64,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "newer_version": ({"broker": broker(amqp.NEWER_QUEUE, ready=1)}, "warning"),
     "followups_unconsumed": ({"broker": broker(JOBS[0], ready=670, consumers=0)}, "warning"),
     "viewer_without_queue": ({"broker": replace(WELL, listening=frozenset())}, "note"),
+    "viewer_without_progress": ({"broker": replace(WELL, older=frozenset("v"))}, "note"),
     "viewer_without_grant": ({"database": replace(SOUND, granted=frozenset())}, "note"),
     "schema": ({"database": DatabaseStatus("0", "1", None, None, None, 0)}, "danger"),
     "dead_letters": ({"database": replace(SOUND, dead=Overview({"x": 1}, None, 0))}, "warning"),

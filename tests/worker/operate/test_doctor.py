@@ -172,9 +172,10 @@ async def test_a_worker_reads_dead_letters_and_publishes_none(site: Site) -> Non
         login = url._replace(netloc=f"{name}:x@{url.netloc.rpartition('@')[2]}", path="")
         changed = {"management_url": SecretStr(login.geturl())}
         async with Inspection(site.settings.model_copy(update=changed)) as inspection:
+            others = f"{amqp.ATTEMPTS_QUEUE}|{amqp.PROGRESS_QUEUE}"
             for reads, wrong in (
-                (f"^({amqp.ATTEMPTS_QUEUE}|{amqp.DEAD_QUEUE})$", []),
-                (f"^{amqp.ATTEMPTS_QUEUE}$", [f"may not read from {amqp.DEAD_QUEUE}."]),
+                (f"^({others}|{amqp.DEAD_QUEUE})$", []),
+                (f"^({others})$", [f"may not read from {amqp.DEAD_QUEUE}."]),
             ):
                 given = {"configure": "", "write": f"^({writes})$", "read": reads}
                 (await api.put(rights, json=given)).raise_for_status()

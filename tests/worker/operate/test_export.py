@@ -55,8 +55,8 @@ async def _all(engine: AsyncEngine, user_id: int | None = None) -> dict[str, lis
     found: dict[str, list[object]] = {}
     for name, query in queries.items():
         rows = await make.rows(engine, query)
-        if name == "attempts":
-            rows = [{key: row[key] for key in row if key != "id"} for row in rows]
+        drawn = {"attempts": "id", "progress": "version"}.get(name)
+        rows = [{key: row[key] for key in row if key != drawn} for row in rows]
         found[name] = [*rows]
     return found
 

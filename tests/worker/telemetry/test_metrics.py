@@ -60,7 +60,7 @@ async def test_known_traffic_is_measured_as_what_it_was(
         for stage in ("read", "ingest", "settle"):
             assert seen[f'study_ingest_stage_duration_seconds_count{{stage="{stage}"}}'] >= 1
         assert seen['study_ingest_database_connections{state="in_use"}'] <= 4
-        assert seen["study_ingest_database_connections_max"] == settings.lanes + 3
+        assert seen["study_ingest_database_connections_max"] == settings.lanes + 6
         assert abs(seen["study_ingest_last_progress_timestamp_seconds"] - now.timestamp()) < 60
 
 

@@ -8,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from worker.errors import ContentError
 from worker.operate.content.writable import check_ours
 from worker.operate.lines import shown
-from worker.store import audit, principals
+from worker.operate.repair import users as all_users
+from worker.store import audit, principals, versions
 from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate import content as stored
@@ -30,6 +31,9 @@ async def set_withdrawn(
 ) -> int:
     """Withdraws publications, or publishes them again. Returns how many changed.
 
+    Then the progress on their questions gets a new version, one user after another, so that each
+    device learns of it. If that is interrupted, it can be run again.
+
     Raises `ContentError` for an unknown id, and where publications are the application's own. Then
     nothing changes.
     """
@@ -41,6 +45,10 @@ async def set_withdrawn(
         if changed:
             effect = {"publications": changed}
             await audit.record(connection, by, f"content {word}", _subject(pub_ids), effect)
+        questions = {*(await stored.behind(connection, pub_ids)).values()}
+        users = await stored.answered_by(connection, questions)
+    for user_id in users:
+        await _renew(engine, user_id, questions)
     return changed
 
 
@@ -49,9 +57,10 @@ async def touched(
 ) -> Touched:
     """Lets stored progress follow a change of content that the application made by itself.
 
-    With neither published ids nor question ids it looks at all questions. It runs one transaction
-    for each user, and may be run again. It never scores an attempt again: `to_rescore` names the
-    questions for which somebody has to decide that.
+    Progress on the questions gets a new version, because they may be published under other ids
+    now. With neither published ids nor question ids that is all progress of everybody. It runs one
+    transaction for each user, and may be run again. It never scores an attempt again: `to_rescore`
+    names the questions for which somebody has to decide that.
     """
     wanted: set[int] | None = None
     async with transaction(engine) as connection:
@@ -61,11 +70,17 @@ async def touched(
             wanted = {*behind.values(), *question_ids}
         users = await stored.moved_for(connection, wanted)
         to_rescore = await stored.with_another_key(connection, wanted)
+        answered_by = [] if wanted is None else await stored.answered_by(connection, wanted)
     moved = 0
     for user_id in users:
         async with transaction(engine) as connection:
             await principals.lock(connection, [user_id])
             moved += await stored.follow(connection, user_id, wanted)
+    if wanted is None:
+        async for user_id in all_users(engine):
+            await _renew(engine, user_id, None)
+    for user_id in answered_by:
+        await _renew(engine, user_id, wanted)
     done = Touched(moved, len(users), to_rescore)
     if moved:
         async with transaction(engine) as connection:
@@ -73,6 +88,13 @@ async def touched(
             effect = {"progress": moved, "users": len(users)}
             await audit.record(connection, by, "content touched", subject, effect)
     return done
+
+
+async def _renew(engine: AsyncEngine, user_id: int, question_ids: Collection[int] | None) -> None:
+    async with transaction(engine) as connection:
+        await principals.lock(connection, [user_id])
+        mark = await versions.draw(connection)
+        await stored.renew(connection, user_id, question_ids, mark.version)
 
 
 def _check_known(pub_ids: Collection[str], known: Collection[str]) -> None:

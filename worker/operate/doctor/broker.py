@@ -332,7 +332,7 @@ async def _rights(inspection: Inspection, partitions: Sequence[str] = ()) -> lis
     copies = (amqp.NEWER_QUEUE, f"{amqp.RETRY_QUEUE_PREFIX}1000") if partitions else ()
     writes = (*_PUBLISHES_TO, *copies)
     missing = [f"write to {name}" for name in writes if not _allows(rights["write"], name)]
-    for queue in (amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE, *partitions):
+    for queue in (amqp.ATTEMPTS_QUEUE, amqp.DEAD_QUEUE, amqp.PROGRESS_QUEUE, *partitions):
         if not _allows(rights["read"], queue):
             missing.append(f"read from {queue}")
     if missing:

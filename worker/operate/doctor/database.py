@@ -17,7 +17,7 @@ from worker.store.operate.roles import RIGHTS
 from worker.store.ours import schema_of
 from worker.store.tables import METADATA
 
-_BESIDE_THE_LANES = 2
+_BESIDE_THE_LANES = 6
 _SKEW = 2.0
 _MOST_COUNTED = 100_000
 

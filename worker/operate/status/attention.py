@@ -225,6 +225,14 @@ def _of_the_viewers(broker: BrokerStatus, database: DatabaseStatus) -> Iterator[
             "Run `study-ingest viewer import` for one that comes back, which creates the queue, or"
             " `viewer revoke` where it is not in use.",
         )
+    if older := sorted(database.granted & broker.older):
+        yield Attention(
+            "viewer_without_progress",
+            "note",
+            f"{_count(len(older), 'viewer has', 'viewers have')} no queue for progress, so their"
+            f" devices can't learn what others have changed: {_named(older)}.",
+            "Run `study-ingest viewer upgrade --all`, which keeps passwords and connections.",
+        )
     if mute := sorted(broker.listening - database.granted):
         yield Attention(
             "viewer_without_grant",

@@ -41,6 +41,8 @@ class BrokerStatus:
     listening: frozenset[str]
     partitions: int = 1
     """The number of partitions among which batches are dealt out."""
+    older: frozenset[str] = frozenset()
+    """The viewers with a queue for results and none for progress."""
 
     @property
     def attempts(self) -> tuple[QueueStatus, ...]:

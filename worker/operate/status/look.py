@@ -109,12 +109,23 @@ def _with(settings: Settings, partitions: int) -> Settings:
 async def _broker(settings: Settings, management: Management) -> BrokerStatus:
     version, queues = await asyncio.gather(management.version(), management.queues())
     ours = sorted(
-        (_queue(each) for each in queues if each["name"].startswith((_OURS, _JOBS))),
+        (_queue(each) for each in queues if _is_ours(each["name"])),
         key=lambda queue: [part.zfill(12) for part in queue.name.split(".")],
     )
     ours = [await _with_consumers(queue, settings) for queue in ours]
-    listening = (_viewer_of(each["name"]) for each in queues)
-    return BrokerStatus(version, tuple(ours), frozenset(filter(None, listening)))
+    names = {each["name"] for each in queues}
+    listening = frozenset(filter(None, map(_viewer_of, names)))
+    older = (
+        viewer
+        for viewer in listening
+        if amqp.results_queue(viewer) in names and amqp.progress_queue(viewer) not in names
+    )
+    return BrokerStatus(version, tuple(ours), listening, older=frozenset(older))
+
+
+def _is_ours(queue: str) -> bool:
+    """Whether it is a queue of the topology, and not a viewer's."""
+    return queue.startswith((_OURS, _JOBS)) or queue == amqp.PROGRESS_QUEUE
 
 
 def _viewer_of(queue: str) -> str | None:

@@ -27,15 +27,19 @@ RIGHTS: Final = {
     "study_question_progress": "SELECT, INSERT, UPDATE",
     "ingest_inbox": "SELECT, INSERT, UPDATE (summary)",
     "outbox": "SELECT, INSERT, DELETE",
-    "viewer_grants": "SELECT",
+    "viewer_grants": "SELECT, UPDATE (asked_at)",
     "ingest_erasures": "SELECT",
+    "ingest_forgotten": "SELECT",
+    "ingest_versions": "SELECT, UPDATE",
     "ingest_dead_letters": "SELECT, INSERT, DELETE",
     "ingest_replays": "SELECT, DELETE",
     "ingest_pause": "SELECT",
     "ingest_leases": "SELECT, INSERT, UPDATE, DELETE",
     "ingest_content": "SELECT",
 }
-"""A worker's rights on each table. It may not even read any other table."""
+"""A worker's rights on each table, and on the sequence of versions. It may not even read any other
+table.
+"""
 
 VIEWS: Final = dict.fromkeys(
     ("study_due", "study_progress", "study_topic_progress", "study_history"), "SELECT"

@@ -1,0 +1,1 @@
+"""Progress for every device: requests, their answers, and nudges (docs/progress.md)."""

@@ -1,0 +1,36 @@
+"""Versions of progress, and the epoch in which they can be compared.
+
+A transaction draws a version after it has locked the users that it changes, and before it writes.
+The locks are held to the commit, so what is visible of a user never gets a row with a version
+below the highest one that was visible before. A rolled back transaction leaves a gap.
+"""
+
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from worker.domain.records import Mark
+from worker.store.driver import fetch
+
+NEXT: Final = "nextval('ours.ingest_versions')"
+"""SQL for a new version. It must be evaluated once for each transaction."""
+
+EPOCH: Final = (
+    "left(encode(sha256(convert_to(concat_ws('/',"
+    " (SELECT system_identifier FROM pg_control_system()),"
+    " left(pg_walfile_name(pg_current_wal_lsn()), 8),"
+    " (SELECT oid FROM pg_database WHERE datname = current_database()),"
+    " CAST(CAST('ours.ingest_versions' AS regclass) AS oid)), 'UTF8')), 'hex'), 12)"
+)
+"""SQL for the epoch: the server, the timeline that it writes to, the database and the sequence,
+which is another one where a dump was restored into the same database. Primaries only.
+"""
+
+_DRAW: Final = text(f"SELECT {EPOCH}, {NEXT}")
+
+
+async def draw(connection: AsyncConnection) -> Mark:
+    """A new version. Hold the locks of the users whose progress gets it."""
+    (row,) = await fetch(connection, _DRAW, {})
+    return Mark(*row)
