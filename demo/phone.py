@@ -10,6 +10,9 @@ from uuid import UUID
 
 from study_viewer import AttemptBatch, Outbox, Relay, RelaySettings, State, Status
 
+_WITHOUT_GRANTS = RelaySettings(keep_progress=False)
+"""Viewers without a grant get nobody's progress."""
+
 
 class Phone:
     """One simulated viewer, with a real outbox and its relay."""
@@ -19,7 +22,7 @@ class Phone:
     ) -> None:
         self._path = folder / f"{viewer}.sqlite"
         self.outbox = Outbox(self._path)
-        self.relay = Relay(self.outbox, amqp_url, viewer, settings)
+        self.relay = Relay(self.outbox, amqp_url, viewer, settings or _WITHOUT_GRANTS)
         self._recorded: list[AttemptBatch] = []
 
     async def __aenter__(self) -> Self:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import text
 
-from demo import DATABASE, bank, processes, review_log, sessions, stage
+from demo import DATABASE, bank, devices, processes, review_log, sessions, stage
 from demo.account import Account, keep
 from demo.phone import Phone
 from demo.report import Report
@@ -36,6 +36,7 @@ from worker.store.engine import transaction
 
 _WORKERS: Final = 2
 _USERS: Final = 12
+_DEVICES: Final = ("first-device", "second-device")
 _SEED: Final = 2026
 _PATIENCE: Final = 60.0
 """The demo gives up if no delivery is settled for this many seconds."""
@@ -45,9 +46,9 @@ async def simulated(settings: Settings, batches: int, logs: Path, console: Conso
     """Simulated users with realistic faults: `batches` sessions, and what goes wrong."""
     rng = random.Random(_SEED)
     questions = bank.made_up(rng, _USERS)
-    devices = sessions.devices(questions, batches, rng)
-    broken = sessions.broken(devices[0].batches[0], "broken-viewer", rng)
-    sent = sum(len(device.batches) + len(device.twice) for device in devices) + len(broken)
+    owned = sessions.devices(questions, batches, rng)
+    broken = sessions.broken(owned[0].batches[0], "broken-viewer", rng)
+    sent = sum(len(device.batches) + len(device.twice) for device in owned) + len(broken)
 
     async with _prepared(settings, questions) as (settings, account, channel):
         async with AsyncExitStack() as stack:
@@ -56,7 +57,7 @@ async def simulated(settings: Settings, batches: int, logs: Path, console: Conso
             )
             phones = [
                 await stack.enter_async_context(_viewer(settings, device.viewer))
-                for device in devices
+                for device in owned
             ]
             began = time.monotonic()
             with _progress(console, account, sent):
@@ -64,7 +65,7 @@ async def simulated(settings: Settings, batches: int, logs: Path, console: Conso
                     await asyncio.gather(
                         *(
                             phone.play(device.batches, device.twice)
-                            for phone, device in zip(phones, devices, strict=True)
+                            for phone, device in zip(phones, owned, strict=True)
                             if device.late is late
                         )
                     )
@@ -78,33 +79,49 @@ async def simulated(settings: Settings, batches: int, logs: Path, console: Conso
 
 
 async def from_review_log(settings: Settings, path: Path, logs: Path, console: Console) -> Report:
-    """A real review log from two devices. Ingesting it in order must give the same progress."""
+    """A real review log from two devices. Ingesting it in order must give the same progress, and in
+    the end each device must have it.
+    """
     reviews = review_log.read(path)
     questions = review_log.questions(reviews)
     batches = review_log.batches(reviews)
     arrivals = review_log.arrivals(batches)
 
     async with _prepared(settings, questions) as (settings, account, _):
+        url = settings.amqp_url.get_secret_value()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
                 processes.workers(_WORKERS, settings, stage.environment_of(settings), logs)
             )
-            phones = [
-                await stack.enter_async_context(_viewer(settings, name))
-                for name in ("first-device", "second-device")
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="study-demo-devices-"))
+            )
+            await stage.grant(settings, _DEVICES, review_log.USER)
+            owned = [
+                await stack.enter_async_context(
+                    devices.running(folder / f"{name}.sqlite", url, name)
+                )
+                for name in _DEVICES
             ]
             began = time.monotonic()
             with _progress(console, account, len(arrivals)):
                 for arrival in arrivals:
-                    phones[arrival.device].record(arrival.batch)
-                await asyncio.gather(*(phone.settled() for phone in phones))
+                    await owned[arrival.device].record(arrival.batch)
+                await asyncio.gather(*(device.settled() for device in owned))
                 await account.until(lambda: account.settled >= len(arrivals), _PATIENCE)
             seconds = time.monotonic() - began
-            lost = sum(phone.lost() for phone in phones)
+            await asyncio.gather(*(device.current() for device in owned))
+            await asyncio.gather(*(device.end() for device in owned))
+            async with engine_of(settings, connections=1, name="demo") as engine:
+                due = await devices.due_dates(engine, review_log.USER)
+            devices_wrong = [devices.wrong(each.path, review_log.USER, due) for each in owned]
+            lost = sum(devices.unsettled(each.path) for each in owned)
         report = await _report(settings, account, len(arrivals), lost, seconds)
         in_order = await _in_order(settings, questions, batches)
         return report.compared_with_order(
-            reviews=len(reviews), differing=len(await _progress_rows(settings) ^ in_order)
+            reviews=len(reviews),
+            differing=len(await _progress_rows(settings) ^ in_order),
+            devices_wrong=devices_wrong,
         )
 
 
@@ -216,5 +233,11 @@ async def _progress_rows(settings: Settings) -> set[tuple[object, ...]]:
         engine_of(settings, connections=1, name="demo") as engine,
         transaction(engine) as connection,
     ):
-        rows = await connection.execute(text("SELECT * FROM study_question_progress"))
+        # Versions count commits, and these differ.
+        rows = await connection.execute(
+            text(
+                "SELECT CAST(to_jsonb(progress) - 'version' AS text)"
+                " FROM study_question_progress AS progress"
+            )
+        )
         return {tuple(row) for row in rows}

@@ -1,6 +1,7 @@
 """The demo's numbers, as a table for people and as one JSON object for programs."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -24,20 +25,29 @@ class Report:
     reviews: int | None = None
     differing: int = 0
     """The number of progress rows that differ from those of the same log ingested in order."""
+    devices_wrong: Sequence[int] = ()
+    """For each device, the number of due dates in its file that are not those of the server."""
 
     @property
     def ok(self) -> bool:
         """Whether nothing is lost and everything stored is right."""
-        return self.lost == 0 and self.differences == 0 and self.differing == 0
+        return (
+            self.lost == 0
+            and self.differences == 0
+            and self.differing == 0
+            and not any(self.devices_wrong)
+        )
 
     @property
     def verify(self) -> str | int:
         """ "ok", or the number of differences."""
         return self.differences or "ok"
 
-    def compared_with_order(self, *, reviews: int, differing: int) -> "Report":
-        """The same report with the result of the comparison with the log in order."""
-        return replace(self, reviews=reviews, differing=differing)
+    def compared_with_order(
+        self, *, reviews: int, differing: int, devices_wrong: Sequence[int]
+    ) -> "Report":
+        """The same report with what was compared with the log in order, and with the devices."""
+        return replace(self, reviews=reviews, differing=differing, devices_wrong=devices_wrong)
 
     def as_json(self) -> str:
         """One line."""
@@ -51,7 +61,11 @@ class Report:
             "seconds": round(self.seconds, 3),
         }
         if self.reviews is not None:
-            found |= {"reviews": self.reviews, "differing_from_order": self.differing}
+            found |= {
+                "reviews": self.reviews,
+                "differing_from_order": self.differing,
+                "devices_wrong": list(self.devices_wrong),
+            }
         return json.dumps(found)
 
     def show(self, console: Console) -> None:
@@ -74,5 +88,6 @@ class Report:
             table.add_section()
             table.add_row("reviews in the log", f"{self.reviews:,}")
             table.add_row("progress rows that differ from the log in order", f"{self.differing:,}")
+            table.add_row("wrong due dates on each device", ", ".join(map(str, self.devices_wrong)))
         console.print(table)
         console.print("To look at the database: ./dev psql")

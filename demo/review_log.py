@@ -20,7 +20,9 @@ from worker.errors import SettingsError
 
 _GAP: Final = timedelta(minutes=30)
 _SYNC: Final = timedelta(days=7)
-_USER, _TOPIC = 1, 1
+USER: Final = 1
+"""The learner, who owns all questions."""
+_TOPIC: Final = 1
 
 
 class Review(NamedTuple):
@@ -62,7 +64,7 @@ def read(path: Path) -> list[Review]:
 def questions(reviews: list[Review]) -> list[Question]:
     """One question for each card, all of one user and topic."""
     return [
-        Question(number, _USER, _TOPIC, f"card-{card}", correct_choice=1)
+        Question(number, USER, _TOPIC, f"card-{card}", correct_choice=1)
         for number, card in enumerate(sorted({review.card for review in reviews}), 1)
     ]
 

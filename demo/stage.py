@@ -2,6 +2,7 @@
 each time.
 """
 
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -54,11 +55,23 @@ async def with_vhost(settings: Settings) -> Settings:
     return settings.model_copy(update={"amqp_url": SecretStr(url)})
 
 
+async def grant(settings: Settings, viewers: Sequence[str], user_id: int) -> None:
+    """Lets the viewers have the user's progress, which no viewer gets without a grant."""
+    connection = await asyncpg.connect(settings.database_url.get_secret_value())
+    try:
+        await connection.executemany(
+            "INSERT INTO viewer_grants (viewer, user_id) VALUES ($1, $2)",
+            [(viewer, user_id) for viewer in viewers],
+        )
+    finally:
+        await connection.close()
+
+
 def environment_of(settings: Settings) -> dict[str, str]:
     """The settings in the form in which a worker process reads them.
 
-    The demo is local: its viewers share one login and have no grants. So identity is off, and its
-    workers warn about that. Create real viewers with `study-ingest viewer add`.
+    The demo is local: its viewers share one login, and most have no grants. So identity is off,
+    and its workers warn about that. Create real viewers with `study-ingest viewer add`.
     """
     variables = {
         "INGEST_REQUIRE_USER_ID": "false",

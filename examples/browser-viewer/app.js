@@ -10,6 +10,7 @@ const outbox = await openOutbox();
 const relay = new Relay(outbox, (state) => {
   $("#connection").textContent = state;
   showSessions();
+  showDue();
 });
 
 // The quiz.
@@ -50,6 +51,7 @@ function ask() {
     attempts = [];
     offer();
     await showSessions();
+    await showDue();
     relay.wake();
   };
   show(element("p", { className: "soft" }, `Question ${attempts.length + 1} of ${questions.length}`), form);
@@ -58,6 +60,22 @@ function ask() {
 
 function show(...elements) {
   $("#quiz").replaceChildren(...elements);
+}
+
+// What is due, also without a network.
+
+const SHOWN = 10;
+
+async function showDue() {
+  const found = await outbox.due();
+  $("#due-count").textContent = found.length ? `${count(found.length, "question")} to review.` : "Nothing is due.";
+  $("#due").replaceChildren(...found.slice(0, SHOWN).map(({ pub_ids, recall, waiting }) => {
+    const known = pub_ids.find((id) => questions.some((question) => question.pub_id === id)) ?? pub_ids[0];
+    const said = waiting ? "answered here, waiting for its result" : `${Math.round(recall * 100)} % likely recalled`;
+    const item = element("li", {}, title(known), element("p", { className: "soft" }, said));
+    item.dataset.pubId = known;
+    return item;
+  }));
 }
 
 // The sessions.
@@ -136,6 +154,7 @@ form.onsubmit = async (event) => {
 
 offer();
 await showSessions();
+await showDue();
 if ("serviceWorker" in navigator) await navigator.serviceWorker.register("service-worker.js");
 // Two tabs would close each other's connection, because they share a login. So the second one waits.
 navigator.locks.request("study-viewer-relay", () => relay.run());

@@ -1,9 +1,9 @@
-// The part of MQTT that a viewer needs, over a WebSocket: publish and subscribe with QoS 1.
+// The part of MQTT that a viewer needs, over a WebSocket: publish and subscribe, with QoS 1 or 0.
 //
 // It uses version 5 if the broker supports it (RabbitMQ 4), because that gives reasons for refusals, and
 // 3.1.1 otherwise.
 
-const CONNECT = 0x10, PUBLISH = 0x32, PUBACK = 0x40, SUBSCRIBE = 0x82, PINGREQ = 0xc0, DISCONNECT = 0xe0;
+const CONNECT = 0x10, MENTION = 0x30, PUBLISH = 0x32, PUBACK = 0x40, SUBSCRIBE = 0x82, PINGREQ = 0xc0, DISCONNECT = 0xe0;
 const KEEPALIVE = 30; // seconds
 const PATIENCE = 15_000; // milliseconds for each answer
 const NO_SUBSCRIBERS = 0x10, FAILURE = 0x80;
@@ -74,9 +74,9 @@ class Client {
     return this.#version === 5;
   }
 
-  async subscribe(topic) {
+  async subscribe(topic, qos = 1) {
     const id = this.#id();
-    this.#send(SUBSCRIBE, short(id), this.#properties(), text(topic), [1]);
+    this.#send(SUBSCRIBE, short(id), this.#properties(), text(topic), [qos]);
     if ((await this.#answer(id)) >= FAILURE) throw new Error("the subscription was refused");
   }
 
@@ -87,6 +87,11 @@ class Client {
     const code = await this.#answer(id);
     if (code === NO_SUBSCRIBERS) throw new Error("no queue takes batches");
     if (code >= FAILURE) throw new Error(`the broker refused the batch (${code})`);
+  }
+
+  /** Publishes with QoS 0: it may be lost. */
+  mention(topic, body) {
+    this.#send(MENTION, text(topic), this.#properties(), new TextEncoder().encode(body));
   }
 
   close() {

@@ -4,6 +4,7 @@
 // published again with the next connection, and the worker detects duplicates by their uuid.
 
 import { connect } from "./mqtt.js";
+import { Asking } from "./progress.js";
 
 const SHORTEST = 500, LONGEST = 60_000; // milliseconds between attempts
 const RESULT_TIMEOUT = 15 * 60_000; // publish again if there is no result after this time
@@ -11,6 +12,8 @@ const RESULT_TIMEOUT = 15 * 60_000; // publish again if there is no result after
 export class Relay {
   #outbox;
   #tell;
+  #asking = null;
+  #refused = false; // whether this viewer may have no progress
   #woken = false;
   #resume = () => {};
 
@@ -52,11 +55,12 @@ export class Relay {
       clientId: viewer,
       username: `${vhost}:${viewer}`,
       password,
-      onMessage: (body) => this.#settle(body),
+      onMessage: (body) => this.#take(body),
     });
     try {
       // Before the first batch, because a result without a subscription is lost.
       await client.subscribe(`result/${viewer}`);
+      await this.#listen(client, viewer);
       this.#tell("online");
       const published = new Set();
       let open = true;
@@ -74,18 +78,38 @@ export class Relay {
       }
       this.#tell("offline");
     } finally {
+      this.#asking?.end();
       client.close();
     }
   }
 
-  async #settle(body) {
-    let result;
+  /** Begins to keep the progress current. A viewer that was not upgraded goes on without. */
+  async #listen(client, viewer) {
+    this.#asking = null;
+    if (this.#refused) return;
+    this.#refused = true; // a broker may close the connection instead of refusing
     try {
-      result = JSON.parse(body);
-    } catch {
-      return; // not readable; its batch is published again after a while
+      await client.subscribe(`progress/${viewer}`, 0);
+    } catch (error) {
+      console.warn("this viewer gets no progress: ask the operator to run `study-ingest viewer upgrade`");
+      throw error;
     }
-    await this.#outbox.settle(result);
+    this.#refused = false;
+    this.#asking = new Asking(this.#outbox, (request) => client.mention(`progress/v1/${viewer}`, request));
+    await this.#asking.begin();
+  }
+
+  async #take(body) {
+    let message;
+    try {
+      message = JSON.parse(body);
+    } catch {
+      return; // not readable; what it was about is sent or asked for again after a while
+    }
+    if (message.client_session_uuid) {
+      await this.#outbox.settle(message);
+      await this.#asking?.result(message);
+    } else await this.#asking?.take(message);
     this.#tell("online");
   }
 

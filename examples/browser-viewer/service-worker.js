@@ -3,7 +3,7 @@
 // It stores only the page's own files. Sessions and results are in IndexedDB.
 
 const CACHE = "study-viewer";
-const FILES = ["./", "app.js", "mqtt.js", "outbox.js", "relay.js", "viewer.css", "questions.json"];
+const FILES = ["./", "app.js", "mqtt.js", "outbox.js", "progress.js", "relay.js", "viewer.css", "questions.json"];
 
 self.addEventListener("install", (event) => {
   event.waitUntil(

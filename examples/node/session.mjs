@@ -7,6 +7,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import amqp from "amqplib";
 import { Outbox } from "./outbox.mjs";
+import { Asking } from "./progress.mjs";
 
 const { STUDY_VIEWER: viewer, STUDY_PASSWORD: password, STUDY_AMQP_URL } = process.env;
 const outbox = new Outbox(process.env.STUDY_OUTBOX ?? "outbox");
@@ -61,6 +62,30 @@ async function publish(channel, batch) {
   if (returned) throw new Error("no queue takes batches: has the operator set up the broker?");
 }
 
+/** Asks for the learner's progress; null if this viewer was made before there was any. */
+async function keepCurrent(connection) {
+  const channel = await connection.createChannel();
+  const gone = new Promise((_, reject) => channel.on("error", reject));
+  gone.catch((error) => console.error(`no progress: ${error.message}`));
+  const asking = new Asking(outbox, (request) =>
+    channel.publish("study.ingest", `progress.v1.${viewer}`, Buffer.from(request), {
+      contentType: "application/json",
+      type: "study.progress_request.v1",
+      messageId: randomUUID(),
+      userId: viewer,
+    }));
+  gone.catch(() => asking.end());
+  try {
+    await Promise.race([gone, channel.consume(`study.progress.${viewer}`, async (message) => {
+      if (message) await asking.take(JSON.parse(message.content.toString()));
+    }, { noAck: true })]);
+  } catch {
+    return null;
+  }
+  await asking.begin();
+  return asking;
+}
+
 /** One connection: results first, then everything that waits. Ends when the session has a result. */
 async function relay() {
   const connection = await amqp.connect(url.href, { heartbeat: 10 });
@@ -70,22 +95,29 @@ async function relay() {
   });
   lost.catch(() => {});
   const results = await connection.createChannel();
+  let asking = null;
   try {
     await results.prefetch(20);
     const settled = new Promise((resolve) => {
       results.consume(`study.results.${viewer}`, (message) => {
         if (message === null) return connection.emit("error", new Error("the queue is gone"));
         if (/^study\.ingest_result\.v1(\.\d+)?$/.test(message.properties.type)) {
-          outbox.settle(JSON.parse(message.content.toString()));
+          const result = JSON.parse(message.content.toString());
+          outbox.settle(result);
+          asking?.result(result);
         }
         results.ack(message); // only now is the result safe
         if (outbox.result(session)) resolve();
       });
     });
+    asking = await keepCurrent(connection);
     const channel = await connection.createConfirmChannel();
     for (const batch of outbox.pending()) await publish(channel, batch);
     await Promise.race([settled, lost]);
+    // A result can wait for nobody: whoever wants the progress as well asks again next time.
+    if (asking) await Promise.race([asking.current, lost, sleep(5_000)]);
   } finally {
+    asking?.end();
     await results.close().catch(() => {}); // first, or the close would overtake the last ack
     await connection.close().catch(() => {});
   }

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from tests.broker_fixtures import make_settings
 from tests.whole_worker import Login, Viewers, working
 from worker.broker import topology
 from worker.broker.accounts import Accounts
+from worker.domain.policy import Policy
+from worker.ingest.transaction import Ingest
 from worker.operate.viewers import Access
 from worker.settings import Settings
 
@@ -247,6 +250,47 @@ async def test_answered_offline_closed_reopened_and_told(
         " return page.evaluate(() => document.documentElement.scrollWidth)"
     )
     assert wide <= 375
+
+
+async def test_what_is_due_on_one_device_is_due_in_the_browser_too(
+    node: RabbitMQ,
+    viewers: Viewers,
+    settings: Settings,
+    engine: AsyncEngine,
+    browser: Browser,
+    site: Path,
+) -> None:
+    """It was answered elsewhere; the page asks for it, and knows it without a network as well."""
+    pub_ids = [each["pub_id"] for each in json.loads((site / "questions.json").read_text())]
+    long_ago = datetime.now(UTC) - timedelta(days=30)
+    elsewhere = [factories.right(pub_id, long_ago) for pub_id in pub_ids[:2]]
+    await Ingest(engine, Policy())([factories.sent(*elsewhere)])
+    login = await viewers.add(42, access=Access(mqtt="amq.topic"))
+
+    async def until_due(*expected: str) -> None:
+        await browser.do(
+            f"await page.waitForFunction((ids) => JSON.stringify([...document.querySelectorAll("
+            f"'#due li')].map((item) => item.dataset.pubId).sort()) === ids,"
+            f" {json.dumps(json.dumps(sorted(expected), separators=(',', ':')))})"
+        )
+
+    with served(site) as port:
+        async with working(settings, engine):
+            await browser.open(port)
+            await until_due()
+            await browser.log_in(node, login)
+            await until_due(*pub_ids[:2])
+            await browser.do("await page.evaluate(() => navigator.serviceWorker.ready)")
+            if picture := os.environ.get("SCREENSHOTS"):
+                await browser.do(
+                    f"await page.screenshot({{path: '{picture}/due.png', fullPage: true}})"
+                )
+        await browser.do("await context.setOffline(true)")
+        await browser.close_tab()
+    await browser.open(port)
+    await until_due(*pub_ids[:2])
+    await browser.answer(1, 2, None, 1)
+    await until_due()  # answered now, on this device, whatever will become of it
 
 
 async def test_a_viewer_by_mqtt_reaches_nothing_of_another(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -13,6 +14,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from demo.devices import due_dates
 from tests import factories
 from tests.broker_fixtures import Broker
 from tests.whole_worker import Login, Viewers, working
@@ -135,6 +137,21 @@ async def test_node(
     login = await viewers.add(42)
     script = node_modules / "session.mjs"
     await session_twice(broker, settings, engine, login, tmp_path, "node", script)
+    stored = await due_dates(engine, 42)
+    assert len(stored) == 2
+    for outbox in ("outbox-0", "outbox-1"):  # of which the second has no session that counted
+        env = {"STUDY_OUTBOX": str(tmp_path / outbox)}
+        due = node_modules / "due.mjs"
+        printed = await run("node", due, "2100-01-01T00:00:00+01:00", env=env, cwd=tmp_path)
+        told = [json.loads(line) for line in printed.splitlines()]
+        assert {each["pub_ids"][0] for each in told} == stored.keys()
+        assert not any(each["waiting"] for each in told)
+        for each in told:
+            seconds = (
+                datetime.fromisoformat(each["due_at"]) - stored[each["pub_ids"][0]]
+            ).total_seconds()
+            assert abs(seconds) < 0.001  # a Date of JavaScript has milliseconds
+        assert await run("node", due, "2000-01-01T00:00:00Z", env=env, cwd=tmp_path) == ""
 
 
 async def test_curl(
