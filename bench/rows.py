@@ -1,7 +1,7 @@
 """The rows that a contender left, as digests. Equal digests mean equal rows.
 
-It leaves out what no two runs can have in common: serial ids, times, and what depends on the order
-in which two batches of one user were committed (which session requested an explanation).
+It leaves out what no two runs can have in common: serial ids, versions, times, and what depends on
+the order in which two batches of one user were committed (which session requested an explanation).
 """
 
 from typing import Final
@@ -23,7 +23,13 @@ _DIGESTED: Final = {
         " FROM study_question_attempts",
         "quiz_session_id, position",
     ),
-    "progress": ("SELECT * FROM study_question_progress", "user_id, study_question_id"),
+    "progress": (
+        "SELECT user_id, study_question_id, study_topic_id, attempts_count, correct_count,"
+        " wrong_count, unsure_count, correct_run, best_run, spaced_run, recent_unsure, lapse_count,"
+        " first_correct_at, last_outcome, last_answered_at, pattern, stability, difficulty, due_at,"
+        " scheduler, explanation_requested FROM study_question_progress",
+        "user_id, study_question_id",
+    ),
     "inbox": (
         "SELECT client_session_uuid, content_digest, user_id, told.sessions,"
         " (SELECT array_agg(each ->> 'question_pub_id') FROM"

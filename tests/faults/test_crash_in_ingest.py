@@ -44,8 +44,13 @@ async def test_every_statement_of_the_transaction_has_its_crash(scene: Scene) ->
     passed = scene.database.passed
     (mine,) = {connection for connection, text in passed if re.search(COMMIT, text)}
     seen = [text for connection, text in passed if connection == mine and not ASIDES.search(text)]
-    first = next(n for n, text in enumerate(seen) if re.search(STATEMENTS["resolve"], text))
-    for statement, pattern in zip(seen[first:], [*STATEMENTS.values(), COMMIT], strict=True):
+    first, last = (
+        next(n for n, text in enumerate(seen) if re.search(pattern, text, re.DOTALL))
+        for pattern in (STATEMENTS["resolve"], COMMIT)
+    )
+    # What comes after it on this connection is another transaction's.
+    statements = seen[first : last + 1]
+    for statement, pattern in zip(statements, [*STATEMENTS.values(), COMMIT], strict=True):
         assert re.search(pattern, statement, re.DOTALL)
 
 
