@@ -296,9 +296,11 @@ async def test_without_the_management_api_it_stays_and_status_says_so(
                 return sum(event["event"] == "collector.blocked" for event in events)
 
             await until(blocked, (3).__le__)
+            # What lies behind it is collected all the same.
+            await until(lambda: kept(engine), (count - 1).__eq__)
             (found,) = await until(attention, bool)
-            assert found.startswith("2 messages wait in study.attempts.dead")
-    assert await kept(engine) == 0
+            assert "in study.attempts.dead" in found
+    assert await kept(engine) == count - 1
     async with working(newer.settings, engine):
         await until(lambda: kept(engine), count.__eq__)
         await newer.until_depth(amqp.DEAD_QUEUE, 0)
