@@ -10,6 +10,6 @@ sessions = async_sessionmaker(engine, expire_on_commit=False)
 
 
 async def session() -> AsyncIterator[AsyncSession]:
-    """One transaction for each request."""
+    """One transaction for each request. With the scope `function` it commits before the answer."""
     async with sessions() as database, database.begin():
         yield database

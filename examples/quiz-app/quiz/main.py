@@ -18,7 +18,7 @@ from schemas import AnswerOut, RoundOut
 app = FastAPI(title="Quiz")
 pages = Jinja2Templates(Path(__file__).parent / "templates")
 
-Database = Annotated[AsyncSession, Depends(session)]
+Database = Annotated[AsyncSession, Depends(session, scope="function")]
 
 
 async def signed_in(database: Database, user: Annotated[UUID | None, Cookie()] = None) -> User:
