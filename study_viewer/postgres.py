@@ -8,12 +8,10 @@ module needs SQLAlchemy 2, which the rest of the library does not (`study-ingest
 import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, overload
 from uuid import UUID
 
-import aio_pika
 from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from sqlalchemy import (
@@ -42,9 +40,9 @@ from sqlalchemy.orm import Session
 
 from study_viewer.errors import NoTransaction, UuidReused
 from study_viewer.outbox import Entry, State, body_of, left_of
-from study_viewer.publishing import ingest_exchange, publish
+from study_viewer.publishing import publish
 from study_viewer.relay import RelayBase, first_of
-from study_viewer.results import Results, open_results, read_result
+from study_viewer.results import Results, read_result
 from study_viewer.schemas.attempt_batch import AttemptBatch
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import Status
@@ -333,24 +331,8 @@ class PostgresRelay(RelayBase):
 
     async def _session(self) -> None:
         """Runs one connection to the broker. It never returns without an error."""
-        settings = self._settings
-        connection = await aio_pika.connect(self._url, timeout=settings.connect_timeout)
-        try:
-            async with asyncio.timeout(settings.answer_timeout):
-                results = await open_results(
-                    connection,
-                    self._viewer,
-                    declare=settings.declare_results_queue,
-                    prefetch=settings.prefetch,
-                )
-                exchange = await ingest_exchange(connection)
-            self.status.connected = True
-            self._show(None)
+        async with self._connected() as (_, results, exchange):
             await first_of(self._publish_all(exchange), self._settle_all(results), results.lost())
-        finally:
-            with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
-                async with asyncio.timeout(settings.close_timeout):
-                    await connection.close()
 
     async def _publish_all(self, exchange: AbstractExchange) -> None:
         while True:

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import random
 import sqlite3
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import UUID
@@ -77,6 +77,32 @@ class RelayBase:
         self._user_id = viewer if self._url.user == viewer else None
         self._failures = 0
         self._woken = asyncio.Event()
+
+    @asynccontextmanager
+    async def _connected(
+        self,
+    ) -> AsyncIterator[tuple[AbstractConnection, Results, AbstractExchange]]:
+        """A connection that takes results and can publish batches, until the block ends."""
+        settings = self._settings
+        connection = await aio_pika.connect(self._url, timeout=settings.connect_timeout)
+        try:
+            async with asyncio.timeout(settings.answer_timeout):
+                # This comes first, because a result that arrives before its queue exists would be
+                # lost.
+                results = await open_results(
+                    connection,
+                    self._viewer,
+                    declare=settings.declare_results_queue,
+                    prefetch=settings.prefetch,
+                )
+                exchange = await ingest_exchange(connection)
+            self.status.connected = True
+            self._show(None)
+            yield connection, results, exchange
+        finally:
+            with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
+                async with asyncio.timeout(settings.close_timeout):
+                    await connection.close()
 
     def _next_delay(self) -> float:
         settings = self._settings
@@ -249,34 +275,18 @@ class Relay(RelayBase):
 
     async def _session(self, store: Outbox) -> None:
         """Runs one connection from its start to its end. It never returns without an error."""
-        settings = self._settings
-        connection = await aio_pika.connect(self._url, timeout=settings.connect_timeout)
-        try:
-            async with asyncio.timeout(settings.answer_timeout):
-                # This comes first, because a result that arrives before its queue exists would be
-                # lost.
-                results = await open_results(
-                    connection,
-                    self._viewer,
-                    declare=settings.declare_results_queue,
-                    prefetch=settings.prefetch,
+        async with self._connected() as (connection, results, exchange):
+            try:
+                await first_of(
+                    self._publish_all(store, exchange),
+                    self._settle_all(store, results),
+                    results.lost(),
+                    self._keep_current(store, connection),
                 )
-                exchange = await ingest_exchange(connection)
-            self.status.connected = True
-            self._show(None)
-            await first_of(
-                self._publish_all(store, exchange),
-                self._settle_all(store, results),
-                results.lost(),
-                self._keep_current(store, connection),
-            )
-        finally:
-            self._plan, self.status.progress_current = None, False
-            if self._opening:
-                await asyncio.wait(self._opening, timeout=settings.close_timeout)
-            with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
-                async with asyncio.timeout(settings.close_timeout):
-                    await connection.close()
+            finally:
+                self._plan, self.status.progress_current = None, False
+                if self._opening:
+                    await asyncio.wait(self._opening, timeout=self._settings.close_timeout)
 
     async def _publish_all(self, store: Outbox, exchange: AbstractExchange) -> None:
         """Publishes one batch at a time, so that none is sent before the previous one was

@@ -30,7 +30,8 @@ def _named(database: str) -> str:
     return make_url(_server_url()).set(database=database).render_as_string(hide_password=False)
 
 
-async def _administer(*statements: str) -> None:
+async def administer(*statements: str) -> None:
+    """Runs statements on the server, outside the tests' databases."""
     connection = await asyncpg.connect(_server_url())
     try:
         for statement in statements:
@@ -75,7 +76,7 @@ _templates: dict[str, str] = {}
 async def _template(content: str) -> str:
     if content not in _templates:
         name = f"test_template_{uuid4().hex[:12]}"
-        await _administer(f"CREATE DATABASE {name}")
+        await administer(f"CREATE DATABASE {name}")
         settings = _settings(_named(name), _schema(content))
         engine = make_engine(settings, connections=1, name="tests")
         if content == THEIRS:
@@ -92,7 +93,7 @@ async def _template(content: str) -> str:
 def _drop_templates() -> Iterator[None]:
     yield
     for name in _templates.values():
-        asyncio.run(_administer(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+        asyncio.run(administer(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 
 
 def _schema(content: str) -> str:
@@ -116,9 +117,9 @@ are in a schema that no session looks into by itself.
 @asynccontextmanager
 async def _database(origin: str = "") -> AsyncIterator[str]:
     name = f"test_{uuid4().hex[:16]}"
-    await _administer(f"CREATE DATABASE {name} {origin}")
+    await administer(f"CREATE DATABASE {name} {origin}")
     yield _named(name)
-    await _administer(f"DROP DATABASE {name} WITH (FORCE)")
+    await administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -34,6 +34,30 @@ def environment(settings: Settings) -> dict[str, str]:
     return variables
 
 
+@asynccontextmanager
+async def logging(
+    *command: str | Path,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    stderr: int | None = asyncio.subprocess.STDOUT,
+) -> AsyncIterator[asyncio.StreamReader]:
+    """A process and its output as it is written. SIGTERM ends it, and it must exit with 0."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
+    )
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+
+
 class Process:
     """A process that serves on a port of its own; to be had from `running`."""
 

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
-import asyncpg
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,6 +21,7 @@ from schemas import amqp
 from schemas.words import RejectReason
 from tests import factories as make
 from tests.broker_fixtures import Broker, until
+from tests.database_fixtures import administer
 from tests.worker_process import PATIENCE
 from worker.cli.main import app
 from worker.settings import Settings
@@ -78,7 +78,7 @@ async def test_the_commands_run(
     bare_broker: Broker, empty_database_url: str, tmp_path: Path
 ) -> None:
     restored = f"{empty_database_url}_restored"
-    await _administer(f"CREATE DATABASE {restored.rpartition('/')[2]}")
+    await administer(f"CREATE DATABASE {restored.rpartition('/')[2]}")
     settings = bare_broker.settings
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -110,7 +110,7 @@ async def test_the_commands_run(
         assert await make.count(engine, "study_question_progress") == 0  # of a user now forgotten
     finally:
         await engine.dispose()
-        await _administer(f"DROP DATABASE {restored.rpartition('/')[2]} WITH (FORCE)")
+        await administer(f"DROP DATABASE {restored.rpartition('/')[2]} WITH (FORCE)")
 
 
 async def _consumes(port: str) -> None:
@@ -163,11 +163,3 @@ async def _processes(
             process.terminate()
             await process.wait()
     assert [process.returncode for process in lasting] == [0] * len(lasting)
-
-
-async def _administer(statement: str) -> None:
-    connection = await asyncpg.connect(os.environ["INGEST_DATABASE_URL"])
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()

@@ -6,9 +6,10 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,6 +20,7 @@ from tests import factories as make
 from tests.broker_fixtures import Broker
 from tests.examples.test_examples import EXAMPLES, node_modules
 from tests.factories import right, sent, wrong
+from tests.worker_process import logging
 from worker.broker.publisher import Publisher
 from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
@@ -33,29 +35,26 @@ Effects = Callable[[], tuple[set[int], set[int], int]]
 """The questions to explain, the questions to review, and the number of dead jobs."""
 
 
-@asynccontextmanager
-async def _consumer(
+def _consumer(
     broker: Broker, folder: Path, *command: str
-) -> AsyncIterator[asyncio.StreamReader]:
-    url = broker.settings.amqp_url.get_secret_value()
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env=os.environ
-        | {
-            "FOLLOWUPS_AMQP_URL": url,
-            "FOLLOWUPS_DATABASE": str(folder / "jobs.db"),
-            "FOLLOWUPS_FOLDER": str(folder / "jobs"),
-        },
-        stdout=asyncio.subprocess.PIPE,
+) -> AbstractAsyncContextManager[asyncio.StreamReader]:
+    variables = {
+        "FOLLOWUPS_AMQP_URL": broker.settings.amqp_url.get_secret_value(),
+        "FOLLOWUPS_DATABASE": str(folder / "jobs.db"),
+        "FOLLOWUPS_FOLDER": str(folder / "jobs"),
+    }
+    return logging(*command, env=os.environ | variables, cwd=folder, stderr=None)
+
+
+async def _publish(broker: Broker, job: Mapping[str, Any]) -> None:
+    """As a relay does, or one that died after the confirm does again."""
+    await broker.publish(
+        job["body"],
+        exchange=job["exchange"],
+        routing_key=job["routing_key"],
+        type=job["type"],
+        message_id=str(job["message_id"]),
     )
-    assert process.stdout is not None
-    try:
-        yield process.stdout
-    finally:
-        process.terminate()
-        await process.communicate()
-    assert process.returncode == 0
 
 
 async def _lines(log: asyncio.StreamReader, count: int) -> list[str]:
@@ -80,14 +79,8 @@ async def _each_job_has_its_effect_once(
         await Relay(engine, publisher, broker.settings).relay()
         assert await _lines(log, 2) == ["done", "done"]
         assert effects() == ({stuck.question_id}, {stuck.question_id}, 0)
-        for job in jobs:  # as a relay that died after the confirm publishes it again
-            await broker.publish(
-                job["body"],
-                exchange=job["exchange"],
-                routing_key=job["routing_key"],
-                type=job["type"],
-                message_id=str(job["message_id"]),
-            )
+        for job in jobs:
+            await _publish(broker, job)
         assert await _lines(log, 2) == ["duplicate", "duplicate"]
         for number, (body, kind) in enumerate(
             (
@@ -108,14 +101,7 @@ async def _each_job_has_its_effect_once(
     for kind in (EXPLANATION.routing_key, REVIEW.routing_key):
         await broker.until_depth(amqp.followups_queue(kind), 0)
     async with _consumer(broker, folder, *command) as log:  # restarted, it remembers
-        job = jobs[0]
-        await broker.publish(
-            job["body"],
-            exchange=job["exchange"],
-            routing_key=job["routing_key"],
-            type=job["type"],
-            message_id=str(job["message_id"]),
-        )
+        await _publish(broker, jobs[0])
         assert await _lines(log, 1) == ["duplicate"]
 
 

@@ -24,6 +24,7 @@ import pytest
 from devtools import environment, places
 from devtools.state import free_ports
 from tests.broker_fixtures import PATIENCE, Broker, until
+from tests.database_fixtures import administer
 from tests.examples.test_browser_viewer import Browser, browser, driver
 from worker.broker.accounts import Accounts
 
@@ -110,17 +111,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def databases(empty_database_url: str) -> AsyncIterator[tuple[str, str]]:
     """The application's database, and that of its tests."""
     tests = f"{empty_database_url}_tests"
-    await _administer(f"CREATE DATABASE {tests.rpartition('/')[2]}")
+    await administer(f"CREATE DATABASE {tests.rpartition('/')[2]}")
     yield empty_database_url, tests
-    await _administer(f"DROP DATABASE {tests.rpartition('/')[2]} WITH (FORCE)")
-
-
-async def _administer(statement: str) -> None:
-    connection = await asyncpg.connect(os.environ["INGEST_DATABASE_URL"])
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
+    await administer(f"DROP DATABASE {tests.rpartition('/')[2]} WITH (FORCE)")
 
 
 @pytest.fixture

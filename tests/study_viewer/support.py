@@ -3,7 +3,8 @@
 import asyncio
 import json
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -67,6 +68,24 @@ class Broker:
         """The URL for another login, whose password is its name."""
         host = urlsplit(self.url).netloc.rpartition("@")[2]
         return urlsplit(self.url)._replace(netloc=f"{name}:{name}@{host}").geturl()
+
+    @asynccontextmanager
+    async def with_few_rights(self) -> AsyncIterator[str]:
+        """The name of a viewer with a login of its own and the rights that 0.1.0 gave to one."""
+        viewer = self.vhost  # also a fine name
+        queue = await self.channel.declare_queue(results_queue(viewer), durable=True)
+        await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
+        await self.management.put(f"users/{viewer}", json={"password": viewer, "tags": ""})
+        rights = {
+            "configure": "^$",
+            "write": "^study[.]ingest$",
+            "read": f"^study[.]results[.]{viewer}$",
+        }
+        await self.management.put(f"permissions/{self.vhost}/{viewer}", json=rights)
+        try:
+            yield viewer
+        finally:
+            await self.management.delete(f"users/{viewer}")
 
     async def consume(self) -> None:
         """Begins to take what arrives for workers, as `next` then gives it."""

@@ -19,8 +19,6 @@ from study_viewer.schemas.amqp import (
     PROGRESS_REQUESTS_BINDING,
     RESULTS_EXCHANGE,
     progress_key,
-    result_key,
-    results_queue,
 )
 from study_viewer.schemas.model import WireModel
 from study_viewer.schemas.progress import ProgressRefusal, ProgressRequest
@@ -192,21 +190,11 @@ async def test_a_viewer_that_was_not_upgraded_goes_on_as_before(
 ) -> None:
     """Its login has the rights of before: no queue of progress, and no key for requests."""
     caplog.set_level(logging.WARNING)
-    viewer = broker.vhost  # also a fine name
-    queue = await broker.channel.declare_queue(results_queue(viewer), durable=True)
-    await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
-    await broker.management.put(f"users/{viewer}", json={"password": viewer, "tags": ""})
-    rights = {
-        "configure": "^$",
-        "write": "^study[.]ingest$",
-        "read": f"^study[.]results[.]{viewer}$",
-    }
-    await broker.management.put(f"permissions/{broker.vhost}/{viewer}", json=rights)
     await broker.consume()
     settings = RelaySettings(declare_results_queue=False, progress_interval=0.05)
     with Outbox(tmp_path / "viewer.db") as outbox:
-        running = Relay(outbox, broker.login(viewer), viewer, settings)
-        try:
+        async with broker.with_few_rights() as viewer:
+            running = Relay(outbox, broker.login(viewer), viewer, settings)
             async with asyncio.timeout(PATIENCE), running:
                 await running.until(lambda: running.status.progress_problem)
                 assert "viewer upgrade" in (running.status.progress_problem or "")
@@ -217,8 +205,6 @@ async def test_a_viewer_that_was_not_upgraded_goes_on_as_before(
                 await running.until_settled(uuid)
                 assert running.status.connected
                 assert running.status.problem is None
-        finally:
-            await broker.management.delete(f"users/{viewer}")
     assert sum("viewer upgrade" in record.message for record in caplog.records) == 1
 
 

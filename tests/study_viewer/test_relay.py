@@ -212,27 +212,16 @@ async def test_a_batch_without_a_result_is_published_again(outbox: Outbox, broke
 async def test_a_viewer_with_few_rights_and_its_own_login(
     outbox: Outbox, broker: Broker, declare: bool
 ) -> None:
-    viewer = broker.vhost  # also a fine name
-    queue = await broker.channel.declare_queue(results_queue(viewer), durable=True)
-    await queue.bind(RESULTS_EXCHANGE, result_key(viewer))
-    await broker.management.put(f"users/{viewer}", json={"password": viewer, "tags": ""})
-    rights = {
-        "configure": "^$",
-        "write": "^study[.]ingest$",
-        "read": f"^study[.]results[.]{viewer}$",
-    }
-    await broker.management.put(f"permissions/{broker.vhost}/{viewer}", json=rights)
-    try:
-        await broker.consume()
-        (uuid,) = record(outbox, make_batch())
-        url = broker.login(viewer)
-        async with relay_of(outbox, url, viewer, declare_results_queue=declare) as relay:
-            message = await broker.next()
-            assert message.user_id == viewer
-            await broker.answer(make_result(uuid), viewer)
-            await settled(relay, uuid)
-    finally:
-        await broker.management.delete(f"users/{viewer}")
+    await broker.consume()
+    (uuid,) = record(outbox, make_batch())
+    async with (
+        broker.with_few_rights() as viewer,
+        relay_of(outbox, broker.login(viewer), viewer, declare_results_queue=declare) as relay,
+    ):
+        message = await broker.next()
+        assert message.user_id == viewer
+        await broker.answer(make_result(uuid), viewer)
+        await settled(relay, uuid)
 
 
 async def test_another_login_does_not_claim_to_be_the_viewer(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -40,6 +41,10 @@ User = Annotated[
         "--user", parser=user_id, metavar="ID", help="Only this user. The default is all users."
     ),
 ]
+Lines = Annotated[
+    Path, typer.Argument(help="A CSV file (.csv) or JSON Lines, or - for JSON Lines on stdin.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")]
 Reason = Annotated[str, typer.Option("--reason", help="The reason, which is kept in the audit.")]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
@@ -111,6 +116,17 @@ def time(text: str) -> datetime:
         return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     except (ValueError, OverflowError):
         raise typer.BadParameter("write a time, such as 2026-11-28T09:00") from None
+
+
+At = Annotated[
+    datetime | None,
+    typer.Option(
+        "--at",
+        parser=time,
+        metavar="TIME",
+        help="As of this time, such as 2026-11-28T09:00, instead of now.",
+    ),
+]
 
 
 @contextmanager

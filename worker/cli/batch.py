@@ -153,7 +153,7 @@ def _lines(life: "Life") -> list[str]:
     for attempt in life.attempts:
         notes = [
             *([f"its time was {attempt.time_was}"] if attempt.time_was else []),
-            *([f"corrected {attempt.times_corrected} times"] if attempt.times_corrected else []),
+            *([f"corrections: {attempt.times_corrected}"] if attempt.times_corrected else []),
         ]
         lines.append(
             f"  {attempt.position}: {_when(attempt.answered_at)}  {attempt.outcome:7}"

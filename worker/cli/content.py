@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import Json, Reason, bar, by, printable
+from worker.cli.asking import DryRun, Json, Lines, Reason, bar, by, printable
 from worker.cli.files import opened
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import ContentError
@@ -44,13 +44,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def import_file(
-    file: Annotated[
-        Path,
-        typer.Argument(help="A CSV file (.csv) or JSON Lines, or - for JSON Lines on stdin."),
-    ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, and change nothing.")
-    ] = False,
+    file: Lines,
+    dry_run: DryRun = False,
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import Json, printable, time
+from worker.cli.asking import At, Json, printable, user_id
 from worker.cli.shared import engine_of, load_settings, run
 
 if TYPE_CHECKING:
@@ -20,17 +20,9 @@ def add_to(app: typer.Typer) -> None:
 
 def due(
     user: Annotated[
-        int, typer.Option("--user", min=-(2**63), max=2**63 - 1, help="The user to look at.")
+        int, typer.Option("--user", parser=user_id, metavar="ID", help="The user to look at.")
     ],
-    at: Annotated[
-        datetime | None,
-        typer.Option(
-            "--at",
-            parser=time,
-            metavar="TIME",
-            help="At this time, such as 2026-11-28T09:00, instead of now.",
-        ),
-    ] = None,
+    at: At = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many questions.")
     ] = 50,

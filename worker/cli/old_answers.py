@@ -1,12 +1,11 @@
 """The command that brings in answers from before: `answers import`."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import Json, Reason, bar, by, printable
+from worker.cli.asking import DryRun, Json, Lines, Reason, bar, by, printable
 from worker.cli.files import opened
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import AnswersError
@@ -36,13 +35,8 @@ def _group() -> None: ...
 
 
 def import_file(
-    file: Annotated[
-        Path,
-        typer.Argument(help="A CSV file (.csv) or JSON Lines, or - for JSON Lines on stdin."),
-    ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, and change nothing.")
-    ] = False,
+    file: Lines,
+    dry_run: DryRun = False,
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:

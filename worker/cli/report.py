@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from worker.cli.answers import answer
-from worker.cli.asking import time, user_id
+from worker.cli.asking import At, user_id
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
 
@@ -29,15 +29,7 @@ def report(
     user: Annotated[
         int, typer.Option("--user", parser=user_id, metavar="ID", help="The user to report on.")
     ],
-    at: Annotated[
-        datetime | None,
-        typer.Option(
-            "--at",
-            parser=time,
-            metavar="TIME",
-            help="As of this time, such as 2026-11-28T09:00, instead of now.",
-        ),
-    ] = None,
+    at: At = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", help="The file to write. The default is report-USER.html."),

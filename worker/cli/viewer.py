@@ -8,14 +8,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schemas import amqp
 from worker.cli.answers import answer
-from worker.cli.asking import Json, JsonLines, Reason, bar, by, printable
+from worker.cli.asking import Json, JsonLines, Lines, Reason, bar, by, printable
 from worker.cli.files import opened
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError, ViewerError
@@ -112,10 +111,7 @@ def add(
 
 
 def import_file(
-    file: Annotated[
-        Path,
-        typer.Argument(help="A CSV file (.csv) or JSON Lines, or - for JSON Lines on stdin."),
-    ],
+    file: Lines,
     mqtt: Annotated[
         bool,
         typer.Option("--mqtt", help="Use MQTT only, for browsers (see INGEST_MQTT_EXCHANGE)."),

@@ -112,7 +112,7 @@ async def test_one_is_shown_with_all_that_became_of_it(site: Site) -> None:
     assert life["status"] == "voided"
 
     text = (await invoke(site, "batch", "show", str(uuid))).stdout
-    assert "void since" in text and "corrected 1 times" in text and "uuid_reused" in text
+    assert "void since" in text and "corrections: 1" in text and "uuid_reused" in text
     assert f"skipped, withdrawn  ({withdrawn.pub_id})" in text
 
     await invoke(site, "erase", "--user", "1", "--yes")

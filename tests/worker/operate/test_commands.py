@@ -6,9 +6,7 @@ import os
 import sys
 import time
 from base64 import b64decode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,6 +20,7 @@ from tests.broker_fixtures import VIEWER, until
 from tests.factories import WRONG, at, batch, right, sent, wrong
 from tests.worker.operate.commands import environment, invoke
 from tests.worker.operate.conftest import Site
+from tests.worker_process import PROGRAM, logging
 from worker.cli.main import app
 from worker.domain.policy import Policy
 from worker.errors import (
@@ -49,23 +48,9 @@ async def said(site: Site, *words: str) -> str:
 # ------------------------------------------------------------------------------- pause, resume
 
 
-@asynccontextmanager
-async def worker_process(site: Site) -> AsyncIterator[asyncio.StreamReader]:
+def worker_process(site: Site) -> AbstractAsyncContextManager[asyncio.StreamReader]:
     """`study-ingest worker`, and its log as it is written; ended with SIGTERM."""
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("study-ingest"),
-        "worker",
-        env=os.environ | environment(site),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    try:
-        yield process.stdout
-    finally:
-        process.terminate()
-        await process.communicate()
-    assert process.returncode == 0
+    return logging(PROGRAM, "worker", env=os.environ | environment(site))
 
 
 async def _logged(log: asyncio.StreamReader, words: str) -> None:
@@ -391,7 +376,7 @@ async def test_a_reused_uuid_is_shown_with_the_difference(site: Site) -> None:
 async def test_an_error_is_one_sentence_and_a_code(site: Site) -> None:
     await make.execute(site.engine, "UPDATE study_ingest_version SET version_num = '0001'")
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("study-ingest"),
+        PROGRAM,
         "dead",
         "list",
         env=os.environ | environment(site),

@@ -79,7 +79,7 @@ class Attempt(NamedTuple):
     times_corrected: int
 
 
-# The application's tables are not read, so that it works on millions of rows of theirs.
+# `find` reads no table of the application's, which may be large or slow.
 _STATE: Final = (
     "CASE WHEN inbox.erased_at IS NOT NULL THEN 'erased' WHEN EXISTS (SELECT FROM"
     " ours.study_quiz_sessions AS session WHERE voided_at IS NOT NULL"
