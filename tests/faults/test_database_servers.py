@@ -23,9 +23,10 @@ from tests.broker_fixtures import PATIENCE, Broker, until
 from tests.whole_worker import working
 from worker.broker.management import Management
 from worker.consume.consumer import Consumer
+from worker.errors import DatabaseAway
 from worker.operate import status
 from worker.settings import Settings
-from worker.store import connecting, schema
+from worker.store import changed, connecting, schema
 from worker.store.engine import make_engine, transaction
 
 pytestmark = pytest.mark.broker
@@ -111,6 +112,10 @@ async def test_a_failover_behind_one_address_ends_by_itself(
                 await broker.publish(make.batch(make.right(question)).model_dump_json())
                 await paused(consumer, "read-only")
                 await open_all(ours, 3)
+                # Nor does anybody get progress from a server that may lag behind.
+                with pytest.raises(DatabaseAway, match="standby"):
+                    async with transaction(ours) as connection:
+                        await changed.state(connection, user_id=1)
                 # It leads to the primary again; sessions on the standby stay open.
                 link.lead_to(server.port)
                 await reach(consumer, ingested=2)

@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.domain.records import ChangedQuestion, Mark, ReadState
+from worker.errors import DatabaseAway
 from worker.store.driver import fetch
 from worker.store.versions import EPOCH
 
@@ -42,9 +43,14 @@ _PUB_IDS: Final = text(
 
 
 async def state(connection: AsyncConnection, user_id: int) -> ReadState:
-    """The state as of the transaction, which must be `repeatable_read` for what follows."""
+    """The state as of the transaction, which must be `repeatable_read` for what follows.
+
+    Raises `DatabaseAway` on a standby, which may lag behind what viewers have been told.
+    """
     (row,) = await fetch(connection, _STATE, {"user_id": user_id})
     epoch, newest, erased_at, erased = row
+    if epoch is None:
+        raise DatabaseAway("The database only reads: it is a standby.")
     return ReadState(Mark(epoch, newest), erased_at, erased)
 
 

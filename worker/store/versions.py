@@ -17,14 +17,17 @@ NEXT: Final = "nextval('ours.ingest_versions')"
 """SQL for a new version. It must be evaluated once for each transaction."""
 
 EPOCH: Final = (
-    "left(encode(sha256(convert_to(concat_ws('/',"
+    "CASE WHEN NOT pg_is_in_recovery() THEN left(encode(sha256(convert_to(concat_ws('/',"
     " (SELECT system_identifier FROM pg_control_system()),"
     " left(pg_walfile_name(pg_current_wal_lsn()), 8),"
     " (SELECT oid FROM pg_database WHERE datname = current_database()),"
-    " CAST(CAST('ours.ingest_versions' AS regclass) AS oid)), 'UTF8')), 'hex'), 12)"
+    " CAST(CAST('ours.ingest_versions' AS regclass) AS oid)), 'UTF8')), 'hex'), 12) END"
 )
 """SQL for the epoch: the server, the timeline that it writes to, the database and the sequence,
-which is another one where a dump was restored into the same database. Primaries only.
+which is another one where a dump was restored into the same database.
+
+On a standby it is null, and no error: there the refusal to draw a version (25006) must come first,
+because it ends the sessions on that server.
 """
 
 _DRAW: Final = text(f"SELECT {EPOCH}, {NEXT}")
