@@ -49,12 +49,17 @@ them.
 """
 
 
+def can_identify(uuid: UUID | str) -> bool:
+    """Whether a uuid can be that of a session."""
+    return re.fullmatch(_NIL_OR_MAX, str(uuid)) is None
+
+
 def _spelled_as_uuid(value: object) -> object:
     # There is one spelling on the wire. Pydantic's own message would repeat what was sent.
     text = str(value) if isinstance(value, UUID) else value
     if not isinstance(text, str) or re.fullmatch(_UUID, text) is None:
         raise PydanticCustomError("uuid_spelling", "should be a UUID of 36 characters")
-    if re.fullmatch(_NIL_OR_MAX, text):
+    if not can_identify(text):
         raise PydanticCustomError("uuid_unused", "should be a UUID that was made for this session")
     return value
 

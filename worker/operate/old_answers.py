@@ -17,7 +17,7 @@ from uuid import UUID
 from pydantic import Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from schemas.attempt_batch import Attempt, AttemptBatch
+from schemas.attempt_batch import Attempt, AttemptBatch, can_identify
 from schemas.times import read_time
 from worker.backoff import Backoff
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
@@ -33,8 +33,6 @@ from worker.store.engine import transaction
 from worker.store.operate import old_answers as stored
 
 _NAMESPACE: Final = UUID("5c3a8f2e-6a8e-4d0b-9b52-0c7a2d2f7c11")
-_UNUSABLE: Final = (UUID(int=0), UUID(int=2**128 - 1))
-"""Uuids that can't identify a session."""
 _ANSWERS_AT_ONCE: Final = 2_000
 """In one transaction. More are no faster, and hold a user's history longer."""
 _TRIES: Final = 20
@@ -230,7 +228,7 @@ def _given(session: str | None) -> UUID | None:
     through its outbox counts once.
     """
     with suppress(ValueError):
-        if session is not None and (uuid := UUID(session)) not in _UNUSABLE:
+        if session is not None and can_identify(uuid := UUID(session)):
             return uuid
     return None
 
