@@ -4,11 +4,12 @@ It depends on the evidence and on the contract, and not on the worker's code. Ea
 sentence that names the batch or the row. No violation means that nothing was lost or doubled.
 """
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -233,6 +234,46 @@ def progress_is_the_fold(case: Case) -> Iterator[Violation]:
         )
 
 
+def devices_hold_the_stored_progress(case: Case) -> Iterator[Violation]:
+    """Each viewer holds exactly what is stored for the users that it is granted, under the ids that
+    are published, and nothing of anybody else.
+    """
+    live: dict[int, list[str]] = defaultdict(list)
+    for pub_id, each in sorted(case.found.published.items()):
+        if not each["withdrawn"] and not each["deleted"]:
+            live[each["id"]].append(pub_id)
+    held: dict[tuple[str, int], dict[int | str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for each in case.found.held:
+        held[each.viewer, each.user_id][each.question].append(each.row)
+    for viewer, users in case.found.granted.items():
+        for user_id in users:
+            mine = held.pop((viewer, user_id), {})
+            for row in case.found.progress:
+                if row["user_id"] == user_id:
+                    question_id = row["study_question_id"]
+                    place = f"question {question_id} of user {user_id} on {viewer}"
+                    must = _on_a_device(row, live[question_id])
+                    yield from _one(place, mine.pop(question_id, []), must)
+            for question in mine:
+                yield wrong(f"On {viewer}, user {user_id} has question {question}, and should not.")
+    for (viewer, user_id), mine in held.items():
+        if any(isinstance(question, int) for question in mine):  # a result may tell of any user
+            yield wrong(f"The viewer {viewer} has progress of user {user_id} without a grant.")
+
+
+def _on_a_device(stored: Row, pub_ids: list[str]) -> Row:
+    """A row of progress as a viewer keeps it."""
+    same = ("version", "last_outcome", "stability", "pattern")
+    counts = {name: stored[f"{name}_count"] for name in ("correct", "wrong", "unsure")}
+    times = {
+        name: stored[name].astimezone(UTC).isoformat(timespec="microseconds")
+        for name in ("last_answered_at", "due_at")
+    }
+    days = (stored["due_at"] - stored["last_answered_at"]).days
+    whole = {"pub_ids": json.dumps(pub_ids), "interval_days": days}
+    return {name: stored[name] for name in same} | counts | times | whole
+
+
 def results_on_the_wire_are_right(case: Case) -> Iterator[Violation]:
     """Each ingested batch has one result `ingested`, under one id, and no result is false."""
     bodies: dict[str, Row] = {}
@@ -342,6 +383,7 @@ RULES: Final[tuple[Callable[[Case], Iterator[Violation]], ...]] = (
     summaries_are_right,
     sessions_and_attempts_are_the_batches,
     progress_is_the_fold,
+    devices_hold_the_stored_progress,
     results_on_the_wire_are_right,
     followups_are_right,
     strangers_were_answered,

@@ -41,6 +41,19 @@ class Played(NamedTuple):
     attempts: list[Row]
 
 
+class Held(NamedTuple):
+    """What a viewer's file says about one user's question, after the viewer has asked.
+
+    `question` is the id of the question, or a published id if only a result has told of it and no
+    page since.
+    """
+
+    viewer: str
+    user_id: int
+    question: int | str
+    row: Row
+
+
 class Strange(NamedTuple):
     """A message of the stranger that the broker has confirmed, and what must happen to it.
 
@@ -81,7 +94,8 @@ class Parked(NamedTuple):
 @dataclass(slots=True)
 class Evidence:
     """All evidence. `waiting` is the number of messages in queues or tables that should be
-    empty.
+    empty. `held` is the progress that viewers keep, and `granted` the users of each viewer that
+    may have any.
     """
 
     recorded: list[Recorded] = field(default_factory=list)
@@ -95,6 +109,8 @@ class Evidence:
     told: list[Told] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    granted: dict[str, set[int]] = field(default_factory=dict)
     waiting: dict[str, int] = field(default_factory=dict)
 
 
@@ -139,6 +155,11 @@ def read_outbox(evidence: Evidence, path: Path, viewer: str) -> None:
         file.execute(PLAYED_TABLE)
         for uuid, attempts in file.execute("SELECT uuid, attempts FROM quiz"):
             evidence.played.append(Played(viewer, UUID(uuid), json.loads(attempts)))
+        file.row_factory = sqlite3.Row
+        for row in file.execute("SELECT * FROM study_progress"):
+            evidence.held.append(Held(viewer, row["user_id"], row["question_id"], dict(row)))
+        for row in file.execute("SELECT * FROM study_progress_told"):
+            evidence.held.append(Held(viewer, row["user_id"], row["pub_id"], dict(row)))
 
 
 async def read_database(evidence: Evidence, url: str) -> None:
@@ -155,6 +176,8 @@ async def read_database(evidence: Evidence, url: str) -> None:
             evidence.published = {
                 row["pub_id"]: dict(row) for row in await connection.fetch(_PUBLISHED)
             }
+            for row in await connection.fetch("SELECT viewer, user_id FROM viewer_grants"):
+                evidence.granted.setdefault(row["viewer"], set()).add(row["user_id"])
             for table in ("outbox", "ingest_replays"):
                 unsent = await connection.fetchval(f"SELECT count(*) FROM {table}")  # noqa: S608
                 evidence.waiting[f"the table {table}"] = unsent

@@ -21,7 +21,7 @@ from chaos import bank
 from chaos.checker import Violation, check
 from chaos.evidence import Evidence, read_database, read_outbox, read_queues
 from chaos.faults import FAULTS, PARTITIONS_CHANGED, Fault
-from chaos.phone import quiet_mark
+from chaos.phone import current_mark, quiet_mark
 from chaos.pulse import Pulse
 from chaos.schedule import Planned, schedule
 from chaos.stage import JOBS_TAP, RESULTS_TAP, stage
@@ -63,6 +63,8 @@ class Outcome:
     missed: list[str] = field(default_factory=list)
     exits: dict[str, dict[str, int]] = field(default_factory=dict)
     drained_after: float | None = None
+    current_after: float | None = None
+    """Seconds from the end of the drain until every viewer that asked had its answers."""
     longest_pause: float = 0.0
     found: Evidence = field(default_factory=Evidence)
     violations: list[Violation] = field(default_factory=list)
@@ -124,6 +126,8 @@ async def run(
                 if drained is not None:
                     outcome.drained_after = round(drained - ended, 1)
                 say(f"drained after {outcome.drained_after} s")
+                outcome.current_after = await _all_current(everything, patience)
+                say(f"the viewers have their progress after {outcome.current_after} s")
                 await _stop(everything)
                 outcome.longest_pause = pulse.longest_pause()
                 outcome.inflicted = [
@@ -200,6 +204,20 @@ async def _drained(
     return None
 
 
+async def _all_current(world: World, patience: float) -> float | None:
+    """Has every viewer ask for progress, and waits until each has it. Returns the seconds that this
+    took. Returns None if it takes more than `patience`.
+    """
+    began = time.monotonic()
+    for phone in world.phones:
+        phone.tell("ask")
+    while time.monotonic() - began < patience:
+        if all(current_mark(world.outbox(phone)).exists() for phone in world.phones):
+            return round(time.monotonic() - began, 1)
+        await asyncio.sleep(_LOOK_EVERY)
+    return None
+
+
 async def _on_the_way(world: World, queues: list[str]) -> int:
     """What is in flight: viewers that record, batches without a result, messages in queues and
     outbox.
@@ -237,13 +255,16 @@ async def _waiting(world: World, queues: list[str]) -> int:
 
 
 async def _working_queues(world: World) -> list[str]:
-    """The queues that must be empty in the end: all but taps and follow-ups."""
+    """The queues that must be empty in the end: all but taps, follow-ups, and progress, whose
+    messages do not last.
+    """
     names = [queue["name"] for queue in await world.stage.management("GET", "queues")]
     kept = (JOBS_TAP, RESULTS_TAP)
     return [
         name
         for name in names
-        if name not in kept and not name.startswith(f"{amqp.FOLLOWUPS_EXCHANGE}.")
+        if name not in kept
+        and not name.startswith((f"{amqp.FOLLOWUPS_EXCHANGE}.", amqp.PROGRESS_QUEUE))
     ]
 
 

@@ -2,7 +2,8 @@
 
 It plays sessions and records each in one transaction with its batch, through the viewers' library,
 whose relay does the rest. It reads commands from standard input: `clock <seconds>` sets its clock
-ahead, and `quiet` ends the playing. The end of the input ends the process.
+ahead, `quiet` ends the playing, and `ask` makes it ask for the progress of its users. The end of the
+input ends the process.
 """
 
 import asyncio
@@ -57,6 +58,11 @@ def quiet_mark(outbox: Path) -> Path:
     return outbox.with_suffix(".quiet")
 
 
+def current_mark(outbox: Path) -> Path:
+    """The file that a phone creates after it has read `ask` and has the answers."""
+    return outbox.with_suffix(".current")
+
+
 class Phone:
     """The user and the app."""
 
@@ -84,14 +90,17 @@ class Phone:
             retry_delay_max=2,
             poll_interval=0.5,
             result_timeout=plan.impatience,
+            progress_patience=2,
+            progress_patience_max=5,
+            progress_interval=10,
         )
         # A fault of ours must end the process, because it would hold the lock of the file.
         async with (
-            Relay(self._outbox, plan.url, plan.viewer, settings) as relay,
+            Relay(self._outbox, plan.url, plan.viewer, settings, users=plan.users) as relay,
             asyncio.TaskGroup() as tasks,
         ):
             playing = tasks.create_task(self._play(relay.wake))
-            await self._obey()
+            await self._obey(relay)
             playing.cancel()
         self._file.close()
         self._outbox.close()
@@ -115,7 +124,7 @@ class Phone:
             self._outbox.record(self._file, batch)
             cursor.execute("COMMIT")
 
-    async def _obey(self) -> None:
+    async def _obey(self, relay: Relay) -> None:
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -126,6 +135,9 @@ class Phone:
                 case ["quiet"]:
                     self._playing = False
                     quiet_mark(Path(self._plan.outbox)).touch()
+                case ["ask"]:
+                    await relay.until_current()
+                    current_mark(Path(self._plan.outbox)).touch()
 
     def _set_clock(self, ahead: float) -> None:
         """Sets the clock of the whole process, including the library."""

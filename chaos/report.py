@@ -19,8 +19,11 @@ _SHOWN = 20
 
 
 def is_ok(outcome: Outcome) -> bool:
-    """Whether the law held: nothing lost, doubled or wrong, and every batch got its result."""
-    return not outcome.violations and outcome.drained_after is not None
+    """Whether the law held: nothing lost, doubled or wrong, and every batch got its result and every
+    request its answer.
+    """
+    ended = outcome.drained_after is not None and outcome.current_after is not None
+    return ended and not outcome.violations
 
 
 def figures(outcome: Outcome, folder: Path) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def figures(outcome: Outcome, folder: Path) -> dict[str, Any]:
         "strange_messages": dict(Counter(each.expected for each in found.strange)),
         "batches_ingested": len(found.inbox),
         "attempts_ingested": len(found.attempts),
+        "progress_held_by_viewers": len(found.held),
         "parked": dict(Counter(str(each.reason or "delivery_limit") for each in found.parked)),
         "duplicates_seen_by_database": statuses["already_ingested"],
         "results_repeated_on_the_wire": len(found.told) - len(results),
@@ -58,6 +62,7 @@ def figures(outcome: Outcome, folder: Path) -> dict[str, Any]:
         "recovery_worst": _rounded(max(recoveries)) if recoveries else None,
         "longest_pause": _rounded(outcome.longest_pause),
         "drained_after": outcome.drained_after,
+        "current_after": outcome.current_after,
         "exits": outcome.exits,
         "violations": [str(violation) for violation in outcome.violations[:_SHOWN]],
     }

@@ -8,7 +8,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,11 @@ class Stage:
             return list(await connection.fetch(statement))
         finally:
             await connection.close(timeout=5)
+
+    async def grant(self, viewer: str, users: Sequence[int]) -> None:
+        """Grants the viewer these users, and no others."""
+        rows = ", ".join(f"('{viewer}', {user})" for user in users)
+        await self.sql(f"INSERT INTO viewer_grants (viewer, user_id) VALUES {rows}")  # noqa: S608
 
     async def management(self, method: str, path: str, body: Any = None) -> Any:
         """Calls the broker's management API, past every proxy. `path` is below /api/."""

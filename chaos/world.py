@@ -138,14 +138,17 @@ async def world(
                 (made.workers if command == "worker" else made.relays).append(actor)
         for number in range(1, viewers + 1):
             name = f"viewer-{number}"
+            # Each viewer has two users, and each user two viewers.
+            mine = [(number - 1) % users + 1, number % users + 1]
+            if number < viewers:  # the last one may see nobody's progress
+                await stage.grant(name, mine)
             plan = Plan(
                 viewer=name,
                 outbox=str(stage.folder / f"{name}.sqlite"),
                 bank=str(stage.folder / "bank.json"),
                 url=stage.amqp_url(await link(name, "broker", stage.broker.port)),
                 seed=seed,
-                # Each viewer has two users, and each user two viewers.
-                users=[(number - 1) % users + 1, number % users + 1],
+                users=mine,
                 began=time.time(),
                 seconds=seconds,
                 rate=rate,

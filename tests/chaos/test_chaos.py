@@ -28,6 +28,7 @@ def test_a_minute_of_faults() -> None:
     assert report["kinds_of_fault"] >= 12
     assert report["batches_ingested"] > 50
     assert report["redeliveries"] > 0
+    assert report["progress_held_by_viewers"] > 50
     assert report["duplicates_seen_by_database"] > 0
     assert (report["lost"], report["doubled"], report["wrong"]) == (0, 0, 0)
     assert _left_behind() == []

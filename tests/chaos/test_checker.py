@@ -38,12 +38,14 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.followups import KINDS
 from schemas.ingest_result import IngestResult
 from study_viewer import Outbox
+from study_viewer.schemas.progress import ProgressPage
 from tests.database_fixtures import _named, _settings
-from tests.factories import original
+from tests.factories import grant, original
 from worker.domain.dispositions import Rejected
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import Ingest
+from worker.progress.requests import Request, answer
 from worker.store import schema
 from worker.store.engine import make_engine
 
@@ -85,6 +87,8 @@ async def _told(folder: Path, url: str) -> Evidence:
     engine = make_engine(_settings(url), connections=2, name="tests")
     await schema.migrate(engine)
     await bank.publish(url, questions)
+    for user_id in (1, 2):
+        await grant(engine, _VIEWERS[0], user_id)
     ingest = Ingest(engine, Policy())
 
     incoming = []
@@ -130,13 +134,18 @@ async def _told(folder: Path, url: str) -> Evidence:
             kind: Any = Told if exchange == amqp.RESULTS_EXCHANGE else Job
             messages: list[Any] = found.told if kind is Told else found.jobs
             messages.append(kind(str(message_id), routing_key, json.loads(body)))
-    await engine.dispose()
     for viewer in _VIEWERS:
         with Outbox(folder / viewer) as outbox:
             for told in found.told:
                 if told.routing_key == amqp.result_key(viewer):
                     outbox.settle(IngestResult.model_validate(told.body))  # type: ignore[arg-type]  # as above
+            for user_id in (1, 2):
+                asked = Request(viewer, None, user_id)
+                for message in await answer(engine, asked, lambda *_: None):
+                    if message.properties.message_type == amqp.PROGRESS_PAGE_TYPE:
+                        outbox.progress.apply(ProgressPage.model_validate_json(message.body))
         read_outbox(found, folder / viewer, viewer)
+    await engine.dispose()
     await read_database(found, url)
     return found
 
@@ -159,6 +168,7 @@ def test_the_correct_history_contains_every_case_of_the_rules(found: Evidence) -
         model = models[job.routing_key].model_validate(job.body)
         assert model.model_dump(mode="json") == job.body
     assert len({row["pattern"] for row in found.progress}) >= 4
+    assert len([each for each in found.held if each.viewer == "one"]) == len(found.progress)
 
 
 def _good(found: Evidence) -> int:
@@ -321,6 +331,30 @@ def _progress(name: str, change: Any) -> Callable[[Evidence], None]:
     return tamper
 
 
+def _held(name: str, change: Any) -> Callable[[Evidence], None]:
+    def tamper(found: Evidence) -> None:
+        found.held[1].row[name] = change(found.held[1].row[name])
+
+    tamper.__name__ = f"_held_{name}"
+    return tamper
+
+
+def _lose_held(found: Evidence) -> None:
+    del found.held[1]
+
+
+def _hold_without_progress(found: Evidence) -> None:
+    found.held.append(found.held[1]._replace(question=0))
+
+
+def _hold_what_a_result_told(found: Evidence) -> None:
+    found.held.append(found.held[1]._replace(question="q-1"))
+
+
+def _hold_without_a_grant(found: Evidence) -> None:
+    found.held.append(found.held[1]._replace(viewer="two"))
+
+
 def _lose_result(found: Evidence) -> None:
     uuid = str(found.inbox[0]["client_session_uuid"])
     found.told = [
@@ -471,6 +505,12 @@ _TAMPERINGS: tuple[tuple[Callable[[Evidence], None], str], ...] = (
     *((_progress(n, lambda value: f"{value}?"), "wrong") for n in ("pattern", "last_outcome")),
     (_progress("explanation_requested", lambda value: not value), "wrong"),
     (_progress("first_correct_at", lambda value: "never"), "wrong"),
+    (_lose_held, "lost"),
+    (_hold_without_progress, "wrong"),
+    (_hold_what_a_result_told, "wrong"),
+    (_hold_without_a_grant, "wrong"),
+    *((_held(name, lambda value: value + 1), "wrong") for name in ("version", "unsure")),
+    *((_held(name, lambda value: f"{value} "), "wrong") for name in ("due_at", "pub_ids")),
     (_lose_result, "lost"),
     (_double_result, "doubled"),
     (_change_repeated_result, "doubled"),
@@ -510,6 +550,7 @@ def test_every_rule_can_fail(story: Evidence) -> None:
         checker.summaries_are_right: _change_summary,
         checker.sessions_and_attempts_are_the_batches: _lose_session,
         checker.progress_is_the_fold: _lose_progress,
+        checker.devices_hold_the_stored_progress: _hold_without_a_grant,
         checker.results_on_the_wire_are_right: _double_result,
         checker.followups_are_right: _lose_job,
         checker.strangers_were_answered: _park_unsent,
