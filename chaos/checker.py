@@ -239,9 +239,9 @@ def devices_hold_the_stored_progress(case: Case) -> Iterator[Violation]:
     are published, and nothing of anybody else.
     """
     live: dict[int, list[str]] = defaultdict(list)
-    for pub_id, each in sorted(case.found.published.items()):
-        if not each["withdrawn"] and not each["deleted"]:
-            live[each["id"]].append(pub_id)
+    for pub_id, question in sorted(case.found.published.items()):
+        if not question["withdrawn"] and not question["deleted"]:
+            live[question["id"]].append(pub_id)
     held: dict[tuple[str, int], dict[int | str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for each in case.found.held:
         held[each.viewer, each.user_id][each.question].append(each.row)
@@ -254,10 +254,10 @@ def devices_hold_the_stored_progress(case: Case) -> Iterator[Violation]:
                     place = f"question {question_id} of user {user_id} on {viewer}"
                     must = _on_a_device(row, live[question_id])
                     yield from _one(place, mine.pop(question_id, []), must)
-            for question in mine:
-                yield wrong(f"On {viewer}, user {user_id} has question {question}, and should not.")
+            for other in mine:
+                yield wrong(f"On {viewer}, user {user_id} has question {other}, and should not.")
     for (viewer, user_id), mine in held.items():
-        if any(isinstance(question, int) for question in mine):  # a result may tell of any user
+        if any(isinstance(other, int) for other in mine):  # a result may tell of any user
             yield wrong(f"The viewer {viewer} has progress of user {user_id} without a grant.")
 
 

@@ -2,8 +2,8 @@
 
 It plays sessions and records each in one transaction with its batch, through the viewers' library,
 whose relay does the rest. It reads commands from standard input: `clock <seconds>` sets its clock
-ahead, `quiet` ends the playing, and `ask` makes it ask for the progress of its users. The end of the
-input ends the process.
+ahead, `quiet` ends the playing, and `ask` makes it ask for the progress of its users. The end of
+the input ends the process.
 """
 
 import asyncio

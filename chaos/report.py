@@ -19,8 +19,8 @@ _SHOWN = 20
 
 
 def is_ok(outcome: Outcome) -> bool:
-    """Whether the law held: nothing lost, doubled or wrong, and every batch got its result and every
-    request its answer.
+    """Whether the law held: nothing lost, doubled or wrong, and every batch got its result, and
+    every viewer its progress.
     """
     ended = outcome.drained_after is not None and outcome.current_after is not None
     return ended and not outcome.violations

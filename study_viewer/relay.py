@@ -218,6 +218,7 @@ class Relay(RelayBase):
         self.status.progress_current = False
         if self._plan is not None:
             self._ask_all(self._plan)
+        self._asking.set()
 
     async def until_current(self) -> None:
         """Asks for the progress of all users, and waits until it is here. Without a network it
@@ -352,10 +353,12 @@ class Relay(RelayBase):
                 self._show_progress(None, why(error))
                 refused = isinstance(error, ChannelClosed)
             self._plan, self.status.progress_current = None, False
+            self._asking.clear()
             settings = self._settings
-            await asyncio.sleep(
-                settings.progress_interval if refused else settings.progress_patience_max
-            )
+            rest = settings.progress_interval if refused else settings.progress_patience_max
+            with suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._asking.wait()  # `refresh` ends the rest
 
     async def _ask_and_apply(self, store: Outbox, connection: AbstractConnection) -> None:
         settings = self._settings
@@ -389,7 +392,6 @@ class Relay(RelayBase):
         users: set[int | None] = {*self._users, *self._outbox.progress.users()}
         for user in users or {None}:
             plan.ask(user)
-        self._asking.set()
 
     async def _ask(self, store: Outbox, exchange: AbstractExchange, plan: Plan) -> None:
         while True:

@@ -46,7 +46,7 @@ EXAMPLES: Final = int(os.environ.get("TEST_MACHINE_EXAMPLES", "12"))
 STEPS: Final = 25
 USERS: Final = (1, 2)
 BY: Final = By("tests", "")
-DEVICES: Final = {"phone": (1,), "tablet": (1, 2)}
+DEVICES: Final = {"phone": (1,), "tablet": (1, 2), "laptop": (2,)}
 """The users of each device."""
 T = TypeVar("T")
 

@@ -19,6 +19,8 @@ from study_viewer.schemas.amqp import (
     PROGRESS_REQUESTS_BINDING,
     RESULTS_EXCHANGE,
     progress_key,
+    progress_queue,
+    results_queue,
 )
 from study_viewer.schemas.model import WireModel
 from study_viewer.schemas.progress import ProgressRefusal, ProgressRequest
@@ -206,6 +208,22 @@ async def test_a_viewer_that_was_not_upgraded_goes_on_as_before(
                 assert running.status.connected
                 assert running.status.problem is None
     assert sum("viewer upgrade" in record.message for record in caplog.records) == 1
+
+
+async def test_after_the_upgrade_a_refresh_gets_everything_at_once(
+    outbox: Outbox, broker: Broker, worker: Worker
+) -> None:
+    await broker.channel.declare_queue(results_queue(VIEWER), durable=True)
+    settings = RelaySettings(declare_results_queue=False)
+    worker.server.change(1, {1}, 4 * DAY)
+    await worker.listen()
+    async with asyncio.timeout(PATIENCE), relay(outbox, broker, settings) as running:
+        await running.until(lambda: running.status.progress_problem)
+        queue = await broker.channel.declare_queue(progress_queue(VIEWER), durable=True)
+        await queue.bind(RESULTS_EXCHANGE, progress_key(VIEWER))
+        await running.until_current()
+        assert dates(outbox) == [4]
+        assert running.status.progress_problem is None
 
 
 async def test_a_user_that_a_result_names_before_the_first_page_is_asked_about_once(
