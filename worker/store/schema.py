@@ -3,10 +3,6 @@
 from pathlib import Path
 from typing import Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,25 +23,17 @@ _REFUSED: Final = {
 """What an operator can do about a migration that failed, by SQLSTATE. Nothing is changed then."""
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    return config
+_MIGRATIONS: Final = Path(migrations.__file__).parent
 
 
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
-
-
-def _known() -> set[str]:
-    return {script.revision for script in _scripts().walk_revisions()}
+def _known() -> list[str]:
+    """All versions, the oldest first. A migration's file begins with its version, as v0001_."""
+    return sorted(file.name[1:5] for file in _MIGRATIONS.glob("versions/v[0-9]*.py"))
 
 
 def head() -> str:
     """The version that this program needs."""
-    revision = _scripts().get_current_head()
-    assert revision is not None
-    return revision
+    return _known()[-1]
 
 
 async def current(engine: AsyncEngine) -> str | None:
@@ -76,8 +64,12 @@ async def check(engine: AsyncEngine) -> None:
             f"The database's schema {found} is older than this program's {wanted}",
             "run `study-ingest migrate`.",
         )
-    raise SchemaError(
-        f"The database's schema {found} is newer than this program's {wanted}",
+    raise _newer(found)
+
+
+def _newer(found: str) -> SchemaError:
+    return SchemaError(
+        f"The database's schema {found} is newer than this program's {head()}",
         "run a newer study-ingest.",
     )
 
@@ -88,8 +80,15 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     Raises `DatabaseAway`, or `SchemaError` if an operator can remove the obstacle. If it raises,
     the schema is unchanged.
     """
+    if target not in {"head", "base", *_known()}:
+        raise SchemaError(
+            f"There is no version {target!r}",
+            f"use head, base or one of {', '.join(_known())}.",
+        )
     await _check_encoding(engine)
     before = await current(engine)
+    if before is not None and before not in _known():
+        raise _newer(before)
     try:
         async with prepared(engine, before, target), engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="READ COMMITTED")
@@ -99,11 +98,6 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
             # Before the commit, because another migration may follow at once.
             after = await connection.run_sync(version.read, _known())
             await connection.commit()
-    except CommandError:
-        raise SchemaError(
-            f"There is no version {target!r}",
-            f"use head, base or one of {', '.join(sorted(_known()))}.",
-        ) from None
     except DBAPIError as error:
         if said := _REFUSED.get(getattr(error.orig, "sqlstate", None) or ""):
             raise SchemaError(said) from error
@@ -127,10 +121,14 @@ async def _check_encoding(engine: AsyncEngine) -> None:
 
 
 def _run(connection: Connection, at: str | None, target: str) -> None:
-    config = _config()
+    # Every command checks the schema. Only a migration has to wait for Alembic to be imported.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes.update(connection=connection, target=target)
-    older = _scripts().iterate_revisions(at, "base") if at else ()
-    if target == "base" or target in {script.revision for script in older} - {at}:
+    if target == "base" or (at is not None and target < at):
         command.downgrade(config, target)
     else:
         command.upgrade(config, target)
