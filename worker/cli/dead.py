@@ -344,8 +344,8 @@ async def _rehearse(
     settings: "Settings", wanted: "Wanted", limit: int | None, as_json: bool
 ) -> None:
     from worker.cli import rehearsed
-    from worker.operate.dead.letters import letters, replayed
-    from worker.operate.dead.rehearse import rehearse
+    from worker.operate.dead.letters import letters
+    from worker.operate.dead.rehearse import rehearse, replayed
 
     counts: Counter[str] = Counter()
     policy = settings.policy()

@@ -22,8 +22,8 @@ from worker.ingest.transaction import Ingest
 from worker.operate.dead import replay as replaying
 from worker.operate.dead.compare import differences
 from worker.operate.dead.discard import discard
-from worker.operate.dead.letters import batch_in, letters, properties_of, replayed
-from worker.operate.dead.rehearse import Rehearsal, rehearse
+from worker.operate.dead.letters import batch_in, letters, properties_of
+from worker.operate.dead.rehearse import Rehearsal, rehearse, replayed
 from worker.relay.replays import Replays
 from worker.store.audit import By
 from worker.store.engine import transaction

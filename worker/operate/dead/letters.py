@@ -8,10 +8,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas.attempt_batch import AttemptBatch, decode
 from schemas.errors import Rejection
 from worker.broker import field_table
-from worker.broker.copies import Replayed, envelope_of
-from worker.consume import intake
-from worker.ingest.resolve import Incoming
-from worker.settings import Settings
 from worker.store.engine import transaction
 from worker.store.operate import dead as stored
 from worker.store.operate.dead import Letter, Place, Wanted
@@ -51,16 +47,3 @@ def batch_in(letter: Letter) -> AttemptBatch | Rejection:
         return decode(letter.body, max_body_bytes=_NO_LIMIT, max_attempts=_NO_LIMIT)
     except Rejection as rejection:
         return rejection
-
-
-def replayed(letter: Letter, settings: Settings) -> Incoming:
-    """What today's code would read from it, were it replayed."""
-    brief = letter.brief
-    envelope = envelope_of(
-        letter.properties,
-        viewer=brief.viewer,
-        routing_key=brief.routing_key,
-        client_session_uuid=brief.client_session_uuid,
-    )
-    _, incoming = intake.understand(Replayed(letter.body, envelope), settings)
-    return incoming

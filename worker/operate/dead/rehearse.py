@@ -9,15 +9,19 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from worker.broker.copies import Replayed, envelope_of
+from worker.consume import intake
 from worker.domain.dispositions import Disposition, Ingested, Rejected
 from worker.domain.policy import Policy
 from worker.domain.records import Stored
 from worker.errors import DatabaseAway
 from worker.ingest.resolve import Incoming
 from worker.ingest.transaction import transact
+from worker.settings import Settings
 from worker.store import progress
 from worker.store.engine import transaction
 from worker.store.operate import rehearse as stored
+from worker.store.operate.dead import Letter
 from worker.store.operate.rehearse import AttemptWritten, MessageWritten, SessionWritten
 
 
@@ -41,6 +45,19 @@ class Rehearsal:
     attempts: tuple[AttemptWritten, ...] = ()
     progress: tuple[ProgressChange, ...] = ()
     messages: tuple[MessageWritten, ...] = ()
+
+
+def replayed(letter: Letter, settings: Settings) -> Incoming:
+    """What today's code would read from it, were it replayed."""
+    brief = letter.brief
+    envelope = envelope_of(
+        letter.properties,
+        viewer=brief.viewer,
+        routing_key=brief.routing_key,
+        client_session_uuid=brief.client_session_uuid,
+    )
+    _, incoming = intake.understand(Replayed(letter.body, envelope), settings)
+    return incoming
 
 
 async def rehearse(engine: AsyncEngine, incoming: Incoming, policy: Policy) -> Rehearsal:
