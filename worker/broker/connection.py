@@ -23,10 +23,9 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AuthenticationError
 from aio_pika.exceptions import ProbableAuthenticationError as LoginRefused
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 
-from worker import amqp_url
 from worker.broker import decoders
 from worker.errors import BrokerAway
-from worker.settings import Settings
+from worker.settings import Settings, amqp_url
 
 CLIENT_ERRORS: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
 """What a call of the client raises if its channel or connection is lost, or it times out."""

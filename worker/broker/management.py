@@ -10,10 +10,9 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import httpx
 
-from worker import amqp_url
 from worker.broker.tls import context
 from worker.errors import BrokerAway, TopologyError
-from worker.settings import Settings
+from worker.settings import Settings, amqp_url
 
 Json = dict[str, Any]
 

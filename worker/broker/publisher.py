@@ -26,9 +26,9 @@ from aiormq.exceptions import (
 from pamqp.commands import Basic
 
 from schemas import amqp
-from worker.backoff import Backoff
 from worker.broker.burst import Confirm, Outgoing, burst, can_burst, forget, one_by_one
 from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
+from worker.domain.backoff import Backoff
 from worker.errors import BrokerAway, Unconfirmed
 from worker.settings import Settings
 

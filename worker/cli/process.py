@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
 from worker import __version__
-from worker.backoff import Backoff
 from worker.broker import decoders, topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
@@ -25,6 +24,7 @@ from worker.consume.collect import Collector
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
 from worker.consume.partitions import Partitions
+from worker.domain.backoff import Backoff
 from worker.errors import (
     BrokerAway,
     DatabaseAway,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _INTRODUCTION: Final = """\
-<!-- Generated from worker/settings.py by `study-ingest settings --markdown`. Do not edit. -->
+<!-- Generated from worker/settings by `study-ingest settings --markdown`. Do not edit. -->
 
 # Settings
 

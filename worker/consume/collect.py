@@ -19,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
-from worker.backoff import Backoff
 from worker.broker.dead_queue import DeadQueue, ShownMessage
 from worker.broker.subscription import Delivery, Subscription
 from worker.consume import intake
+from worker.domain.backoff import Backoff
 from worker.domain.records import DeadLetter, Message
 from worker.errors import BrokerAway, DatabaseAway, IngestError, TopologyError, TransientFault
 from worker.ingest import messages

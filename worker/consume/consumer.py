@@ -19,7 +19,6 @@ from typing import Final, Literal
 import structlog
 
 from schemas import amqp
-from worker.backoff import Backoff
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
 from worker.broker.subscription import Subscription
@@ -28,6 +27,7 @@ from worker.consume.in_hand import Hand
 from worker.consume.lanes import IngestGroup, Lane, Trial
 from worker.consume.pauses import Conditions
 from worker.consume.settle import Settler
+from worker.domain.backoff import Backoff
 from worker.errors import BrokerAway, DatabaseAway
 from worker.settings import Settings
 from worker.telemetry import metrics

@@ -16,7 +16,6 @@ from typing import Final
 
 import structlog
 
-from worker.backoff import Backoff
 from worker.broker.connection import describe
 from worker.broker.publisher import Unacceptable
 from worker.broker.subscription import Delivery
@@ -24,6 +23,7 @@ from worker.consume.in_hand import Hand
 from worker.consume.intake import Taken, read
 from worker.consume.pauses import Conditions
 from worker.consume.settle import Deferred, Postponed, Settler
+from worker.domain.backoff import Backoff
 from worker.domain.dispositions import Busy, Disposition
 from worker.errors import DatabaseAway, IngestError, PrincipalInUse, Unconfirmed
 from worker.ingest.resolve import Incoming

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas.attempt_batch import Attempt, AttemptBatch, can_identify
 from schemas.times import read_time
-from worker.backoff import Backoff
+from worker.domain.backoff import Backoff
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
 from worker.domain.ids import derived_id
 from worker.domain.policy import Policy

@@ -19,11 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from schemas import amqp
 from schemas.progress import MAX_REQUEST_BYTES, ProgressRefusal, ProgressRequest
 from schemas.words import RefusalReason
-from worker.backoff import Backoff
 from worker.broker import identity
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher
 from worker.broker.subscription import Delivery, Subscription
+from worker.domain.backoff import Backoff
 from worker.domain.cursor import start
 from worker.errors import BrokerAway, IngestError
 from worker.progress.nudges import Nudges

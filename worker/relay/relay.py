@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.backoff import Backoff
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Refused, Unroutable, outgoing
+from worker.domain.backoff import Backoff
 from worker.domain.records import Message
 from worker.errors import IngestError, Unconfirmed
 from worker.settings import Settings

@@ -14,10 +14,10 @@ from typing import Final
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from worker.backoff import Backoff
 from worker.broker import copies
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Unacceptable
+from worker.domain.backoff import Backoff
 from worker.errors import IngestError, Unconfirmed
 from worker.settings import Settings
 from worker.store import dead_letters, replays

@@ -11,10 +11,9 @@ from typing import Any, Final
 
 from asyncpg import Connection
 
-from worker import libpq
 from worker.errors import SettingsError
-from worker.libpq import Address
-from worker.settings import Settings
+from worker.settings import Settings, libpq
+from worker.settings.libpq import Address
 
 _PLANS: Final = {
     "jit": "off",

@@ -24,9 +24,8 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from worker import libpq
 from worker.errors import DatabaseAway, SessionStale, TransientFault
-from worker.settings import Settings
+from worker.settings import Settings, libpq
 from worker.store import ours
 from worker.store.connecting import arguments
 from worker.store.driver import DRIVER, driver_of

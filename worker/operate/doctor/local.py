@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-from worker import amqp_url
 from worker.operate.doctor.finding import Finding
-from worker.settings import Settings
+from worker.settings import Settings, amqp_url
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", None)
 _SLOW_HEARTBEAT = 60

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.broker_fixtures import make_settings
-from worker.amqp_url import words
 from worker.broker.connection import connect
 from worker.broker.management import Management
 from worker.errors import BrokerAway, SettingsError
 from worker.settings import load_settings
+from worker.settings.amqp_url import words
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas import followups as jobs
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
-from worker import amqp_url, libpq
 from worker.domain.policy import MIB, Policy
 from worker.errors import SettingsError
+from worker.settings import amqp_url, libpq
 
 Seconds = Annotated[float, Field(gt=0)]
 

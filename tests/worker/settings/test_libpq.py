@@ -7,8 +7,8 @@ import pytest
 
 from tests.broker_fixtures import make_settings
 from worker.errors import SettingsError
-from worker.libpq import parse
 from worker.settings import load_settings
+from worker.settings.libpq import parse
 from worker.store.connecting import arguments
 from worker.store.engine import make_engine, transaction
 
