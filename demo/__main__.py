@@ -5,7 +5,7 @@ import sys
 
 from rich.console import Console
 
-from demo import play
+from demo import living, play
 from demo.arguments import parser
 from devtools.places import in_home
 from worker.errors import IngestError
@@ -15,6 +15,8 @@ from worker.settings import load_settings
 def main() -> int:
     """Returns 0 only if nothing is lost and everything stored is right."""
     arguments = parser().parse_args()
+    if arguments.console and arguments.review_log:
+        parser().error("--console needs the simulated users, and so no --review-log")
     logs = in_home("demo")
     console = Console(stderr=arguments.json)
     try:
@@ -24,14 +26,17 @@ def main() -> int:
             if arguments.review_log
             else play.simulated(settings, arguments.batches, logs, console)
         )
+        report.show(console)
+        if arguments.json:
+            print(report.as_json())
+        if arguments.console:
+            questions = play.simulated_questions()
+            asyncio.run(living.live(settings, questions, logs, console))
     except IngestError as error:
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    report.show(console)
-    if arguments.json:
-        print(report.as_json())
     return 0 if report.ok else 1
 
 

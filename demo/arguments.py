@@ -19,6 +19,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--review-log", type=_file, metavar="FILE", help="feed a real review log (CSV) instead"
     )
+    made.add_argument(
+        "--console",
+        action="store_true",
+        help="afterwards let viewers go on studying, and serve the web console until Ctrl-C",
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return made
 

@@ -78,6 +78,11 @@ async def simulated(settings: Settings, batches: int, logs: Path, console: Conso
         return await _report(settings, account, sent, lost, seconds)
 
 
+def simulated_questions() -> list[bank.Question]:
+    """The questions that the simulated users study."""
+    return bank.made_up(random.Random(_SEED), _USERS)
+
+
 async def from_review_log(settings: Settings, path: Path, logs: Path, console: Console) -> Report:
     """A real review log from two devices. Ingesting it in order must give the same progress, and in
     the end each device must have it.

@@ -47,7 +47,7 @@ async def workers(
         await _consuming(count, settings, processes, logs)
         yield
     finally:
-        codes = await asyncio.gather(*(_end(process) for process in processes))
+        codes = await asyncio.gather(*(end(process) for process in processes))
     if any(codes):
         raise IngestError(f"Workers ended with {codes}: see the logs in {logs}.")
 
@@ -67,7 +67,8 @@ async def _consuming(
     raise IngestError(f"The workers did not start to consume: see the logs in {logs}.")
 
 
-async def _end(process: asyncio.subprocess.Process) -> int:
+async def end(process: asyncio.subprocess.Process) -> int:
+    """Ends a process by SIGTERM, or by force if that takes too long. Returns its exit code."""
     if process.returncode is None:
         process.terminate()
         try:

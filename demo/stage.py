@@ -10,6 +10,7 @@ import asyncpg
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
+from demo import DATABASE
 from worker.broker.management import Management
 from worker.errors import DatabaseAway
 from worker.settings import Settings
@@ -53,6 +54,18 @@ async def with_vhost(settings: Settings) -> Settings:
         await management.create_vhost(_VHOST)
     url = urlsplit(settings.amqp_url.get_secret_value())._replace(path=f"/{_VHOST}").geturl()
     return settings.model_copy(update={"amqp_url": SecretStr(url)})
+
+
+def of_the_last(settings: Settings) -> Settings:
+    """Settings for the database and the vhost that the last demo has left."""
+    database = make_url(settings.database_url.get_secret_value()).set(database=DATABASE)
+    vhost = urlsplit(settings.amqp_url.get_secret_value())._replace(path=f"/{_VHOST}")
+    return settings.model_copy(
+        update={
+            "database_url": SecretStr(database.render_as_string(hide_password=False)),
+            "amqp_url": SecretStr(vhost.geturl()),
+        }
+    )
 
 
 async def grant(settings: Settings, viewers: Sequence[str], user_id: int) -> None:

@@ -13,6 +13,7 @@ IngestError                 every error that the worker reports to a person
 ├── NotConfirmed            nobody could confirm a destructive command    exit 2
 ├── Declined                somebody did not confirm one                  exit 1
 ├── UsageError              the command line is not valid                 exit 2
+├── AddressError            an address or a form of the console is not    exit 2
 ├── DatabaseAway            the database is unreachable                   the worker pauses
 ├── BrokerAway              the broker is unreachable                     the worker waits
 ├── DatabaseRefused         the database refused a statement              exit 8
@@ -108,6 +109,12 @@ class Declined(IngestError):
 
 class UsageError(IngestError):
     """Raised for a command line that names no command, or an option or value that it can't have."""
+
+    exit_code = 2
+
+
+class AddressError(IngestError):
+    """Raised by the console for an address or a form with a value that it can't have."""
 
     exit_code = 2
 

@@ -130,7 +130,7 @@ def test_every_manifest_is_what_its_schema_asks_for(packages: None, version: str
             validate(manifest, version, strict=True)
 
 
-@pytest.mark.parametrize("folder", ["prepare", "worker"])
+@pytest.mark.parametrize("folder", ["prepare", "worker", "console"])
 def test_a_kustomization_names_every_file_beside_it(packages: None, folder: str) -> None:
     (kustomization,) = documents(FOLDER / folder / "kustomization.yaml")
     beside = {path.name for path in (FOLDER / folder).glob("*.yaml")} - {"kustomization.yaml"}
@@ -140,7 +140,7 @@ def test_a_kustomization_names_every_file_beside_it(packages: None, folder: str)
 def test_every_setting_is_one_of_the_worker(packages: None) -> None:
     known = {f"INGEST_{name.upper()}" for name in Settings.model_fields}
     assert set(one("ConfigMap", "study-ingest")["data"]) <= known
-    for name in ("study-ingest", "study-ingest-owner"):
+    for name in ("study-ingest", "study-ingest-owner", "study-ingest-console"):
         assert set(one("Secret", name)["stringData"]) <= known
 
 
@@ -210,6 +210,8 @@ def test_selectors_find_their_pods(packages: None) -> None:
     budget = one("PodDisruptionBudget", "study-ingest-worker")["spec"]["selector"]["matchLabels"]
     assert labels >= deployment["selector"]["matchLabels"].items()
     assert labels >= budget.items()
+    console = one("Deployment", "study-ingest-console")["spec"]["template"]["metadata"]["labels"]
+    assert console.items() >= one("Service", "study-ingest-console")["spec"]["selector"].items()
     policy = one("NetworkPolicy", "study-ingest")["spec"]["podSelector"]["matchLabels"]
     for pod in pods():
         assert pod["metadata"]["labels"].items() >= policy.items()

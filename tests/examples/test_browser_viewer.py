@@ -5,7 +5,6 @@ same batch twice has one effect. The static server is really stopped and the bro
 of reach while the page is offline.
 """
 
-import asyncio
 import functools
 import json
 import os
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from devtools.rabbitmq import MANAGEMENT, RabbitMQ
 from tests import factories
 from tests.broker_fixtures import make_settings
+from tests.chromium import Chromium, driven, driver
 from tests.whole_worker import Login, Viewers, working
 from worker.broker import topology
 from worker.broker.accounts import Accounts
@@ -32,6 +31,8 @@ from worker.domain.policy import Policy
 from worker.ingest.transaction import Ingest
 from worker.operate.viewers import Access
 from worker.settings import Settings
+
+__all__ = ["driver"]
 
 pytestmark = pytest.mark.broker
 
@@ -93,34 +94,8 @@ def served(folder: Path, port: int = 0) -> Iterator[int]:
         server.server_close()
 
 
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the browser's driver, as npm installs it."""
-    if not all(map(shutil.which, ("node", "npm", "chromium"))):
-        pytest.skip("node, npm and chromium are not all installed")
-    folder = tmp_path_factory.mktemp("driver")
-    shutil.copy(HERE / "browser.mjs", folder)
-    install = "npm install --no-audit --no-fund --no-package-lock playwright-core@^1.60"
-    if os.system(f"cd {folder} && {install} >/dev/null 2>&1") != 0:
-        pytest.skip("npm could not install playwright-core: is there a network?")
-    return folder
-
-
-class Browser:
-    """A Chromium whose profile outlives its tabs."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def do(self, work: str) -> Any:
-        """Runs a JavaScript function body over `context`, `page` and `state`; what it returns."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(work).encode() + b"\n")
-        line = await asyncio.wait_for(self._process.stdout.readline(), 60)
-        answer = json.loads(line)
-        assert "done" in answer, answer
-        return answer["done"]
+class Browser(Chromium):
+    """The page in a browser."""
 
     async def open(self, port: int) -> None:
         await self.do(
@@ -164,21 +139,8 @@ class Browser:
 
 @pytest.fixture
 async def browser(driver: Path, tmp_path: Path) -> AsyncIterator[Browser]:
-    chromium = shutil.which("chromium") or ""
-    process = await asyncio.create_subprocess_exec(
-        *("node", "browser.mjs", chromium, str(tmp_path / "profile")),
-        cwd=driver,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    yield Browser(process)
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        await asyncio.wait_for(process.wait(), 20)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+    async with driven(driver, tmp_path / "profile") as process:
+        yield Browser(process)
 
 
 @pytest.fixture

@@ -30,10 +30,13 @@ HEAVY = {
     "alembic",
     "asyncpg",
     "httpx",
+    "jinja2",
     "opentelemetry",
     "prometheus_client",
     "sqlalchemy",
+    "starlette",
     "structlog",
+    "uvicorn",
     "uvloop",
 }
 

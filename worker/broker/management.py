@@ -99,6 +99,23 @@ class Management:
         found = await self._get(f"queues/{self._vhost}?{urlencode(wanted | {'columns': 'name'})}")
         return {queue["name"] for queue in found["items"]}
 
+    async def samples(self, pattern: str, *, seconds: int, every: int) -> list[Json]:
+        """The samples that the broker has kept of up to 500 queues whose names match: how many
+        messages were ready, and how many had been published and acknowledged until then.
+        """
+        wanted = {"name": pattern, "use_regex": "true", "page": 1, "page_size": 500}
+        for what in ("lengths", "msg_rates"):
+            wanted |= {f"{what}_age": seconds, f"{what}_incr": every}
+        columns = [
+            "name",
+            "messages_ready_details.samples",
+            "message_stats.publish_details.samples",
+            "message_stats.ack_details.samples",
+        ]
+        wanted["columns"] = ",".join(columns)
+        found: list[Json] = (await self._get(f"queues/{self._vhost}?{urlencode(wanted)}"))["items"]
+        return found
+
     async def bindings(self) -> list[Json]:
         """The bindings of the vhost, each with `source`, `destination`, `destination_type`,
         `routing_key` and `properties_key`.

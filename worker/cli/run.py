@@ -1,7 +1,8 @@
-"""Commands that run until they are stopped: `worker` and `relay`."""
+"""Commands that run until they are stopped: `worker`, `relay` and `console`."""
 
 import typer
 
+from worker.cli.asking import by
 from worker.cli.shared import load_settings, run
 
 
@@ -9,6 +10,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(worker)
     app.command()(relay)
+    app.command()(console)
 
 
 def worker() -> None:
@@ -33,3 +35,17 @@ def relay() -> None:
     from worker.cli import process
 
     run(process.run_relay(load_settings()))
+
+
+def console() -> None:
+    """Serves the web console until SIGTERM: pages that show what runs, and forms that repair it.
+
+    Without further settings it serves only this machine, at port 9465, and logs a token to sign in
+    with. INGEST_CONSOLE_TOKENS gives people tokens and roles of their own. The login of its
+    database needs the rights of an operator.
+
+    Example: study-ingest console
+    """
+    from worker.console.serve import serve
+
+    run(serve(load_settings(), by("").actor))

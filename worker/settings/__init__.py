@@ -396,6 +396,49 @@ class _Probes(BaseModel):
     )
 
 
+class _Console(BaseModel):
+    """The web console
+
+    Only `study-ingest console` reads these. [operators.md](operators.md#the-console) explains them.
+    """
+
+    console_host: str = Field(
+        default="127.0.0.1",
+        description="The address that serves the console. With the default only this machine can "
+        "reach it. Another address needs tokens or a proxy.",
+    )
+    console_port: int = Field(
+        default=9465,
+        ge=0,
+        le=65_535,
+        description="The port that serves the console; 0 chooses a free port.",
+    )
+    console_tokens: SecretStr | None = Field(
+        default=None,
+        description="The people who may sign in, as name:role:token, separated by commas. The role "
+        "is watch (everything but people's answers), look (everything) or act (everything, and "
+        "operators' acts). A token has 20 characters or more. If neither this nor a proxy is set, "
+        "the console makes a token at each start and prints it.",
+    )
+    console_proxy: str | None = Field(
+        default=None,
+        description="The addresses or networks of a proxy that signs people in, separated by "
+        "commas. The console believes the proxy's header, so nobody else may be able to connect "
+        "from there.",
+    )
+    console_proxy_header: str = Field(
+        default="X-Forwarded-User",
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="The header in which that proxy names the person. The proxy must remove it "
+        "from what a browser sends.",
+    )
+    console_proxy_roles: str = Field(
+        default="*:watch",
+        description="The roles of people that the proxy names, as name:role, separated by commas. "
+        "* stands for every other name; without it, nobody else may enter.",
+    )
+
+
 class _Operators(BaseModel):
     """Operators"""
 
@@ -448,6 +491,7 @@ class Settings(
     _Relaying,
     _Followups,
     _Probes,
+    _Console,
     _Operators,
     _Patterns,
     BaseSettings,

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.broker
 
 PUBLISHED = Path(__file__).parents[3] / "docs" / "commands.schema.json"
 
-WITHOUT_JSON = {"worker", "relay", "top", "export", "dead export"}
+WITHOUT_JSON = {"worker", "relay", "console", "top", "export", "dead export"}
 """They run until they are stopped, show a terminal, or print JSON Lines in any case."""
 VIEWERS = "viewers.jsonl"
 """The file that `viewer import` reads."""

@@ -28,38 +28,39 @@ FORGED = "eve\nforged: a\r\x1b[2K\x1b[31mforged: b\u2028forged: c\x85forged: d<s
 UUID_ = UUID(int=7)
 
 
-async def _invite(site: Site) -> None:
-    """Puts the words wherever somebody else may write something."""
+async def invite(site: Site, word: str = FORGED) -> None:
+    """Puts a word wherever somebody else may write something."""
     (question,) = await make.publish(site.engine, user_id=7)
     await Ingest(site.engine, Policy())([sent(right(question))])
+    short = word.encode()[:200].decode(errors="ignore")  # names and keys have 255 bytes at most
     messages = [
         batch(right("nowhere"), uuid=UUID_).model_dump_json(),
-        json.dumps({"client_session_uuid": FORGED, "attempts": [{FORGED: FORGED}]}),
-        FORGED,
+        json.dumps({"client_session_uuid": word, "attempts": [{word: word}]}),
+        word,
     ]
     async with site.working():
         for body in messages:
             await site.broker.publish(
                 body,
-                routing_key=f"attempts.v1.{FORGED}",
+                routing_key=f"attempts.v1.{short}",
                 headers={
-                    FORGED: FORGED,
-                    amqp.CLIENT_SESSION_UUID_HEADER: FORGED,
-                    "x-death": FORGED,
+                    short: word,
+                    amqp.CLIENT_SESSION_UUID_HEADER: word,
+                    "x-death": word,
                 },
-                content_encoding=None if "nowhere" in body else FORGED,
-                app_id=FORGED,
-                correlation_id=FORGED,
-                reply_to=FORGED,
+                content_encoding=None if "nowhere" in body else short,
+                app_id=short,
+                correlation_id=short,
+                reply_to=short,
             )
         await until(site.letters, len(messages).__eq__)
-    await make.grant(site.engine, FORGED, 7)
+    await make.grant(site.engine, word, 7)
     for sql in (
         "UPDATE study_topics SET name = :word",
         "INSERT INTO study_topics (user_id, name) VALUES (7, :word)",
         "INSERT INTO study_question_texts (study_question_id, title) SELECT id, :word"
         " FROM study_questions",
-        "UPDATE published SET pub_id = :word",
+        "UPDATE published SET pub_id = left(CAST(:word AS text), 120)",
         "INSERT INTO ingest_audit (actor, operation, subject, reason, effect)"
         " SELECT word, word, word, word, jsonb_build_object(word, word)"
         " FROM (SELECT CAST(:word AS text)) AS said (word)",
@@ -68,7 +69,7 @@ async def _invite(site: Site) -> None:
         "UPDATE ingest_dead_letters SET viewer = word, detail = detail || word"
         " FROM (SELECT CAST(:word AS text)) AS said (word)",
     ):
-        await make.execute(site.engine, sql, word=FORGED)
+        await make.execute(site.engine, sql, word=word)
 
 
 COMMANDS = (
@@ -94,7 +95,7 @@ COMMANDS = (
 
 
 async def test_no_command_prints_another_s_words_as_its_own(site: Site) -> None:
-    await _invite(site)
+    await invite(site)
     shown = {}
     for words in COMMANDS:
         result = await invoke(site, *words)
@@ -126,7 +127,7 @@ def test_nor_does_an_error(
 
 
 async def test_no_page_runs_another_s_words(site: Site, tmp_path: Path) -> None:
-    await _invite(site)
+    await invite(site)
     page = tmp_path / "report.html"
     result = await invoke(site, "report", "--user", "7", "--html", str(page))
     assert result.exit_code == 0, result.output

@@ -398,7 +398,7 @@ def _luminance(color: str) -> float:
 
 def test_words_and_shapes_stand_out_in_light_and_dark() -> None:
     """WCAG 2.1: 4.5 to 1 for words, 3 to 1 for shapes that carry a number of their own."""
-    light, dark = re.findall(r":root \{(.*?)\}", pages._STYLE, re.DOTALL)[:2]
+    light, dark = re.findall(r":root \{(.*?)\}", pages.STYLE, re.DOTALL)[:2]
     for theme in (light, dark):
         colors = dict(re.findall(r"--(\w+): (#\w{6})", theme))
 

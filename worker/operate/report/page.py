@@ -21,7 +21,7 @@ _TARGET: Final = 0.9
 _FEW: Final = 30
 """With fewer reviews, any difference may be chance."""
 
-_STYLE: Final = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+STYLE: Final = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 _MEANING: Final = {
     Pattern.MASTERED: "right three times on three days, and stable for weeks",
@@ -35,8 +35,11 @@ _MEANING: Final = {
 }
 
 
-def page(picture: Picture) -> str:
-    """The whole page."""
+def page(picture: Picture, *, stylesheet: str | None = None) -> str:
+    """The whole page, with its style in it or, for a server, in the `stylesheet` at this address.
+
+    A server says itself in a header what the page may load.
+    """
     body = "".join(
         (
             _head(picture),
@@ -51,15 +54,23 @@ def page(picture: Picture) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy"'
-        " content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="referrer" content="no-referrer">'
         f"<title>Study report for user {picture.user_id}</title>"
-        f"<style>{_STYLE}</style></head><body><main>{body}"
+        f"{_style(stylesheet)}</head><body><main>{body}"
         "<footer>Days are UTC days. A question is due from 12 hours before the moment that the"
         " schedule gives it, and overdue from the next day on. Predictions are the scheduler's"
         " (FSRS-6): the chance that an answer would be right at that moment.</footer>"
         "</main></body></html>\n"
+    )
+
+
+def _style(stylesheet: str | None) -> str:
+    if stylesheet is not None:
+        return f'<link rel="stylesheet" href="{escape(stylesheet)}">'
+    return (
+        '<meta http-equiv="Content-Security-Policy"'
+        " content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<style>{STYLE}</style>"
     )
 
 

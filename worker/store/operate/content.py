@@ -61,14 +61,10 @@ class Question(NamedTuple):
 
 # The planner is left alone: some of these statements read whole tables.
 _BY_ITSELF: Final = tuple(
-    f"SET LOCAL {setting}"
-    for setting in (
-        "enable_seqscan = on",
-        "enable_hashjoin = on",
-        "enable_mergejoin = on",
-        "statement_timeout = 0",
-    )
+    f"SET LOCAL {setting} = on"
+    for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
 )
+_PATIENTLY: Final = text("SET LOCAL statement_timeout = 0")
 
 _TOPICS_OF: Final = text(
     "SELECT id, user_id, name FROM ours.study_topics WHERE user_id = ANY(CAST(:owners AS bigint[]))"
@@ -144,12 +140,12 @@ _LIST_TOPICS: Final = text(
         f" count(DISTINCT question.id) FILTER (WHERE {_STATE} = '{state}')"
         for state in ("published", "withdrawn", "deleted")
     )
-    + " FROM ours.study_topics AS topic"
+    + " FROM (SELECT * FROM ours.study_topics WHERE CAST(:user_id AS bigint) IS NULL"
+    " OR user_id = :user_id ORDER BY id LIMIT :limit) AS topic"
     " LEFT JOIN ours.study_questions AS question ON question.study_topic_id = topic.id"
     " LEFT JOIN ours.published AS publication ON publication.source_id = question.id"
     " AND publication.kind = 'question'"
-    " WHERE CAST(:user_id AS bigint) IS NULL OR topic.user_id = :user_id"
-    " GROUP BY topic.id, topic.user_id, topic.name ORDER BY topic.id LIMIT :limit"
+    " GROUP BY topic.id, topic.user_id, topic.name ORDER BY topic.id"
 )
 
 _LIST_QUESTIONS: Final = text(
@@ -240,16 +236,20 @@ async def set_withdrawn(
     return (await connection.execute(_SET_WITHDRAWN, values)).rowcount
 
 
-async def list_topics(connection: AsyncConnection, user_id: int | None, limit: int) -> list[Topic]:
-    """Topics in the order of their ids, of one owner or of all."""
-    await _plan_freely(connection)
+async def list_topics(
+    connection: AsyncConnection, user_id: int | None, limit: int, *, patiently: bool = True
+) -> list[Topic]:
+    """Topics in the order of their ids, of one owner or of all. `patiently` lifts the timeout."""
+    await _plan_freely(connection, patiently=patiently)
     rows = await connection.execute(_LIST_TOPICS, {"user_id": user_id, "limit": limit})
     return [Topic(*row) for row in rows]
 
 
-async def list_questions(connection: AsyncConnection, topic_id: int, limit: int) -> list[Question]:
-    """The questions of a topic, one for each publication."""
-    await _plan_freely(connection)
+async def list_questions(
+    connection: AsyncConnection, topic_id: int, limit: int, *, patiently: bool = True
+) -> list[Question]:
+    """The questions of a topic, one for each publication. `patiently` lifts the timeout."""
+    await _plan_freely(connection, patiently=patiently)
     rows = await connection.execute(_LIST_QUESTIONS, {"topic_id": topic_id, "limit": limit})
     return [Question(*row) for row in rows]
 
@@ -401,6 +401,8 @@ def _listed(question_ids: Iterable[int] | None) -> list[int] | None:
     return None if question_ids is None else [*question_ids]
 
 
-async def _plan_freely(connection: AsyncConnection) -> None:
+async def _plan_freely(connection: AsyncConnection, *, patiently: bool = True) -> None:
     for setting in _BY_ITSELF:
         await connection.execute(text(setting))
+    if patiently:
+        await connection.execute(_PATIENTLY)

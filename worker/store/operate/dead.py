@@ -26,6 +26,7 @@ class Wanted:
     uuids: frozenset[UUID] = frozenset()
     older_than: timedelta | None = None
     newer_than: timedelta | None = None
+    details: frozenset[str] = frozenset()
 
     @property
     def is_everything(self) -> bool:
@@ -119,6 +120,9 @@ def _where(wanted: Wanted, *more: str) -> tuple[str, dict[str, Any]]:
     if wanted.viewers:
         conditions.append("viewer = ANY(CAST(:viewers AS text[]))")
         values["viewers"] = sorted(wanted.viewers)
+    if wanted.details:
+        conditions.append("detail = ANY(CAST(:details AS text[]))")
+        values["details"] = sorted(wanted.details)
     if wanted.uuids:
         conditions.append("client_session_uuid = ANY(CAST(:uuids AS uuid[]))")
         values["uuids"] = list(wanted.uuids)
@@ -168,6 +172,42 @@ async def count(connection: AsyncConnection, wanted: Wanted) -> int:
     """How many letters are wanted."""
     where, values = _where(wanted)
     return int(await connection.scalar(text(f"SELECT count(*) {_FROM} {where}"), values) or 0)
+
+
+async def by_hour(connection: AsyncConnection, hours: int) -> list[int]:
+    """How many letters died in each of the last `hours`, the oldest first, of the newest letters up
+    to `COUNTED_MAX`.
+    """
+    found = await connection.execute(
+        text(
+            "SELECT CAST(extract(epoch FROM now() - died_at) AS bigint) / 3600 AS ago, count(*)"
+            f" FROM (SELECT died_at {_FROM} WHERE died_at > now() - make_interval(hours => :hours)"
+            f" ORDER BY died_at DESC LIMIT {COUNTED_MAX}) AS counted GROUP BY ago"
+        ),
+        {"hours": hours},
+    )
+    counts = {row[0]: row[1] for row in found}
+    return [counts.get(ago, 0) for ago in reversed(range(hours))]
+
+
+async def about(connection: AsyncConnection, user_id: int, limit: int) -> list[Brief]:
+    """The newest letters that may be the user's: from viewers that may write for the user, and
+    those that were rejected because the viewer may not.
+    """
+    found = await connection.execute(
+        text(
+            f"SELECT {_BRIEF} {_FROM} WHERE viewer IN (SELECT viewer FROM ours.viewer_grants"
+            " WHERE user_id = :user_id) OR reason = :reason AND detail LIKE :names"
+            " ORDER BY died_at DESC, id DESC LIMIT :limit"
+        ),
+        {
+            "user_id": user_id,
+            "reason": RejectReason.PRINCIPAL_NOT_GRANTED,
+            "names": f"The viewer may not write for user {user_id}:%",
+            "limit": limit,
+        },
+    )
+    return [Brief(*row) for row in found]
 
 
 async def briefs(connection: AsyncConnection, wanted: Wanted, limit: int) -> list[Brief]:

@@ -26,6 +26,14 @@ _REMOVE: Final = text(
 
 _ALL: Final = text("SELECT viewer, user_id FROM ours.viewer_grants ORDER BY viewer, user_id")
 
+_OF_VIEWER: Final = text(
+    "SELECT user_id FROM ours.viewer_grants WHERE viewer = :viewer ORDER BY user_id LIMIT :limit"
+)
+
+_VIEWERS_OF: Final = text(
+    "SELECT viewer FROM ours.viewer_grants WHERE user_id = :user_id ORDER BY viewer LIMIT :limit"
+)
+
 
 async def add(connection: AsyncConnection, viewer: str, users: Collection[int]) -> bool:
     """Allows `viewer` to write for `users`. Existing grants make no difference. Returns whether
@@ -62,3 +70,14 @@ async def all_of(connection: AsyncConnection) -> dict[str, list[int]]:
     for viewer, user_id in await connection.execute(_ALL):
         granted.setdefault(viewer, []).append(user_id)
     return granted
+
+
+async def of_viewer(connection: AsyncConnection, viewer: str, limit: int) -> list[int]:
+    """The principals granted to one viewer, in order."""
+    found = await connection.scalars(_OF_VIEWER, {"viewer": viewer, "limit": limit})
+    return [*found]
+
+
+async def viewers_of(connection: AsyncConnection, user_id: int, limit: int) -> list[str]:
+    """The viewers that may write for the principal, by name."""
+    return [*await connection.scalars(_VIEWERS_OF, {"user_id": user_id, "limit": limit})]

@@ -1,7 +1,7 @@
 // Does in a headless Chromium what its standard input says, one JavaScript function body a line,
 // with `browser`, `context`, `page` and `state` in reach; answers each with one line of JSON.
 //
-//   node browser.mjs CHROMIUM PROFILE_FOLDER
+//   node chromium.mjs CHROMIUM PROFILE_FOLDER
 
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
@@ -11,7 +11,7 @@ const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-back
 const context = await chromium.launchPersistentContext(profile, { executablePath, args });
 context.setDefaultTimeout(45_000);
 const state = { page: context.pages()[0], said: [] };
-context.on("console", (message) => state.said.push(message.text()));
+context.on("console", (message) => state.said.push(`${message.type()}: ${message.text()}`));
 context.on("weberror", (error) => state.said.push(String(error.error())));
 const AsyncFunction = (async () => {}).constructor;
 

@@ -1,0 +1,54 @@
+"""Batches: those that fit a filter, and what became of one."""
+
+from datetime import UTC, datetime
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from worker.console import asked, shown, state
+from worker.console.who import Role
+from worker.errors import NoBatch
+from worker.operate import batch as operation
+from worker.store.operate.batches import Wanted
+
+_SHOWN: Final = 50
+_STATES: Final = ("ingested", "rejected", "voided", "erased")
+
+
+async def listed(request: Request) -> Response:
+    """The newest batches that fit the filters in the address."""
+    if uuid := asked.text(request, "uuid"):
+        return RedirectResponse(f"/batches/{asked.as_uuid(uuid)}", 303)
+    age = asked.one_of(request, "since", asked.AGES) or "24h"
+    status = asked.one_of(request, "status", dict.fromkeys(_STATES))
+    wanted = Wanted(
+        datetime.now(UTC) - asked.AGES[age],
+        asked.number(request, "user"),
+        asked.text(request, "viewer"),
+        asked.number(request, "topic"),
+        _STATES if status is None else (status,),
+    )
+    found = await operation.find(state.of(request).looking, wanted, _SHOWN)
+    return shown.page(
+        request,
+        "batches.html",
+        wanted=wanted,
+        age=age,
+        status=status,
+        states=_STATES,
+        found=found,
+        most=_SHOWN,
+    )
+
+
+async def life(request: Request) -> Response:
+    """All that is known about one batch. What was answered is for those who may look."""
+    console = state.of(request)
+    uuid = asked.as_uuid(request.path_params["uuid"])
+    try:
+        found = await operation.life(console.looking, console.settings, uuid)
+    except NoBatch as unknown:
+        return shown.page(request, "batch.html", uuid=uuid, life=None, unknown=unknown)
+    may_look = request.state.person.role >= Role.LOOK
+    return shown.page(request, "batch.html", uuid=uuid, life=found, may_look=may_look)
