@@ -37,13 +37,13 @@ from worker.console.who import Role
 from worker.errors import (
     AddressError,
     BrokerAway,
-    ContentError,
     DatabaseAway,
     IngestError,
     NoBatch,
     NoHistory,
+    SchemaError,
+    TopologyError,
     TransientFault,
-    ViewerError,
 )
 from worker.store.audit import By
 
@@ -82,6 +82,7 @@ PAGES: Final = (
     Page("/doctor", records.doctor),
 )
 ACTS: Final = (
+    Act("/batches/{uuid}/void", batches.ask_void, batches.void),
     Act("/dead/replay", replays.ask_replay, replays.replay),
     Act("/dead/discard", replays.ask_discard, replays.discard),
     Act("/pause", workers.ask_pause, workers.pause),
@@ -106,14 +107,15 @@ _HEADERS: Final = {
 }
 _STATUS: Final = {
     AddressError: 400,
-    ContentError: 409,
-    ViewerError: 409,
     NoBatch: 404,
     NoHistory: 404,
     BrokerAway: 503,
     DatabaseAway: 503,
+    SchemaError: 503,
+    TopologyError: 503,
     TransientFault: 503,
 }
+"""The HTTP status for errors; 409 for others, which say that something can't be done as it is."""
 _CANCELLED: Final = "57014"
 """SQLSTATE of a statement that took too long."""
 
@@ -173,8 +175,8 @@ def _acting(act: Act) -> Handler:
             question = await act.ask(request)
             return shown.page(request, "ask.html", question=question)
         fields = await asked.form(request)
-        person = request.state.person
-        if not state.of(request).entrance.is_own_form(person, fields.get("seal", "")):
+        person, console = request.state.person, state.of(request)
+        if not console.entrance.is_own_form(person, fields.get("seal", "")):
             return _error(
                 request,
                 403,
@@ -183,6 +185,7 @@ def _acting(act: Act) -> Handler:
             )
         by = By(person.actor, asked.reason(fields))
         done = await act.do(request, fields, by)
+        console.outdate()
         _log.info("console.acted", act=act.path, actor=by.actor)
         response = RedirectResponse(done.address, 303)
         sign_in.set_cookie(request, response, shown.SAID, "said", done.said, seconds=60)
@@ -210,7 +213,7 @@ async def _known(request: Request, error: Exception) -> Response:
             "The database did not answer this question in time.",
             "Ask for less: a shorter time, or one viewer or user.",
         )
-    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 409)
     remedy = error.remedy[:1].upper() + error.remedy[1:]
     return _error(request, status, f"{error.found.rstrip('.')}.", remedy)
 

@@ -1,5 +1,6 @@
-"""Batches: those that fit a filter, and what became of one."""
+"""Batches: those that fit a filter, and what became of one. One that should not count is voided."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -7,9 +8,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from worker.console import asked, shown, state
+from worker.console.acts import Done, Question
 from worker.console.who import Role
 from worker.errors import NoBatch
 from worker.operate import batch as operation
+from worker.operate import void as voiding
+from worker.store.audit import By
 from worker.store.operate.batches import Wanted
 
 _SHOWN: Final = 50
@@ -52,3 +56,26 @@ async def life(request: Request) -> Response:
         return shown.page(request, "batch.html", uuid=uuid, life=None, unknown=unknown)
     may_look = request.state.person.role >= Role.LOOK
     return shown.page(request, "batch.html", uuid=uuid, life=found, may_look=may_look)
+
+
+async def ask_void(request: Request) -> Question:
+    """Asks whether to take the batch out of its user's progress."""
+    uuid = asked.as_uuid(request.path_params["uuid"])
+    return Question(
+        "Void this session?",
+        (
+            f"The answers of session {uuid} stay on record, and count for nothing any more.",
+            "The user's schedule and patterns are computed as if they had never been given.",
+        ),
+        "Void the session for good",
+        f"/batches/{uuid}",
+        is_final=True,
+    )
+
+
+async def void(request: Request, _: Mapping[str, str], by: By) -> Done:
+    """Takes the batch out of its user's progress."""
+    console, uuid = state.of(request), asked.as_uuid(request.path_params["uuid"])
+    done = await voiding.void(console.acting, uuid, console.settings.policy(), by)
+    said = f"The answers of user {done.user_id} do not count any more: {done.attempts}."
+    return Done(said if done.sessions else "The session was void already.", f"/batches/{uuid}")

@@ -19,36 +19,53 @@ class Latest(Generic[T]):
         self._read = read
         self._fresh = fresh
         self._found: T | None = None
-        self._at = 0.0
+        self._at = float("-inf")
+        self._is_outdated = True
         self._reading: asyncio.Task[T] | None = None
+        self._tasks: set[asyncio.Task[T]] = set()
 
     async def get(self, patience: float) -> T:
         """The newest value, or after `patience` seconds the one before it.
 
-        The first call waits for as long as it takes. Raises what `read` raises.
+        The first call, and the first after `outdate`, waits for as long as it takes. Raises what
+        `read` raises.
         """
         if self._found is not None and time.monotonic() - self._at < self._fresh:
             return self._found
         if self._reading is None:
             self._reading = asyncio.create_task(self._again())
-            # A failure is told to whoever asks again: nobody may be waiting any more.
-            self._reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._tasks.add(self._reading)
+            self._reading.add_done_callback(self._ended)
         reading = self._reading
-        if self._found is None:
+        if self._found is None or self._is_outdated:
             return await asyncio.shield(reading)
         await asyncio.wait((reading,), timeout=patience)
         return reading.result() if reading.done() else self._found
 
+    def outdate(self) -> None:
+        """Has the next call read again, because something was changed."""
+        self._at = float("-inf")
+        self._is_outdated = True
+        self._reading = None  # it may have seen what was before
+
     async def _again(self) -> T:
+        this = asyncio.current_task()
         try:
-            self._found = await self._read(self._found)
-            self._at = time.monotonic()
-            return self._found
+            found = await self._read(self._found)
+            if self._reading is this:
+                self._found, self._at, self._is_outdated = found, time.monotonic(), False
+            return found
         finally:
-            self._reading = None
+            if self._reading is this:
+                self._reading = None
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits or asks again, and nobody may
 
     async def close(self) -> None:
-        """Ends a reading that is under way."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait((self._reading,))
+        """Ends readings that are under way."""
+        for task in (tasks := [*self._tasks]):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

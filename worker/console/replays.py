@@ -10,7 +10,7 @@ from starlette.responses import Response
 from worker.console import asked, shown, state
 from worker.console.acts import Done, Question
 from worker.console.dead import filters, wanted
-from worker.errors import AddressError, NoBatch
+from worker.errors import IngestError, NoBatch
 from worker.operate.dead import discard as discarding
 from worker.operate.dead import replay as replaying
 from worker.store.audit import By
@@ -26,21 +26,18 @@ _KEPT: Final = 20
 async def ask_replay(request: Request) -> Question:
     """Asks whether to replay the letters that fit the filters in the address."""
     chosen, count = await _chosen(request, replayable=True)
-    left_out = count - len(chosen)
+    consequences: tuple[str, ...] = (
+        "A worker publishes each letter again and deletes it once the broker has confirmed it.",
+        "A letter that still can't be ingested becomes a dead letter again.",
+    )
+    if left_out := count - len(chosen):
+        consequences += (
+            f"{shown.counted(left_out, 'letter')} will be left out: only the beginning is kept, a"
+            f" replay is under way, or there are more than {AT_ONCE:,}.",
+        )
     return Question(
         f"Replay {shown.counted(len(chosen), 'dead letter')}?",
-        (
-            "A worker publishes each letter again and deletes it once the broker has confirmed it.",
-            "A letter that still can't be ingested becomes a dead letter again.",
-            *(
-                [
-                    f"{shown.counted(left_out, 'letter')} will be left out: only the beginning is"
-                    f" kept, a replay is under way, or there are more than {AT_ONCE:,}."
-                ]
-                if left_out
-                else []
-            ),
-        ),
+        consequences,
         "Replay",
         asked.address("/dead/letters", **filters(request)),
         hidden={"newest": str(max(chosen, default=0))},
@@ -80,13 +77,14 @@ async def outcomes(request: Request) -> Response:
 async def ask_discard(request: Request) -> Question:
     """Asks whether to discard the letters that fit the filters in the address."""
     chosen, count = await _chosen(request, replayable=False)
-    more = count - len(chosen)
+    consequences: tuple[str, ...] = (
+        "They are deleted for good, and what was answered in them is never counted.",
+    )
+    if more := count - len(chosen):
+        consequences += (f"{shown.counted(more, 'letter')} will be left: repeat it for them.",)
     return Question(
         f"Discard {shown.counted(len(chosen), 'dead letter')}?",
-        (
-            "They are deleted for good, and what was answered in them is never counted.",
-            *([f"{shown.counted(more, 'letter')} will be left: repeat it for them."] * (more > 0)),
-        ),
+        consequences,
         "Discard for good",
         asked.address("/dead/letters", **filters(request)),
         hidden={"newest": str(max(chosen, default=0))},
@@ -110,7 +108,7 @@ async def _chosen(request: Request, *, replayable: bool) -> tuple[dict[int, str]
         count = await stored.count(connection, meant)
         chosen = await stored.ids(connection, meant, replayable=replayable, limit=AT_ONCE)
     if not chosen:
-        raise AddressError(
+        raise IngestError(
             "No letter is left for this",
             "look at the letters again: they may be replaying, or not kept whole.",
         )

@@ -19,6 +19,7 @@ HERE: Final = Path(__file__).parent
 SAID: Final = "study-console-said"
 """The cookie with one sentence about what was done, for the next page."""
 _LONG: Final = 240
+_PRETTY: Final = 200_000
 _KEPT: Final = "\n\t"
 
 NAVIGATION: Final = (
@@ -93,7 +94,9 @@ def sentence(given: str) -> Markup:
 
 
 def pretty(text: str) -> str:
-    """A JSON text in lines, or the text as it is."""
+    """A JSON text in lines, or the text as it is, also where it is long."""
+    if len(text) > _PRETTY:
+        return text
     try:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):

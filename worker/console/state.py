@@ -23,13 +23,21 @@ from worker.store.engine import make_engine, transaction
 from worker.store.operate import grants
 from worker.store.operate.dead import Asked
 
-QUESTION_SECONDS: Final = 2.0
-"""The longest time for one question to the database: the console must not slow ingest."""
 PATIENCE: Final = 0.1
 """Seconds that a page waits for newer figures before it shows those that are known."""
 _FRESH: Final = 2.0
 _EXAMINED: Final = 60.0
-_CONNECTIONS: Final = 3
+_VIEWERS_FRESH: Final = 10.0
+"""Seconds for the list of viewers, which costs a broker with thousands of them seconds."""
+_CONNECTIONS_TO_LOOK: Final = 3
+_CONNECTIONS_TO_ACT: Final = 2
+_HASTE: Final = {
+    "statement_timeout": 2.0,
+    "lock_timeout": 1.0,
+    "idle_in_transaction_timeout": 5.0,
+    "transaction_timeout": 5.0,
+}
+"""The settings that differ for questions: whoever looks must not slow ingest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,11 @@ class Console:
     replays: dict[str, list[Asked]] = field(default_factory=dict)
     """What was replayed here lately, by a name for its page."""
 
+    def outdate(self) -> None:
+        """Has pages show what an act has changed."""
+        self.seen.outdate()
+        self.viewers.outdate()
+
 
 def of(request: Request) -> Console:
     """The console that serves the request."""
@@ -87,12 +100,11 @@ def of(request: Request) -> Console:
 @asynccontextmanager
 async def running(settings: Settings, entrance: Entrance) -> AsyncIterator[Console]:
     """A console with its connections, which are opened when they are needed."""
-    patient = {"statement_timeout": QUESTION_SECONDS, "lock_timeout": QUESTION_SECONDS / 2}
-    patient |= {"idle_in_transaction_timeout": 5.0, "transaction_timeout": 5.0}
-    hasty = settings.model_copy(update=patient)
     name = "study-ingest console"
-    looking = make_engine(hasty, connections=_CONNECTIONS, name=name)
-    acting = make_engine(settings, connections=2, name=name)
+    looking = make_engine(
+        settings.model_copy(update=_HASTE), connections=_CONNECTIONS_TO_LOOK, name=name
+    )
+    acting = make_engine(settings, connections=_CONNECTIONS_TO_ACT, name=name)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(looking.dispose)
         stack.push_async_callback(acting.dispose)
@@ -131,7 +143,7 @@ async def running(settings: Settings, entrance: Entrance) -> AsyncIterator[Conso
             broker,
             Latest(see, _FRESH),
             Latest(examined, _EXAMINED),
-            Latest(everybody, _FRESH),
+            Latest(everybody, _VIEWERS_FRESH),
         )
         for latest in (console.seen, console.examined, console.viewers):
             stack.push_async_callback(latest.close)

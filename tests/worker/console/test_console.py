@@ -84,11 +84,14 @@ async def test_a_form_counts_only_with_its_own_seal_and_a_reason(
     assert too_long.status_code == 400
     assert await make.count(site.engine, "ingest_pause") == 0
 
+    assert "Pause ingest" in (await ada.get("/workers")).text
     assert (await ada.act("/pause", reason="moving the database")).status_code == 303
     (row,) = await make.rows(site.engine, "SELECT * FROM ingest_audit")
     assert (row["actor"], row["operation"]) == ("ada (console)", "pause")
     assert row["reason"] == "moving the database"
-    assert "Ingest is paused." in (await ada.get("/workers")).text
+    paused = (await ada.get("/workers")).text
+    assert "Ingest is paused." in paused
+    assert "Resume ingest" in paused
     assert (await ada.act("/resume")).status_code == 303
     assert await make.count(site.engine, "ingest_pause") == 0
 
@@ -205,6 +208,22 @@ async def test_what_people_answered_is_for_those_who_may_look(
         assert ("Right was" in pages[1]) is (role is Role.LOOK)
         assert "nothing_resolved" in pages[0]
         assert "ingested" in pages[1]
+
+
+async def test_a_session_is_voided_by_who_may_act(site: Site, ada: Client) -> None:
+    (question,) = await make.publish(site.engine, user_id=1)
+    await Ingest(site.engine, Policy())([sent(right(question), uuid=KNOWN)])
+    assert "Void this session" in (await ada.get(f"/batches/{KNOWN}")).text
+    assert (await ada.act(f"/batches/{KNOWN}/void", reason="a test")).status_code == 303
+    page = (await ada.get(f"/batches/{KNOWN}")).text
+    assert "The answers of user 1 do not count any more: 1." in page
+    assert "Void this session" not in page
+    assert await make.count(site.engine, "study_question_progress") == 0
+    (row,) = await make.rows(site.engine, "SELECT actor, operation FROM ingest_audit")
+    assert (row["actor"], row["operation"]) == ("ada (console)", "void")
+    missing = await ada.act(f"/batches/{uuid4()}/void")
+    assert missing.status_code == 409
+    assert "is on record" in missing.text
 
 
 async def test_letters_are_replayed_and_discarded_as_they_were_seen(
