@@ -55,7 +55,8 @@ async def groups(request: Request) -> Response:
     async with transaction(state.of(request).looking) as connection:
         found = await stored.groups(connection, meant, _SHOWN)
         count = await stored.count(connection, meant)
-    return _listed(request, "dead.html", found=found, count=count)
+    replays = state.of(request).replays
+    return _listed(request, "dead.html", found=found, count=count, replays=replays)
 
 
 async def letters(request: Request) -> Response:

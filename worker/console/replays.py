@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from worker.console import asked, shown, state
 from worker.console.acts import Done, Question
 from worker.console.dead import filters, wanted
+from worker.console.state import Replayed
 from worker.errors import IngestError, NoBatch
 from worker.operate.dead import discard as discarding
 from worker.operate.dead import replay as replaying
@@ -54,7 +56,7 @@ async def replay(request: Request, fields: Mapping[str, str], by: By) -> Done:
     if len(done) == 1 and (uuid := done[0].client_session_uuid) is not None:
         return Done(said, f"/batches/{uuid}")
     name = secrets.token_urlsafe(8)
-    console.replays[name] = done
+    console.replays[name] = Replayed(datetime.now(UTC), by.actor, done)
     while len(console.replays) > _KEPT:
         del console.replays[next(iter(console.replays))]
     return Done(said, f"/dead/replays/{name}")
@@ -70,8 +72,8 @@ async def outcomes(request: Request) -> Response:
             "the page of each batch says what became of it.",
         )
     async with transaction(console.looking) as connection:
-        found = await stored.outcomes(connection, done)
-    return shown.page(request, "replayed.html", found=found, count=len(done))
+        found = await stored.outcomes(connection, done.letters)
+    return shown.page(request, "replayed.html", found=found, replay=done)
 
 
 async def ask_discard(request: Request) -> Question:

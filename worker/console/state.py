@@ -69,6 +69,15 @@ class Everybody:
 
 
 @dataclass(frozen=True, slots=True)
+class Replayed:
+    """Letters that were replayed together."""
+
+    at: datetime
+    actor: str
+    letters: list[Asked]
+
+
+@dataclass(frozen=True, slots=True)
 class Console:
     """What the handlers work with. `looking` is for questions and has a short timeout, `acting` is
     for acts.
@@ -82,8 +91,8 @@ class Console:
     seen: Latest[Seen]
     examined: Latest[Examined]
     viewers: Latest[Everybody]
-    replays: dict[str, list[Asked]] = field(default_factory=dict)
-    """What was replayed here lately, by a name for its page."""
+    replays: dict[str, Replayed] = field(default_factory=dict)
+    """What was replayed here lately, by a name for its page, the oldest first."""
 
     def outdate(self) -> None:
         """Has pages show what an act has changed."""

@@ -254,6 +254,7 @@ async def test_letters_are_replayed_and_discarded_as_they_were_seen(
         assert "rejected: nothing_resolved again" in await until(
             outcome, lambda text: "All are decided." in text
         )
+    assert done.headers["location"] in (await ada.get("/dead")).text
     rows = await make.rows(site.engine, "SELECT operation, effect FROM ingest_audit ORDER BY id")
     assert [(row["operation"], row["effect"]) for row in rows] == [
         ("discard", {"nothing_resolved": 3}),
