@@ -25,7 +25,7 @@ from worker.store.operate.dead import Asked
 
 PATIENCE: Final = 0.1
 """Seconds that a page waits for newer figures before it shows those that are known."""
-_FRESH: Final = 2.0
+_FRESH: Final = 4.0
 _EXAMINED: Final = 60.0
 _VIEWERS_FRESH: Final = 10.0
 """Seconds for the list of viewers, which costs a broker with thousands of them seconds."""
