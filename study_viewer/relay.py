@@ -26,6 +26,7 @@ from study_viewer.outbox import Entry, Outbox, State
 from study_viewer.publishing import ingest_exchange, publish
 from study_viewer.results import Results, open_progress, open_results, read_result
 from study_viewer.schemas.amqp import attempts_key
+from study_viewer.schemas.brokers import brokers
 from study_viewer.schemas.progress import ProgressPage, ProgressRefusal
 from study_viewer.settings import RelaySettings
 
@@ -68,13 +69,14 @@ class RelayBase:
         self._settings = settings or RelaySettings()
         self._viewer = viewer
         self._routing_key = attempts_key(viewer)
-        self._url = make_url(url)
-        if self._url.scheme not in ("amqp", "amqps"):
+        self._urls = [make_url(each) for each in brokers(url)]
+        if self._urls[0].scheme not in ("amqp", "amqps"):
             raise ValueError("the broker's URL must begin with amqp:// or amqps://")
-        if "heartbeat" not in self._url.query:
-            self._url = self._url.update_query(heartbeat=str(self._settings.heartbeat))
+        if "heartbeat" not in self._urls[0].query:
+            heartbeat = str(self._settings.heartbeat)
+            self._urls = [each.update_query(heartbeat=heartbeat) for each in self._urls]
         # The broker accepts a user id only if it is the login.
-        self._user_id = viewer if self._url.user == viewer else None
+        self._user_id = viewer if self._urls[0].user == viewer else None
         self._failures = 0
         self._woken = asyncio.Event()
 
@@ -84,7 +86,7 @@ class RelayBase:
     ) -> AsyncIterator[tuple[AbstractConnection, Results, AbstractExchange]]:
         """A connection that takes results and can publish batches, until the block ends."""
         settings = self._settings
-        connection = await aio_pika.connect(self._url, timeout=settings.connect_timeout)
+        connection = await self._connect()
         try:
             async with asyncio.timeout(settings.answer_timeout):
                 # This comes first, because a result that arrives before its queue exists would be
@@ -103,6 +105,15 @@ class RelayBase:
             with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
                 async with asyncio.timeout(settings.close_timeout):
                     await connection.close()
+
+    async def _connect(self) -> AbstractConnection:
+        """A connection to one of the brokers, which are tried in random order."""
+        *others, last = random.sample(self._urls, len(self._urls))
+        timeout = self._settings.connect_timeout
+        for url in others:
+            with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
+                return await aio_pika.connect(url, timeout=timeout)
+        return await aio_pika.connect(last, timeout=timeout)
 
     def _next_delay(self) -> float:
         settings = self._settings

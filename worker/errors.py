@@ -15,6 +15,7 @@ IngestError                 every error that the worker reports to a person
 ├── UsageError              the command line is not valid                 exit 2
 ├── AddressError            an address or a form of the console is not    exit 2
 ├── DatabaseAway            the database is unreachable                   the worker pauses
+│   └── BehindPooler        a pooler changes how sessions begin           exit 2 at start
 ├── BrokerAway              the broker is unreachable                     the worker waits
 ├── DatabaseRefused         the database refused a statement              exit 8
 ├── Stuck                   the worker makes no progress                  exit 7
@@ -124,6 +125,12 @@ class DatabaseAway(IngestError):
 
     exit_code = 5
     remedy = "start it, or correct INGEST_DATABASE_URL."
+
+
+class BehindPooler(DatabaseAway):
+    """Raised if a connection pooler does not pass on what a session should begin with."""
+
+    exit_code = 2
 
 
 class BrokerAway(IngestError):

@@ -125,6 +125,34 @@ async def test_a_failover_behind_one_address_ends_by_itself(
         await ours.dispose()
 
 
+async def test_a_failover_to_another_host_of_the_url_ends_by_itself(
+    server: Postgres, engine: AsyncEngine, broker: Broker
+) -> None:
+    (question,) = await make.publish(engine)
+    with await asyncio.to_thread(standby_of, server) as standby:
+        url = (
+            f"postgresql://worker@127.0.0.1:{standby.port},127.0.0.1:{server.port}"
+            f"/{server.database}?target_session_attrs=read-write"
+        )
+        settings = settings_for(broker, url)
+        ours = make_engine(settings, connections=3, name="tests")
+        theirs = make_engine(settings_for(broker, standby.url), connections=1, name="tests")
+        try:
+            async with working(settings, ours) as consumer:
+                await broker.publish(make.batch(make.right(question)).model_dump_json())
+                await reach(consumer, ingested=1)
+                # The standby has it before its primary is gone for good.
+                await until(lambda: make.count(theirs, "ingest_inbox"), lambda count: count == 1)
+                await asyncio.to_thread(server.kill)
+                await broker.publish(make.batch(make.right(question)).model_dump_json())
+                await ask(standby, "SELECT pg_promote()")
+                await reach(consumer, ingested=2)
+                assert await make.count(theirs, "ingest_inbox") == 2
+        finally:
+            await ours.dispose()
+            await theirs.dispose()
+
+
 async def test_commits_that_wait_for_a_replica_are_never_cancelled_and_charged_to_nobody(
     server: Postgres,
     engine: AsyncEngine,

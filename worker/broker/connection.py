@@ -10,6 +10,7 @@ one, in a loop of a few lines.
 
 import asyncio
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,9 @@ from worker.settings import Settings, amqp_url
 
 CLIENT_ERRORS: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
 """What a call of the client raises if its channel or connection is lost, or it times out."""
+
+
+_PORTS: Final = {"amqp": 5672, "amqps": 5671, "http": 80, "https": 443}
 
 
 class _Remembering(TransportFactory):
@@ -67,15 +71,28 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
     Publishing and consuming need one each. A broker that is short of memory stops reading from
     connections that publish, and acks on the same connection would be stuck.
 
-    Raises `BrokerAway`, without the password, if there is no connection within `connect_timeout`,
+    The brokers are tried in random order, so that many workers spread over them.
+
+    Raises `BrokerAway`, without the password, if no broker gives one within `connect_timeout`,
     and `InstallationError` if the client can't be protected against unreadable messages.
     """
     decoders.install()
-    url = settings.amqp_url.get_secret_value()
-    parts = urlsplit(url)
+    urls = settings.brokers()
+    problems = []
+    for url in random.sample(urls, len(urls)):
+        try:
+            return await _connect(url, settings, purpose)
+        except BrokerAway as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    raise BrokerAway("; ".join(each.found for each in problems), problems[0].remedy)
+
+
+async def _connect(url: str, settings: Settings, purpose: str) -> AbstractConnection:
     heartbeat = amqp_url.words(url).get("heartbeat", str(settings.heartbeat))
-    port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
-    where = f"RabbitMQ at {parts.hostname}:{port}"
+    parts = urlsplit(url)
+    where = f"RabbitMQ at {place(url)}"
     name = f"study-ingest {purpose} {socket.gethostname()}:{os.getpid()}"
     try:
         with client_errors():
@@ -97,6 +114,13 @@ async def connect(settings: Settings, purpose: str) -> AbstractConnection:
             f"{where} can't be reached ({describe(error)})",
             "start it, or correct INGEST_AMQP_URL.",
         ) from None
+
+
+def place(url: str) -> str:
+    """The host and the port of a broker's URL, for people."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{host}:{parts.port or _PORTS[parts.scheme]}"
 
 
 async def close(connection: AbstractConnection, timeout: float) -> None:  # noqa: ASYNC109

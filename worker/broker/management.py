@@ -5,11 +5,14 @@ continues to consume while the API is unreachable. `topology.py` decides which o
 wants.
 """
 
+import random
+from collections.abc import Sequence
 from typing import Any, Final, Self
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 import httpx
 
+from schemas.brokers import brokers
 from worker.broker.tls import context
 from worker.errors import BrokerAway, TopologyError
 from worker.settings import Settings, amqp_url
@@ -21,6 +24,46 @@ _PORT_TLS: Final = 15671
 _DETAIL_MAX: Final = 200
 
 
+def _beside(broker: str) -> SplitResult:
+    """The management API of a broker, by the URL of the broker."""
+    amqp = urlsplit(broker)
+    host = f"[{amqp.hostname}]" if ":" in (amqp.hostname or "") else amqp.hostname
+    if amqp.scheme == "amqps":
+        return urlsplit(f"https://{host}:{_PORT_TLS}")
+    return urlsplit(f"http://{host}:{_PORT}")
+
+
+def _base(url: SplitResult) -> str:
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
+
+
+class _AnyBroker(httpx.AsyncBaseTransport):
+    """Sends each request to the broker that answered last, or else to another one.
+
+    All brokers of a cluster know the same.
+    """
+
+    def __init__(self, bases: Sequence[str], transport: httpx.AsyncBaseTransport) -> None:
+        self._bases = [httpx.URL(base) for base in random.sample(bases, len(bases))]
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        for base in tuple(self._bases[:-1]):
+            try:
+                return await self._ask(base, request)
+            except httpx.TransportError:
+                self._bases.append(self._bases.pop(0))
+        return await self._ask(self._bases[0], request)
+
+    async def _ask(self, base: httpx.URL, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(host=base.host, port=base.port)
+        request.headers["Host"] = base.netloc.decode("ascii")
+        return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
 class Management:
     """The management API, for the vhost of `settings.amqp_url`.
 
@@ -30,29 +73,30 @@ class Management:
     """
 
     def __init__(self, settings: Settings) -> None:
-        amqp = urlsplit(settings.amqp_url.get_secret_value())
-        tls = amqp.scheme == "amqps"
+        amqp = urlsplit(settings.brokers()[0])
         given = settings.management_url
-        if given is not None:
-            url = urlsplit(given.get_secret_value())
-        else:
-            host = f"[{amqp.hostname}]" if ":" in (amqp.hostname or "") else amqp.hostname
-            port = _PORT_TLS if tls else _PORT
-            url = urlsplit(f"{'https' if tls else 'http'}://{host}:{port}")
+        urls = (
+            [_beside(broker) for broker in settings.brokers()]
+            if given is None
+            else [urlsplit(each) for each in brokers(given.get_secret_value())]
+        )
+        url = urls[0]
         login = url if url.username else amqp
         self.user = unquote(login.username or "guest")
         self.vhost = unquote(amqp.path[1:]) or "/"
-        self._base = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}"
+        bases = [_base(url) for url in urls]
+        self._places = ", ".join(bases)
         self._vhost = quote(self.vhost, safe="")
-        words = amqp_url.words(settings.amqp_url.get_secret_value())
+        words = amqp_url.words(amqp.geturl())
+        verify = context(words) if url.scheme == "https" else True
         # Public, for calls that have no method here. Its base is `api/`, and the login is set.
         self.http = httpx.AsyncClient(
-            base_url=f"{self._base}/api/",
+            base_url=f"{bases[0]}/api/",
             auth=(self.user, unquote(login.password or "guest")),
             timeout=settings.connect_timeout,
             # The broker is close by, so the proxies and the .netrc of the machine do not apply.
             trust_env=False,
-            verify=context(words) if url.scheme == "https" else True,
+            transport=_AnyBroker(bases, httpx.AsyncHTTPTransport(verify=verify, trust_env=False)),
         )
 
     async def __aenter__(self) -> Self:
@@ -241,7 +285,7 @@ class Management:
             response = await self.http.request(method, path, json=body)
         except (httpx.HTTPError, OSError) as error:
             raise BrokerAway(
-                f"RabbitMQ's management API at {self._base} can't be reached"
+                f"RabbitMQ's management API at {self._places} can't be reached"
                 f" ({type(error).__name__})",
                 "start it, or correct INGEST_MANAGEMENT_URL.",
             ) from None
@@ -250,7 +294,7 @@ class Management:
         raise self._refusal(response)
 
     def _refusal(self, response: httpx.Response) -> BrokerAway | TopologyError:
-        where = f"RabbitMQ's management API at {self._base}"
+        where = f"RabbitMQ's management API at {self._places}"
         match response.status_code:
             case 401:
                 return TopologyError(

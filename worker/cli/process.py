@@ -26,6 +26,7 @@ from worker.consume.gate import Gate
 from worker.consume.partitions import Partitions
 from worker.domain.backoff import Backoff
 from worker.errors import (
+    BehindPooler,
     BrokerAway,
     DatabaseAway,
     IngestError,
@@ -268,6 +269,8 @@ async def _when_there(settings: Settings, check: Callable[[], Awaitable[object]]
     while True:
         try:
             await check()
+        except BehindPooler:
+            raise  # waiting would not help
         except (DatabaseAway, TransientFault, BrokerAway) as error:
             if not waiting:
                 _log.warning("worker.waiting", reason=str(error))

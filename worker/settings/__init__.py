@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas import followups as jobs
 from schemas.attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES
+from schemas.brokers import brokers
 from worker.domain.policy import MIB, Policy
 from worker.errors import SettingsError
 from worker.settings import amqp_url, libpq
@@ -29,15 +30,19 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 def _parsed(url: SecretStr) -> SplitResult:
-    """Splits the URL, without the parser's own error, which would show half of a password."""
+    """Splits the URL of the first server that it names, and reads those of the others.
+
+    The parser's own error would show half of a password.
+    """
+    servers = brokers(url.get_secret_value())
     try:
-        parts = urlsplit(url.get_secret_value())
-        _ = parts.port
+        parts = [urlsplit(server) for server in servers]
+        _ = [each.port for each in parts]
     except ValueError:
         raise ValueError(
             "the URL is not valid: write special characters in its login as %XX"
         ) from None
-    return parts
+    return parts[0]
 
 
 def _postgresql(url: SecretStr) -> SecretStr:
@@ -49,7 +54,7 @@ def _amqp(url: SecretStr) -> SecretStr:
     parts = _parsed(url)
     if parts.scheme not in ("amqp", "amqps"):
         raise ValueError("the URL must begin with amqp:// or amqps://")
-    amqp_url.words(url.get_secret_value())
+    amqp_url.words(brokers(url.get_secret_value())[0])
     return url
 
 
@@ -77,7 +82,9 @@ class _Servers(BaseModel):
     database_url: Annotated[SecretStr, AfterValidator(_postgresql)] = Field(
         description="The PostgreSQL database, as postgresql://user:password@host:port/database. "
         "Add ?sslmode=verify-full for a database on another machine. Several hosts can be given, "
-        "as in libpq, and every other word of libpq's URLs is followed or refused."
+        "as in libpq (host1:port1,host2:port2), and each is tried for INGEST_CONNECT_TIMEOUT. Add "
+        "?target_session_attrs=read-write to leave out those that only read. Every other word of "
+        "libpq's URLs is followed or refused."
     )
     database_schema: str = Field(
         default="public",
@@ -90,13 +97,14 @@ class _Servers(BaseModel):
     amqp_url: Annotated[SecretStr, AfterValidator(_amqp)] = Field(
         description="The RabbitMQ vhost, as amqp://user:password@host:port/vhost. "
         "Use amqps:// for a broker on another machine, with ?cafile=... if the system does not "
-        "trust its authority."
+        "trust its authority. The nodes of a cluster can be given as host1:port1,host2:port2. They "
+        "are tried in random order, each for INGEST_CONNECT_TIMEOUT."
     )
     management_url: Annotated[SecretStr | None, AfterValidator(_http)] = Field(
         default=None,
         description="RabbitMQ's management API, as http://user:password@host:port. If it is not "
-        "set, the host and the login of INGEST_AMQP_URL are used with port 15672, or 15671 for "
-        "amqps.",
+        "set, the hosts and the login of INGEST_AMQP_URL are used with port 15672, or 15671 for "
+        "amqps. Several hosts can be given here as well.",
     )
     connect_timeout: Seconds = Field(
         default=5.0,
@@ -527,6 +535,10 @@ class Settings(
             followups=None if len(self.followups) == len(jobs.KINDS) else self.followups,
         )
 
+    def brokers(self) -> tuple[str, ...]:
+        """The URL of each broker in `amqp_url`, of which there is at least one."""
+        return brokers(self.amqp_url.get_secret_value())
+
     def unprotected(self) -> list[str]:
         """The variables whose URL goes over a network without TLS."""
         found = []
@@ -539,10 +551,12 @@ class Settings(
             ("INGEST_AMQP_URL", self.amqp_url),
             ("INGEST_MANAGEMENT_URL", self.management_url),
         ):
-            if secret is not None:
-                url = urlsplit(secret.get_secret_value())
-                if url.scheme not in ("amqps", "https") and not libpq.is_here(url.hostname or ""):
-                    found.append(name)
+            urls = [] if secret is None else map(urlsplit, brokers(secret.get_secret_value()))
+            if any(
+                url.scheme not in ("amqps", "https") and not libpq.is_here(url.hostname or "")
+                for url in urls
+            ):
+                found.append(name)
         return found
 
 

@@ -62,6 +62,12 @@ class Address(NamedTuple):
     words: Mapping[str, str]
 
     @property
+    def servers(self) -> tuple[tuple[str, int | None], ...]:
+        """Each host with its port; None is the driver's own."""
+        ports: tuple[int | None, ...] = self.ports or (None,)
+        return tuple(zip(self.hosts, ports * (len(self.hosts) // len(ports)), strict=True))
+
+    @property
     def places(self) -> str:
         """The hosts with their ports, for people; empty where the URL names none."""
         ports = self.ports if len(self.ports) != 1 else self.ports * len(self.hosts)

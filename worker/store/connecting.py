@@ -5,11 +5,18 @@ Everything is said in the driver's words. Knows no pool and no transaction.
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from asyncpg import Connection
+import asyncpg
+from asyncpg import (
+    CannotConnectNowError,
+    Connection,
+    PostgresConnectionError,
+    PostgresError,
+)
+from asyncpg import TargetServerAttributeNotMatched as _OtherKind
 
 from worker.errors import SettingsError
 from worker.settings import Settings, libpq
@@ -50,17 +57,38 @@ def _server(address: Address, settings: Settings) -> dict[str, Any]:
     words = address.words
     seconds = float(words.get("connect_timeout", 0)) or settings.connect_timeout
     arguments: dict[str, Any] = {"timeout": seconds, **_tls(words)}
-    if address.hosts:
-        arguments["host"] = list(address.hosts)
-    if address.ports:
-        # The driver takes a list for a list, and one port for any number of hosts.
-        arguments["port"] = list(address.ports) if len(address.ports) > 1 else address.ports[0]
+    if len(address.hosts) > 1:
+        arguments["async_creator_fn"] = _to_the_first(address)
+    elif address.hosts:
+        arguments["host"] = address.hosts[0]
+    if len(address.hosts) < 2 and address.ports:
+        arguments["port"] = address.ports[0]
     if words.get("sslnegotiation") == "direct":
         arguments["direct_tls"] = True
     for word in ("passfile", "target_session_attrs", "krbsrvname"):
         if word in words:
             arguments[word] = words[word]
     return arguments
+
+
+def _to_the_first(address: Address) -> Callable[..., Awaitable[Connection]]:
+    """Connects to the first host that answers and is of the wanted kind, in the URL's order.
+
+    Each has the whole timeout, as with libpq. The driver has one timeout for all of them, and a
+    silent host would leave nothing of it to the next one.
+    """
+
+    async def connect(**arguments: Any) -> Connection:
+        problems: list[Exception] = []
+        for host, port in address.servers:
+            try:
+                return await asyncpg.connect(host=host, port=port, **arguments)
+            except (OSError, PostgresConnectionError, CannotConnectNowError, _OtherKind) as error:
+                problems.append(error)
+        # A server that is there says more than one that is not.
+        raise next((each for each in problems if isinstance(each, PostgresError)), problems[-1])
+
+    return connect
 
 
 def _session_settings(address: Address, settings: Settings, name: str) -> dict[str, str]:

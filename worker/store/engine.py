@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from worker.errors import DatabaseAway, SessionStale, TransientFault
+from worker.errors import BehindPooler, DatabaseAway, SessionStale, TransientFault
 from worker.settings import Settings, libpq
 from worker.store import ours
 from worker.store.connecting import arguments
@@ -36,6 +36,9 @@ _AWAY_STATES: Final = ("57P01", "57P02", "57P03", "57P05", "25006", "55000")
 """Shut down, crashed, starting, idle too long, read-only (a failover), not accepting connections.
 """
 _READ_ONLY: Final = "25006"
+_PROTOCOL_VIOLATION: Final = "08P01"
+_OTHER_SESSIONS: Final = ("42P05", "26000")
+"""A statement is prepared already, or is not: each transaction has somebody else's session."""
 _LEFT_IDLE: Final = "25P03"
 _TRANSIENT_STATES: Final = {
     "40001": "The transaction met another one at the same rows (SQLSTATE 40001): run it again.",
@@ -224,8 +227,20 @@ def _was_left_idle(engine: AsyncEngine, error: BaseException, began: float) -> b
     return False
 
 
+def behind_a_pooler(why: str) -> BehindPooler:
+    """What a connection is refused with that does not begin as the driver asked it to."""
+    return BehindPooler(
+        "INGEST_DATABASE_URL leads to a connection pooler, which does not pass on the settings of a"
+        f" worker's sessions ({why})",
+        "use the address of PostgreSQL itself. Workers have a small pool of their own.",
+    )
+
+
 def _raise_translated(error: Exception, said: BaseException | None, *, is_lost: bool) -> None:
     state = getattr(said, "sqlstate", None) or ""
+    is_start = state == _PROTOCOL_VIOLATION and "startup parameter" in str(said)
+    if is_start or state in _OTHER_SESSIONS:
+        raise behind_a_pooler(_first_line(said)) from error
     if _plan_is_stale(error):
         raise SessionStale("A table was changed under a session: run it again.") from error
     if state in _TRANSIENT_STATES:

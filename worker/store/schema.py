@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 import migrations
 from worker.errors import DatabaseAway, SchemaError
 from worker.store import version
-from worker.store.engine import transaction
+from worker.store.engine import behind_a_pooler, transaction
 from worker.store.prepare import prepared
 
+_ROW_SECURITY: Final = text("SHOW row_security")
 _NO_TABLE: Final = "42P01"
 _REFUSED: Final = {
     "55P03": "Another session has locked a table for longer than INGEST_LOCK_TIMEOUT: run `migrate`"
@@ -50,7 +51,12 @@ async def current(engine: AsyncEngine) -> str | None:
 
 
 async def check(engine: AsyncEngine) -> None:
-    """Raises `SchemaError`, which says what to do, if the database has any other version."""
+    """Raises `SchemaError`, which says what to do, if the database has any other version, and
+    `BehindPooler` if a connection pooler drops what sessions should begin with.
+    """
+    async with transaction(engine) as connection:
+        if await connection.scalar(_ROW_SECURITY) != "off":
+            raise behind_a_pooler("row_security is on")
     found, wanted = await current(engine), head()
     if found == wanted:
         return

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.broker.inspection import Inspection
 from worker.errors import IngestError
-from worker.operate.doctor import broker, database, local
+from worker.operate.doctor import broker, database, local, servers
 from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
 
@@ -16,6 +16,7 @@ async def examine(settings: Settings, engine: AsyncEngine, inspection: Inspectio
     """All findings, including the good ones, in the order of the places."""
     return [
         *local.examine(settings),
+        *await servers.examine(settings),
         *await _survived("broker", broker.examine(settings, inspection)),
         *await _survived("database", database.examine(settings, engine)),
     ]

@@ -47,7 +47,7 @@ def _timeouts(settings: Settings) -> Iterator[Finding]:
 
 
 def _heartbeat(settings: Settings) -> Iterator[Finding]:
-    words = amqp_url.words(settings.amqp_url.get_secret_value())
+    words = amqp_url.words(settings.brokers()[0])
     seconds = int(words.get("heartbeat", settings.heartbeat))
     if seconds == 0:
         yield Finding(
@@ -94,10 +94,10 @@ def _tls(settings: Settings) -> Iterator[Finding]:
 
 
 def _login(settings: Settings) -> Iterator[Finding]:
-    url = urlsplit(settings.amqp_url.get_secret_value())
+    url = urlsplit(settings.brokers()[0])
     if (url.username or "guest") != "guest":
         yield Finding("login", "ok", "The login for the broker is not the default one.")
-    elif url.hostname in _LOOPBACK:
+    elif _is_alone(settings):
         yield Finding(
             "login",
             "note",
@@ -117,14 +117,18 @@ def _identity(settings: Settings) -> Iterator[Finding]:
     if settings.require_user_id:
         yield Finding("identity", "ok", "Only verified viewers with grants may write.")
     else:
-        alone = urlsplit(settings.amqp_url.get_secret_value()).hostname in _LOOPBACK
         yield Finding(
             "identity",
-            "note" if alone else "danger",
+            "note" if _is_alone(settings) else "danger",
             "INGEST_REQUIRE_USER_ID is false, so anybody who can publish can write anybody's"
             " history.",
             "Unset INGEST_REQUIRE_USER_ID, and create viewers with `study-ingest viewer add`.",
         )
+
+
+def _is_alone(settings: Settings) -> bool:
+    """Whether the broker is on this machine."""
+    return all(urlsplit(url).hostname in _LOOPBACK for url in settings.brokers())
 
 
 def _name(setting: str) -> str:

@@ -1,0 +1,129 @@
+"""URLs that name several servers, of which one refuses and one says nothing."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from study_viewer import Outbox, Relay
+from tests.broker_fixtures import PATIENCE, VIEWER, Broker
+from tests.study_viewer.support import QUICK, make_batch, record
+from worker.broker.connection import close, connect
+from worker.broker.management import Management
+from worker.errors import BrokerAway, DatabaseAway
+from worker.operate.doctor import servers
+from worker.settings import Settings
+from worker.store.engine import make_engine, transaction
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture
+def refusing() -> str:
+    """Nobody listens there."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A connection is made there, and nobody ever answers."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def among(url: str, *others: str) -> str:
+    """The URL with other servers before its own."""
+    start, own = url.rsplit("@", 1) if "@" in url else url.split("//")
+    return f"{start}{'@' if '@' in url else '//'}{','.join((*others, own))}"
+
+
+async def test_each_host_of_the_database_has_the_whole_timeout(
+    database_url: str, refusing: str, silent: str
+) -> None:
+    def engine_at(url: str) -> Settings:
+        return Settings(database_url=url, amqp_url="amqp://unused", connect_timeout=0.5)  # type: ignore[arg-type]
+
+    ours = make_engine(
+        engine_at(among(database_url, silent, refusing, silent)), connections=1, name="tests"
+    )
+    async with transaction(ours) as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+    await ours.dispose()
+    none = make_engine(
+        engine_at(f"postgresql://worker@{silent},{refusing}/none"), connections=1, name="tests"
+    )
+    with pytest.raises(DatabaseAway, match=f"{silent}, {refusing}"):
+        async with transaction(none):
+            pass
+    await none.dispose()
+
+
+async def test_the_next_broker_is_taken(broker: Broker, refusing: str, silent: str) -> None:
+    url = broker.settings.amqp_url.get_secret_value()
+    several = broker.settings.model_copy(
+        update={
+            "amqp_url": type(broker.settings.amqp_url)(among(url, refusing, silent)),
+            "connect_timeout": 1.0,
+        }
+    )
+    for _ in range(4):  # in random order
+        await close(await connect(several, "test"), 1.0)
+    nobody = several.model_copy(
+        update={"amqp_url": type(several.amqp_url)(f"amqp://u:secret@{refusing},{silent}/")}
+    )
+    with pytest.raises(BrokerAway) as caught:
+        await connect(nobody, "test")
+    assert refusing in caught.value.found
+    assert silent in caught.value.found
+    assert "secret" not in str(caught.value)
+
+
+async def test_the_next_management_api_is_asked(broker: Broker, refusing: str, silent: str) -> None:
+    async with Management(broker.settings) as alone:
+        base = str(alone.http.base_url).removesuffix("/api/")
+        version = await alone.version()
+    login = broker.settings.amqp_url.get_secret_value().split("//")[1].rsplit("@", 1)[0]
+    given = f"http://{login}@{refusing},{silent},{base.removeprefix('http://')}"
+    several = broker.settings.model_copy(
+        update={"management_url": type(broker.settings.amqp_url)(given), "connect_timeout": 1.0}
+    )
+    for _ in range(4):
+        async with Management(several) as management:
+            assert await management.version() == version
+            # It stays with the one that answered.
+            async with asyncio.timeout(0.9):
+                assert await management.queues()
+
+
+async def test_a_viewers_relay_takes_the_next_broker(
+    broker: Broker, refusing: str, silent: str, tmp_path: Path
+) -> None:
+    url = among(broker.settings.amqp_url.get_secret_value(), refusing, silent)
+    quick = replace(QUICK, connect_timeout=0.5, retry_delay_max=60.0)  # so it never starts again
+    with Outbox(tmp_path / "outbox.db") as outbox:
+        record(outbox, make_batch())
+        async with Relay(outbox, url, VIEWER, quick) as relay:
+            connected = relay.until(lambda: relay.status.connected)
+            await asyncio.wait_for(connected, PATIENCE)
+            assert relay.status.problem is None
+
+
+async def test_the_doctor_names_servers_that_nobody_misses(
+    broker: Broker, database_url: str, refusing: str
+) -> None:
+    given = broker.settings.model_dump(exclude_unset=True) | {
+        "database_url": among(database_url, refusing),
+        "amqp_url": among(broker.settings.amqp_url.get_secret_value(), refusing),
+    }
+    found = await servers.examine(Settings.model_validate(given))
+    assert [(each.severity, each.found.split(" can't")[0]) for each in found] == [
+        ("warning", f"{refusing} in INGEST_DATABASE_URL"),
+        ("warning", f"{refusing} in INGEST_AMQP_URL"),
+    ]
+    assert await servers.examine(broker.settings) == []
