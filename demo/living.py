@@ -81,6 +81,7 @@ async def _console(environment: Mapping[str, str], logs: Path) -> AsyncIterator[
             },
             stdout=log,
             stderr=log,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends it
         )
     try:
         while b"console.serving" not in path.read_bytes():

@@ -42,6 +42,7 @@ async def workers(
                         env={**os.environ, **environment, "INGEST_LOG_FORMAT": "json"},
                         stdout=log,
                         stderr=log,
+                        start_new_session=True,  # Ctrl-C is for the demo, which ends them
                     )
                 )
         await _consuming(count, settings, processes, logs)
