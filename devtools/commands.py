@@ -242,7 +242,7 @@ stops the servers that it started, except for `up`.
 
   INGEST_DATABASE_URL, INGEST_AMQP_URL   use this server or fail (also INGEST_MANAGEMENT_URL)
   DEV_BACKEND=auto|embedded|docker       which servers to start if no URL is set
-  DEV_RABBITMQ_SUITE=bookworm|trixie     RabbitMQ 3.10 or 4.0, from this Debian suite
+  DEV_RABBITMQ_SUITE=bookworm|trixie|forky   RabbitMQ 3.10, 4.0 or 4.3, from this suite
 
 examples:
   ./dev demo                             from an empty machine to a result

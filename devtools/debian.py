@@ -21,7 +21,7 @@ from devtools.progress import fetching
 from devtools.state import locked
 
 APT = Path("/etc/apt")
-SUITES = ("bookworm", "trixie")  # in the order of their age
+SUITES = ("bookworm", "trixie", "forky")  # in the order of their age
 ONLINE = "see that apt-get update works on this machine, and run ./dev again"
 
 

@@ -207,6 +207,15 @@ class Management:
             return None
         return {str(consumer.get("consumer_tag")) for consumer in consumers}
 
+    async def has_message(self, queue: str) -> bool:
+        """Whether a message waits in the queue now. Counts lag, so it takes one and returns it."""
+        looked = await self._send(
+            "POST",
+            f"queues/{self._vhost}/{quote(queue, safe='')}/get",
+            {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1},
+        )
+        return bool(looked.json())
+
     async def declare_exchange(self, name: str, kind: str) -> None:
         """Creates a durable exchange of type `kind`."""
         await self._send(
