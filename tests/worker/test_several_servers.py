@@ -50,7 +50,9 @@ async def test_each_host_of_the_database_has_the_whole_timeout(
         return Settings(database_url=url, amqp_url="amqp://unused", connect_timeout=0.5)  # type: ignore[arg-type]
 
     ours = make_engine(
-        engine_at(among(database_url, silent, refusing, silent)), connections=1, name="tests"
+        engine_at(among(database_url, silent, refusing, "[::1]:9", "localhost:9", silent)),
+        connections=1,
+        name="tests",
     )
     async with transaction(ours) as connection:
         assert await connection.scalar(text("SELECT 1")) == 1
