@@ -7,9 +7,9 @@ from typing import Final
 
 WORKLOADS: Final = (
     *("late", "hot_user", "even", "flood", "rescore", "shared_bank"),
-    *("rejected", "dead"),
+    *("rejected", "dead", "asking", "two_viewers", "old_names"),
 )
-"""Those of `bench.busy` and `bench.letters`, each of which can run alone."""
+"""Those of `bench.busy`, `bench.letters` and `bench.devices`, each of which can run alone."""
 
 
 def parser() -> argparse.ArgumentParser:

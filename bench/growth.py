@@ -234,7 +234,7 @@ class Growth:
             have = await connection.fetchval("SELECT count(*) FROM study_question_attempts")
             missing = (rows - have) // 20
             if missing > 0:
-                await connection.execute(_FILL, missing, per_user, self._sizes.shape.users)
+                await connection.execute(FILL, missing, per_user, self._sizes.shape.users)
             await connection.execute("TRUNCATE study_question_progress, outbox")
         finally:
             await connection.close()
@@ -275,7 +275,7 @@ async def _watch(processes: Processes, seconds: float, *, until_over: bool = Fal
     return Memory(held[len(held) // 5], held[-1], max(held))
 
 
-_FILL: Final = """
+FILL: Final = """
 WITH made AS (
     INSERT INTO study_quiz_sessions (id, user_id, study_topic_id, question_ids,
         subject_distribution, status, cursor, source, client_session_uuid, correct_count,

@@ -20,6 +20,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from bench import broker
 from bench.contenders import Contender
+from bench.courses import FRESH
 from bench.errors import BenchError
 from bench.figures import percentile, spread
 from bench.processes import Processes
@@ -32,7 +33,8 @@ from worker.settings import Settings
 LOADS = (0.1, 0.5, 0.8)
 """The loads, as parts of the peak."""
 _PATIENCE = 60.0
-_WARM_UP = 20
+WARM_UP = 20
+"""Batches."""
 _ALONE_EVERY = 0.2
 """Seconds between single messages."""
 
@@ -48,7 +50,7 @@ class Sizes(NamedTuple):
     """Seconds at half of what the usual handler can do."""
 
 
-class _Results:
+class Results:
     """Notes when each result arrives."""
 
     def __init__(self) -> None:
@@ -123,7 +125,7 @@ async def measure(
             raise BenchError(f"latency needs {count - len(taken)} more batches than it was given")
         return taken
 
-    async with _running(stage, contender, take(_WARM_UP)) as (
+    async with running(stage, contender, take(WARM_UP)) as (
         settings,
         channel,
         results,
@@ -131,12 +133,12 @@ async def measure(
     ):
         connection = await stage.connect("latency")
         try:
-            peak = await _peak(connection, settings, processes, results, take(sizes.peak))
+            peak = await peak_of(connection, settings, processes, results, take(sizes.peak))
         finally:
             await connection.close()
         loads = []
         for load in LOADS:
-            due = _moments(peak * load, sizes.seconds)
+            due = moments(peak * load, sizes.seconds)
             loads.append(await _at(channel, results, take(len(due)), due, load, peak * load))
         due = [_ALONE_EVERY * number for number in range(sizes.alone)]
         alone = await _at(channel, results, take(len(due)), due, 0.0, 1 / _ALONE_EVERY)
@@ -147,18 +149,18 @@ async def at_rate(
     stage: Stage, contender: Contender, batches: Sequence[Batch], rate: float, seconds: float
 ) -> Latency:
     """The waits at so many batches a second, for some seconds; `batches` are enough for that."""
-    due = _moments(rate, seconds)
-    warm_up, timed = batches[:_WARM_UP], batches[_WARM_UP : _WARM_UP + len(due)]
-    async with _running(stage, contender, warm_up) as (_, channel, results, _):
+    due = moments(rate, seconds)
+    warm_up, timed = batches[:WARM_UP], batches[WARM_UP : WARM_UP + len(due)]
+    async with running(stage, contender, warm_up) as (_, channel, results, _):
         return await _at(channel, results, timed, due, 0.0, rate)
 
 
 @asynccontextmanager
-async def _running(
-    stage: Stage, contender: Contender, warm_up: Sequence[Batch]
-) -> AsyncIterator[tuple[Settings, AbstractChannel, _Results, Processes]]:
-    """A contender that has told the results of the `warm_up`, on the fresh world."""
-    await stage.copy("latency", "fresh")
+async def running(
+    stage: Stage, contender: Contender, warm_up: Sequence[Batch], world: str = FRESH
+) -> AsyncIterator[tuple[Settings, AbstractChannel, Results, Processes]]:
+    """A contender that has told the results of the `warm_up`, on a copy of the world."""
+    await stage.copy("latency", world)
     async with (
         stage.vhost("latency", stage.on_database("latency")) as settings,
         broker.channel(settings) as channel,
@@ -172,8 +174,8 @@ async def _running(
 
 
 @asynccontextmanager
-async def _results(channel: AbstractChannel) -> AsyncIterator[_Results]:
-    results = _Results()
+async def _results(channel: AbstractChannel) -> AsyncIterator[Results]:
+    results = Results()
     queue = await channel.declare_queue(amqp.results_queue(VIEWER), durable=True)
     await queue.bind(amqp.RESULTS_EXCHANGE, amqp.result_key(VIEWER))
     tag = await queue.consume(results.note, no_ack=True)
@@ -183,13 +185,14 @@ async def _results(channel: AbstractChannel) -> AsyncIterator[_Results]:
         await queue.cancel(tag)
 
 
-async def _peak(
+async def peak_of(
     connection: asyncpg.Connection,
     settings: Settings,
     processes: Processes,
-    results: _Results,
+    results: Results,
     batches: Sequence[Batch],
 ) -> float:
+    """Batches a second, from a full queue to the last result."""
     processes.hold()
     await broker.publish(settings, batches)
     started = time.perf_counter()
@@ -200,23 +203,37 @@ async def _peak(
     return len(batches) / (time.perf_counter() - started)
 
 
-def _moments(rate: float, seconds: float) -> list[float]:
+def moments(rate: float, seconds: float) -> list[float]:
     """Random moments, `rate` a second on average."""
     source = random.Random(f"{seconds}")
-    moments = [source.expovariate(rate)]
-    while moments[-1] < seconds:
-        moments.append(moments[-1] + source.expovariate(rate))
-    return moments
+    found = [source.expovariate(rate)]
+    while found[-1] < seconds:
+        found.append(found[-1] + source.expovariate(rate))
+    return found
 
 
 async def _at(
     channel: AbstractChannel,
-    results: _Results,
+    results: Results,
     batches: Sequence[Batch],
     due: Sequence[float],
     load: float,
     rate: float,
 ) -> Latency:
+    told = await waits(channel, results, batches, due)
+    p50, p90, p99 = (percentile(told, percent) for percent in (50, 90, 99))
+    return Latency(load, rate, p50, p90, p99, told[-1], len(told))
+
+
+async def waits(
+    channel: AbstractChannel,
+    results: Results,
+    batches: Sequence[Batch],
+    due: Sequence[float],
+) -> list[float]:
+    """How many milliseconds each batch waits for its result, sorted. `due` says when each is
+    published, in seconds from now.
+    """
     exchange = await channel.get_exchange(amqp.INGEST_EXCHANGE, ensure=False)
     publishing = set()
     started = time.perf_counter()
@@ -228,16 +245,7 @@ async def _at(
         publishing.add(task)
     await asyncio.gather(*publishing)
     await results.all_of(batches)
-    waits = sorted(
+    return sorted(
         1000 * (results.at[batch.uuid] - started - moment)
         for batch, moment in zip(batches, due, strict=True)
-    )
-    return Latency(
-        load,
-        rate,
-        percentile(waits, 50),
-        percentile(waits, 90),
-        percentile(waits, 99),
-        waits[-1],
-        len(waits),
     )

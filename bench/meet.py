@@ -14,6 +14,8 @@ from bench import courses, floor, latency, race, round_trips, tuning
 from bench.busy import Busy
 from bench.busy import Sizes as BusySizes
 from bench.contenders import PEERS, Contender, ours, set_based, usual, usual_publishing
+from bench.devices import Devices
+from bench.devices import Sizes as DevicesSizes
 from bench.figures import ratios, spread
 from bench.growth import Growth
 from bench.growth import Sizes as GrowthSizes
@@ -28,8 +30,8 @@ Laps = dict[str, dict[str, list[Lap]]]
 """By state and contender, a lap for each round."""
 
 _ONE, _TWO, _USUAL, _SET_BASED, _FLOOR = "ours_1", "ours_2", "usual", "set_based", "floor"
-_LONG: Final = "dead"
-"""The workload that fills a table with a million rows, only with `--full`."""
+_LONG: Final = ("dead", "asking", "two_viewers", "old_names")
+"""The workloads that take minutes, only with `--full`."""
 _WAITING: Final = 15_000
 """Batches to take from, for a round's wait."""
 
@@ -49,6 +51,7 @@ class Sizes(NamedTuple):
     growth: GrowthSizes = GrowthSizes()
     busy: BusySizes = BusySizes()
     letters: LettersSizes = LettersSizes()
+    devices: DevicesSizes = DevicesSizes()
 
     @classmethod
     def tiny(cls) -> "Sizes":
@@ -60,6 +63,7 @@ class Sizes(NamedTuple):
             GrowthSizes(shape, (1, 20), 200, (1_000, 2_000), 100, 2_000, 2_000, 500, 2.0),
             BusySizes(shape, (2, 5), 60, 40, (1, 2, 3), 60, 3, 10, (3, 6), 20, (2, 4)),
             LettersSizes(shape, 60, (300,), 20),
+            DevicesSizes(shape, Shape(users=4, questions=400), 60, 40, 0.5, 20, 1, 3, 60, 2_000),
         )
 
     def with_batches(self, count: int) -> "Sizes":
@@ -84,6 +88,7 @@ class Meet:
         self.workloads = {
             **Busy(self._stage, sizes.busy, self._say).workloads,
             **Letters(self._stage, sizes.letters, self._say).workloads,
+            **Devices(self._stage, sizes.devices, self._say).workloads,
         }
 
     async def run(
@@ -106,7 +111,7 @@ class Meet:
             trips = await round_trips.measure(self._stage, self._sizes.course.states[-1], enough)
             measured = _headlines(laps, trips, latency.spreads(waits), beside)
             for name, workload in self.workloads.items():
-                if with_growth or name != _LONG:
+                if with_growth or name not in _LONG:
                     measured |= await workload()
             if with_growth:
                 course = await self._course(courses.FRESH, short=False)

@@ -6,7 +6,8 @@ starting nor publishing is part of the figures.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -73,8 +74,16 @@ class Lap:
         return self.cpu * 1000 / self.batches
 
 
-async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
-    """Raises `BenchError` when the rows are not the right ones, or it gets stuck."""
+Beside = Callable[[Mapping[str, str]], AbstractAsyncContextManager[None]]
+"""What runs beside a contender, given the environment of its processes."""
+
+
+async def run(
+    stage: Stage, contender: Contender, course: Course, beside: Beside | None = None
+) -> Lap:
+    """`beside` is entered just before the contender begins. Raises `BenchError` when the rows are
+    not the right ones, or it gets stuck.
+    """
     await stage.copy("race", course.template)
     wanted = stage.on_database("race").model_copy(update={"partitions": contender.partitions})
     async with stage.vhost("race", wanted) as settings:
@@ -99,13 +108,14 @@ async def run(stage: Stage, contender: Contender, course: Course) -> Lap:
                 await asyncio.sleep(0.2)  # for the last acks
                 processes.hold()
                 await publish(course.timed if course.published is None else course.published)
-                await connection.execute(_RENEW)
-                used = processes.usage()
-                released = time.time()
-                started = time.perf_counter()
-                processes.release()
-                await _reach(connection, warm + len(course.timed), processes)
-                seconds = time.perf_counter() - started
+                async with nullcontext() if beside is None else beside(variables):
+                    await connection.execute(_RENEW)
+                    used = processes.usage()
+                    released = time.time()
+                    started = time.perf_counter()
+                    processes.release()
+                    await _reach(connection, warm + len(course.timed), processes)
+                    seconds = time.perf_counter() - started
                 await asyncio.sleep(0.1)  # what follows the last commit is work too
                 usage = processes.usage()
             left = sum([await broker.waiting(settings, queue) for queue in contender.queues])

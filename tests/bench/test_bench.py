@@ -86,6 +86,17 @@ async def test_dead_letters_are_measured(settings: Settings, prefix: str) -> Non
     assert len(seconds) == 8 and min(seconds.values()) > 0
 
 
+@pytest.mark.parametrize("workload", ["asking", "old_names"])
+async def test_what_devices_cost_is_measured(
+    settings: Settings, prefix: str, workload: str
+) -> None:
+    meet = Meet(settings, SMALL, Console(quiet=True), prefix)
+    measured = await meet.run(rounds=1, with_peers=False, with_growth=False, only=workload)
+    figures = measured["asking"] if workload == "asking" else measured
+    assert len(figures) == (5 if workload == "asking" else 2)
+    assert min(figures.values()) > 0
+
+
 def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     run = (
         "import sys, time; from pathlib import Path; from bench.processes import Processes\n"
