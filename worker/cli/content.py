@@ -14,6 +14,7 @@ from worker.cli.asking import DryRun, Json, Lines, Reason, bar, by, printable
 from worker.cli.files import opened
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import ContentError
+from worker.progress.nudging import nudging
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -163,8 +164,13 @@ def _set_withdrawn(pub_ids: list[str], withdrawn: bool, reason: str, as_json: bo
     wanted = {*pub_ids}
 
     async def work() -> int:
-        async with _database("withdraw" if withdrawn else "restore") as engine:
-            return await change.set_withdrawn(engine, wanted, by(reason), withdrawn=withdrawn)
+        async with (
+            _database("withdraw" if withdrawn else "restore") as engine,
+            nudging(engine, load_settings()) as on_change,
+        ):
+            return await change.set_withdrawn(
+                engine, wanted, by(reason), withdrawn=withdrawn, on_change=on_change
+            )
 
     changed = run(work())
     state = "withdrawn" if withdrawn else "published"
@@ -228,8 +234,13 @@ def touched(
     from worker.operate.content import change
 
     async def work() -> "Touched":
-        async with _database("touched") as engine:
-            return await change.touched(engine, pub_ids or (), question or (), by(reason))
+        async with (
+            _database("touched") as engine,
+            nudging(engine, load_settings()) as on_change,
+        ):
+            return await change.touched(
+                engine, pub_ids or (), question or (), by(reason), on_change
+            )
 
     done = run(work())
     if as_json:

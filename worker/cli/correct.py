@@ -8,6 +8,7 @@ import typer
 from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, Yes, bar, by, confirm, user_id
 from worker.cli.shared import engine_of, load_settings, run
+from worker.progress.nudging import nudging
 
 _INT32 = 2**31
 _INT64 = 2**63
@@ -42,9 +43,12 @@ def void(
     confirm(f"Take session {session} out of its user's progress?", yes)
 
     async def work() -> operation.VoidCounts:
-        async with engine_of(settings, connections=1, name="study-ingest void") as engine:
+        async with (
+            engine_of(settings, connections=1, name="study-ingest void") as engine,
+            nudging(engine, settings) as on_change,
+        ):
             await schema.check(engine)
-            return await operation.void(engine, session, settings.policy(), by(reason))
+            return await operation.void(engine, session, settings.policy(), by(reason), on_change)
 
     done = run(work())
     if as_json:
@@ -96,12 +100,17 @@ def rescore(
     confirm(f"Score all attempts on {named} again?", yes)
 
     async def work() -> operation.RescoreCounts:
-        async with engine_of(settings, connections=1, name="study-ingest rescore") as engine:
+        async with (
+            engine_of(settings, connections=1, name="study-ingest rescore") as engine,
+            nudging(engine, settings) as on_change,
+        ):
             await schema.check(engine)
             question_id = question or await operation.published_as(engine, pub_id or "")
             with bar("Scoring users again") as progress:
                 return await operation.rescore(
-                    engine, question_id, correct_choice, settings.policy(), by(reason), progress
+                    *(engine, question_id, correct_choice, settings.policy(), by(reason)),
+                    progress=progress,
+                    on_change=on_change,
                 )
 
     done = run(work())
@@ -138,7 +147,10 @@ def erase(
     settings = load_settings()
 
     async def work() -> dict[str, int]:
-        async with engine_of(settings, connections=1, name="study-ingest erase") as engine:
+        async with (
+            engine_of(settings, connections=1, name="study-ingest erase") as engine,
+            nudging(engine, settings) as on_change,
+        ):
             await schema.check(engine)
             with bar("Reading the dead letters") as progress:
                 found = await operation.survey(engine, user, progress)
@@ -147,7 +159,7 @@ def erase(
                 f" {len(found.letters)} dead letters of user {user} permanently?",
                 yes,
             )
-            erased, letters = await operation.erase(engine, user, found, by(reason))
+            erased, letters = await operation.erase(engine, user, found, by(reason), on_change)
             return erased._asdict() | {
                 "dead_letters": letters,
                 "unattributed_dead_letters": found.unattributed,

@@ -13,10 +13,12 @@ from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, User, bar, by, moment
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
+from worker.progress.nudging import nudging
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from worker.domain.records import OnChange
     from worker.store.audit import By
     from worker.store.operate.repair import Part
 
@@ -55,7 +57,7 @@ _AFTER = Annotated[
 ]
 _TELL_EVERY: Final = 10.0
 """Seconds between two progress lines if there is no terminal."""
-One = Callable[["AsyncEngine", int], Awaitable[None]]
+One = Callable[["AsyncEngine", int, "OnChange"], Awaitable[None]]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -83,7 +85,7 @@ def verify(
     policy = settings.policy()
     found: list[str] = []
 
-    async def one(engine: "AsyncEngine", user_id: int) -> None:
+    async def one(engine: "AsyncEngine", user_id: int, _: "OnChange") -> None:
         for difference in await repair.verify(engine, user_id, policy):
             found.append(difference.describe())
             if not as_json:
@@ -124,9 +126,9 @@ def rebuild(
     policy = settings.policy()
     changed = times = 0
 
-    async def one(engine: "AsyncEngine", user_id: int) -> None:
+    async def one(engine: "AsyncEngine", user_id: int, on_change: "OnChange") -> None:
         nonlocal changed, times
-        rebuilt = await repair.rebuild(engine, user_id, policy)
+        rebuilt = await repair.rebuild(engine, user_id, policy, on_change)
         changed += rebuilt.progress
         times += rebuilt.times
 
@@ -184,17 +186,21 @@ class _Walk:
         from worker.operate import repair
         from worker.store.operate.repair import BEFORE_ALL
 
+        settings = load_settings()
         name = f"study-ingest {self.doing.lower()}"
-        async with engine_of(load_settings(), connections=1, name=name) as engine:
+        async with (
+            engine_of(settings, connections=1, name=name) as engine,
+            nudging(engine, settings) as on_change,
+        ):
             if user is not None:
                 await repair.check_known(engine, user)
-                await one(engine, user)
+                await one(engine, user, on_change)
                 self.done = 1
                 return
             after = BEFORE_ALL if self.last is None else self.last
             with bar(self.doing) as progress:
                 async for user_id in repair.users(engine, part, after):
-                    await one(engine, user_id)
+                    await one(engine, user_id, on_change)
                     self.done += 1
                     self.last = user_id
                     progress(self.done, 0)

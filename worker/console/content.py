@@ -10,6 +10,7 @@ from worker.console import asked, shown, state
 from worker.console.acts import Done, Question
 from worker.errors import AddressError
 from worker.operate.content.change import set_withdrawn
+from worker.progress.nudging import nudging
 from worker.store import content as owned
 from worker.store.audit import By
 from worker.store.engine import transaction
@@ -80,7 +81,11 @@ async def withdraw(request: Request, _: Mapping[str, str], by: By) -> Done:
 
 async def _set(request: Request, by: By, *, withdrawn: bool) -> Done:
     pub_ids = _pub_ids(request)
-    changed = await set_withdrawn(state.of(request).acting, pub_ids, by, withdrawn=withdrawn)
+    console = state.of(request)
+    async with nudging(console.acting, console.settings) as on_change:
+        changed = await set_withdrawn(
+            console.acting, pub_ids, by, withdrawn=withdrawn, on_change=on_change
+        )
     word = "withdrawn" if withdrawn else "published again"
     is_one = changed == 1
     said = f"{shown.counted(changed, 'question')} {'is' if is_one else 'are'} {word}."

@@ -4,7 +4,7 @@ They are plain values without behavior. They live below the store, so that impor
 of ingest loads neither SQL nor a database driver.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
@@ -144,6 +144,10 @@ class Change(NamedTuple):
     viewer: str | None
     """The viewer that sent the batch."""
     mark: Mark
+
+
+OnChange = Callable[[int, Mark], None]
+"""Called with a user and the version that a correction gives to the user's progress."""
 
 
 class Message(NamedTuple):

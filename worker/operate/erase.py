@@ -26,6 +26,7 @@ from schemas.attempt_batch import AttemptBatch
 from schemas.ingest_result import IngestResult
 from schemas.words import Status
 from worker.broker.copies import named_principal
+from worker.domain.records import OnChange
 from worker.ingest import messages
 from worker.operate.dead.letters import OnProgress, batch_in, properties_of
 from worker.store import audit, erasures, outbox, principals, publications
@@ -85,13 +86,19 @@ async def survey(engine: AsyncEngine, user_id: int, progress: OnProgress) -> Sur
         progress(seen, max(seen, letters))
 
 
-async def erase(engine: AsyncEngine, user_id: int, found: Survey, by: By) -> tuple[Erased, int]:
+async def erase(
+    engine: AsyncEngine,
+    user_id: int,
+    found: Survey,
+    by: By,
+    on_change: OnChange = lambda *_: None,
+) -> tuple[Erased, int]:
     """Erases what `survey` found, in one transaction; returns the rows gone, and the dead letters
     gone.
     """
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
-        erased_at = await erasures.remember(connection, user_id)
+        erased_at, mark = await erasures.remember(connection, user_id)
         told = await stored.told(connection, user_id)
         await stored.bury(connection, found.uuids)
         erased = await stored.erase(connection, user_id, found.uuids)
@@ -100,6 +107,7 @@ async def erase(engine: AsyncEngine, user_id: int, found: Survey, by: By) -> tup
         # Also if nothing was found: from now on, nothing from before is stored.
         effect = erased._asdict() | {"dead_letters": len(found.letters)}
         await audit.record(connection, by, "erase", f"user {user_id}", effect)
+    on_change(user_id, mark)
     return erased, letters
 
 

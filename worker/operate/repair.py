@@ -13,7 +13,7 @@ from schemas.words import Outcome
 from worker.domain.fold import fold
 from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
-from worker.domain.records import Mark, Stored
+from worker.domain.records import Mark, OnChange, Stored
 from worker.domain.scoring import ScoredAttempt
 from worker.domain.times import effective_times
 from worker.errors import NoHistory
@@ -104,13 +104,18 @@ class Rebuilt(NamedTuple):
     times: int
 
 
-async def rebuild(engine: AsyncEngine, user_id: int, policy: Policy) -> Rebuilt:
+async def rebuild(
+    engine: AsyncEngine, user_id: int, policy: Policy, on_change: OnChange = lambda *_: None
+) -> Rebuilt:
     """Corrects a user's times and progress in one transaction."""
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
         mark = await versions.draw(connection)
         retimed = await _replace_times(connection, user_id, policy)
-        return Rebuilt(len(await put_right(connection, user_id, policy, mark)), retimed)
+        done = Rebuilt(len(await put_right(connection, user_id, policy, mark)), retimed)
+    if done.progress:
+        on_change(user_id, mark)
+    return done
 
 
 async def _replace_times(connection: AsyncConnection, user_id: int, policy: Policy) -> int:

@@ -16,7 +16,7 @@ from schemas.ingest_result import IngestResult, SessionSummary
 from schemas.words import Outcome
 from worker.domain.history import Change, place
 from worker.domain.policy import Policy
-from worker.domain.records import Mark, Message
+from worker.domain.records import Mark, Message, OnChange
 from worker.domain.scoring import ScoredAttempt, outcome_of, was_right
 from worker.domain.summary import summarize
 from worker.errors import IngestError
@@ -79,6 +79,7 @@ async def rescore(
     policy: Policy,
     by: By,
     progress: Progress = lambda done, of: None,
+    on_change: OnChange = lambda *_: None,
 ) -> RescoreCounts:
     """Scores all attempts on a question by `correct_choice`, or by the question's own key if it is
     None.
@@ -99,7 +100,9 @@ async def rescore(
             await keys.wait(connection)
             await _correct_shared(connection, question_id, correct_choice, by)
     if question.owner_id is not None:
-        total = await _of_user(engine, question.owner_id, question_id, correct_choice, policy, by)
+        total = await _of_user(
+            engine, question.owner_id, question_id, correct_choice, policy, by, on_change
+        )
     done = 0
     while True:
         async with transaction(engine) as connection:
@@ -107,7 +110,7 @@ async def rescore(
         if not user_ids:
             return total
         for number, user_id in enumerate(user_ids, start=done + 1):
-            one = await _of_user(engine, user_id, question_id, None, policy, by)
+            one = await _of_user(engine, user_id, question_id, None, policy, by, on_change)
             total = RescoreCounts(*(a + b for a, b in zip(total, one, strict=True)))
             progress(number, done + len(user_ids))
         done += len(user_ids)
@@ -131,10 +134,17 @@ async def _of_user(
     correct_choice: int | None,
     policy: Policy,
     by: By,
+    on_change: OnChange,
 ) -> RescoreCounts:
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
-        return await _rescore_one(connection, user_id, question_id, correct_choice, policy, by)
+        mark = await versions.draw(connection)
+        done = await _rescore_one(
+            connection, user_id, question_id, correct_choice, policy, by, mark
+        )
+    if done.progress:
+        on_change(user_id, mark)
+    return done
 
 
 async def _check_key(
@@ -157,8 +167,8 @@ async def _rescore_one(
     correct_choice: int | None,
     policy: Policy,
     by: By,
+    mark: Mark,
 ) -> RescoreCounts:
-    mark = await versions.draw(connection)
     was = await stored.key(connection, question_id)
     if was is None:  # the application has just deleted the question
         return RescoreCounts()

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.domain.policy import Policy
-from worker.domain.records import Mark
+from worker.domain.records import Mark, OnChange
 from worker.errors import IngestError
 from worker.ingest import messages
 from worker.ingest.followups import FOLLOWUPS, VoidedSessions
@@ -33,7 +33,11 @@ class VoidCounts(NamedTuple):
 
 
 async def void(
-    engine: AsyncEngine, client_session_uuid: UUID, policy: Policy, by: By
+    engine: AsyncEngine,
+    client_session_uuid: UUID,
+    policy: Policy,
+    by: By,
+    on_change: OnChange = lambda *_: None,
 ) -> VoidCounts:
     """Voids all quiz sessions of one batch, in one transaction.
 
@@ -63,7 +67,9 @@ async def void(
             await audit.record(
                 connection, by, "void", f"session {client_session_uuid}", effect._asdict()
             )
-        return effect
+    if effect.progress:
+        on_change(user_id, mark)
+    return effect
 
 
 async def _tell(

@@ -38,6 +38,8 @@ from worker.telemetry import metrics
 CONCURRENT: Final = 2
 """Requests that are answered at once, each with a database connection."""
 _PREFETCH: Final = 200
+_REST: Final = 0.01
+"""Seconds between two looks at what has arrived: a flood is acked with fewer frames."""
 _TYPE: Final = re.compile(r"study\.progress_request\.v1(\.[0-9]{1,4})?")
 _INT64: Final = 2**63
 
@@ -132,6 +134,7 @@ class Requests:
             for delivery in arrived:
                 self._let_wait(read(delivery, self._settings))
             self._has_work.set()
+            await asyncio.sleep(_REST)
 
     def _let_wait(self, request: Request | None) -> None:
         # Only the newest request for a user is of use, but each mistake gets its answer.
@@ -154,6 +157,7 @@ class Requests:
                 with metrics.ANSWER_DURATION.time():
                     # What the broker does not take is lost, and the viewer asks again.
                     told = await answer(self._engine, request, self._nudges.asked)
+                    self._waiting.pay(request.viewer, len(told) - 1, time.monotonic())
                     await self._publisher.publish_all(told)
                 backoff.reset()
             except IngestError as error:

@@ -5,9 +5,9 @@ from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 _PER_SECOND: Final = 25
-"""Answers to one viewer, in the long run."""
+"""Pages for one viewer, in the long run."""
 _AT_ONCE: Final = 50
-"""Answers to one viewer that has not asked for a while."""
+"""Pages for one viewer that has not asked for a while."""
 _PER_VIEWER_MAX: Final = 1_000
 """Requests of one viewer that wait, each for another user."""
 _REQUESTS_MAX: Final = 10_000
@@ -62,7 +62,7 @@ class Waiting(Generic[Request]):
             else:
                 del self._by_viewer[viewer]
             self._count -= 1
-            self._pay(viewer, now)
+            self.pay(viewer, 1, now)
             return request
         return None
 
@@ -73,7 +73,8 @@ class Waiting(Generic[Request]):
     def _may_have_at(self, viewer: str) -> float:
         return self._paid.get(viewer, 0.0) - _AT_ONCE / _PER_SECOND
 
-    def _pay(self, viewer: str, now: float) -> None:
+    def pay(self, viewer: str, pages: int, now: float) -> None:
+        """Counts pages as sent to the viewer. `take` has counted one for each request."""
         if len(self._paid) >= _REQUESTS_MAX:
             self._paid = {each: until for each, until in self._paid.items() if until > now}
-        self._paid[viewer] = max(self._paid.get(viewer, now), now) + 1 / _PER_SECOND
+        self._paid[viewer] = max(self._paid.get(viewer, now), now) + pages / _PER_SECOND

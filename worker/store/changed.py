@@ -65,7 +65,7 @@ async def since(
         "question_id": question_id,
         "limit": limit,
     }
-    return [ChangedQuestion(*row) for row in await fetch(connection, _CHANGED, wanted)]
+    return [ChangedQuestion._make(row) for row in await fetch(connection, _CHANGED, wanted)]
 
 
 async def live_ids(

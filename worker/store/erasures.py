@@ -10,7 +10,9 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from worker.domain.records import Mark
 from worker.store.driver import fetch
+from worker.store.versions import EPOCH
 
 _OF_USERS: Final = text(
     "SELECT user_id, erased_at FROM ours.ingest_erasures WHERE user_id = ANY(CAST(:users AS"
@@ -19,7 +21,8 @@ _OF_USERS: Final = text(
 
 _REMEMBER: Final = text(
     "INSERT INTO ours.ingest_erasures (user_id, erased_at) VALUES (:user_id, clock_timestamp())"
-    " ON CONFLICT (user_id) DO UPDATE SET erased_at = excluded.erased_at RETURNING erased_at"
+    " ON CONFLICT (user_id) DO UPDATE SET erased_at = excluded.erased_at"
+    f" RETURNING erased_at, {EPOCH}, version"
 )
 
 
@@ -31,7 +34,10 @@ async def of_users(
     return {row[0]: row[1] for row in rows}
 
 
-async def remember(connection: AsyncConnection, user_id: int) -> datetime:
-    """Records that the user is erased now, and returns the time. Hold the user's lock."""
-    erased_at: datetime = (await connection.execute(_REMEMBER, {"user_id": user_id})).scalar_one()
-    return erased_at
+async def remember(connection: AsyncConnection, user_id: int) -> tuple[datetime, Mark]:
+    """Records that the user is erased now. Returns the time, and the version of the erasure. Hold
+    the user's lock.
+    """
+    row = (await connection.execute(_REMEMBER, {"user_id": user_id})).one()
+    erased_at, epoch, version = row
+    return erased_at, Mark(epoch, version)

@@ -47,6 +47,18 @@ def test_a_viewer_has_a_burst_and_then_a_rate() -> None:
     assert abs(later - 10.9 * waiting._PER_SECOND) <= 2
 
 
+def test_a_viewer_pays_for_each_page() -> None:
+    line = Waiting[str]()
+    now, answers = 100.0, 0
+    line.add("loud", 1, "")
+    while _taken(line, now):
+        line.pay("loud", 9, now)  # ten pages
+        line.add("loud", 1, "")
+        answers += 1
+    assert waiting._AT_ONCE / 10 <= answers <= waiting._AT_ONCE / 10 + 1
+    assert _taken(line, now + 11 / waiting._PER_SECOND) == [""]
+
+
 def test_what_waits_is_bounded() -> None:
     line = Waiting[str]()
     assert all(line.add("ada", user, "x") for user in range(waiting._PER_VIEWER_MAX))

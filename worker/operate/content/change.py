@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from worker.domain.records import OnChange
 from worker.errors import ContentError
 from worker.operate.content.writable import check_ours
 from worker.operate.lines import shown
@@ -27,7 +28,12 @@ class Touched(NamedTuple):
 
 
 async def set_withdrawn(
-    engine: AsyncEngine, pub_ids: Collection[str], by: By, *, withdrawn: bool
+    engine: AsyncEngine,
+    pub_ids: Collection[str],
+    by: By,
+    *,
+    withdrawn: bool,
+    on_change: OnChange = lambda *_: None,
 ) -> int:
     """Withdraws publications, or publishes them again. Returns how many changed.
 
@@ -48,12 +54,16 @@ async def set_withdrawn(
         questions = {*(await stored.behind(connection, pub_ids)).values()}
         users = await stored.answered_by(connection, questions)
     for user_id in users:
-        await _renew(engine, user_id, questions)
+        await _renew(engine, user_id, questions, on_change)
     return changed
 
 
 async def touched(
-    engine: AsyncEngine, pub_ids: Collection[str], question_ids: Collection[int], by: By
+    engine: AsyncEngine,
+    pub_ids: Collection[str],
+    question_ids: Collection[int],
+    by: By,
+    on_change: OnChange = lambda *_: None,
 ) -> Touched:
     """Lets stored progress follow a change of content that the application made by itself.
 
@@ -78,9 +88,9 @@ async def touched(
             moved += await stored.follow(connection, user_id, wanted)
     if wanted is None:
         async for user_id in all_users(engine):
-            await _renew(engine, user_id, None)
+            await _renew(engine, user_id, None, on_change)
     for user_id in answered_by:
-        await _renew(engine, user_id, wanted)
+        await _renew(engine, user_id, wanted, on_change)
     done = Touched(moved, len(users), to_rescore)
     if moved:
         async with transaction(engine) as connection:
@@ -90,11 +100,14 @@ async def touched(
     return done
 
 
-async def _renew(engine: AsyncEngine, user_id: int, question_ids: Collection[int] | None) -> None:
+async def _renew(
+    engine: AsyncEngine, user_id: int, question_ids: Collection[int] | None, on_change: OnChange
+) -> None:
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
         mark = await versions.draw(connection)
         await stored.renew(connection, user_id, question_ids, mark.version)
+    on_change(user_id, mark)
 
 
 def _check_known(pub_ids: Collection[str], known: Collection[str]) -> None:
