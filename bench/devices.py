@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+import aio_pika
 import asyncpg
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
@@ -176,7 +177,9 @@ class Devices:
         for number in range(_LAPS if sizes.rounds > 1 else 1):
             order = ("silent", "nudged") if number % 2 else ("nudged", "silent")
             laps = {
-                name: await race.run(self._stage, ours(1), replace(course, template=name))
+                name: await race.run(
+                    self._stage, ours(1), replace(course, template=name), _with_queue
+                )
                 for name in order
             }
             nudged, silent = laps["nudged"], laps["silent"]
@@ -370,6 +373,14 @@ async def _queues(channel: AbstractChannel, *viewers: str) -> None:
         ):
             queue = await channel.declare_queue(name, durable=True)
             await queue.bind(amqp.RESULTS_EXCHANGE, key)
+
+
+@asynccontextmanager
+async def _with_queue(variables: Mapping[str, str]) -> AsyncIterator[None]:
+    """The queue of the second device, which is away."""
+    async with await aio_pika.connect(variables["INGEST_AMQP_URL"]) as connection:
+        await _queues(await connection.channel(), _TABLET)
+        yield
 
 
 @asynccontextmanager
