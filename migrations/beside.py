@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from migrations.versions import v0005_references_by_set as references
 from migrations.versions import v0020_versions_of_progress as versions
+from migrations.versions import v0021_leaner_views as views
 from migrations.versions.v0017_views_for_applications import VIEWS
 from worker.errors import SchemaError
 from worker.store import content as stored
@@ -38,7 +39,7 @@ def content(connection: Connection, at: str | None, target: str) -> set[str]:
 
 def move(connection: Connection, theirs: Collection[str], at: str | None, target: str) -> None:
     """Moves a schema whose content is the application's from the version `at` to `target`, inside
-    Alembic's environment.
+    Alembic's environment. It also removes the newest schema with content of ours.
 
     Raises `SchemaError` if the content is not what a worker needs, if `target` is a version that
     can't use it, or if `at` has to be brought up to date before it can be removed.
@@ -88,6 +89,7 @@ def _install(connection: Connection, theirs: Collection[str]) -> None:
     versions.make()
     for view in VIEWS.values():
         op.execute(view)
+    views.make()
     connection.execute(
         METADATA.tables[stored.TABLE].insert(),
         [{"relation": name, "is_ours": name not in theirs} for name in stored.RELATIONS],

@@ -41,7 +41,9 @@ with context.begin_transaction():
     ours = {script.revision for script in context.script.walk_revisions()}
     version.take_over(connection, ours)
     at, target = version.read(connection, ours), context.config.attributes["target"]
-    if theirs := beside.content(connection, at, target):
+    theirs = beside.content(connection, at, target)
+    # Whoever removes everything is not asked what an older program could do with it.
+    if theirs or (target == "base" and at == context.script.get_current_head()):
         beside.move(connection, theirs, at, target)
     else:
         context.run_migrations()

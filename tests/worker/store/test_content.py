@@ -145,7 +145,9 @@ async def test_what_is_made_beside_an_application_s_content_is_what_migrations_m
             for name, made in references.items()
             if "study_question_id" not in name and "study_topic_id" not in name
         }
-    views = "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'"
+    views = (
+        "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY viewname"
+    )
     theirs = [row for row in await make.rows(empty, views) if row["viewname"] not in RELATIONS]
     assert theirs == await make.rows(engine, views)
 
