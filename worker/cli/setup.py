@@ -27,7 +27,10 @@ def add_to(app: typer.Typer) -> None:
 
 def migrate(
     to: Annotated[
-        str, typer.Option(help="A version, 'head' for the newest, or 'base' to delete all tables.")
+        str,
+        typer.Option(
+            help="A version, 'head' for the newest, or 'base' to delete the tables of study-ingest."
+        ),
     ] = "head",
     yes: Yes = False,
     reason: Reason = "",
@@ -40,7 +43,7 @@ def migrate(
     Example: study-ingest migrate
     """
     if to == "base":
-        confirm("This deletes all tables and everything in them. Continue?", yes)
+        confirm("This deletes all tables of study-ingest, and what is in them. Continue?", yes)
 
     from worker.store import audit, schema
     from worker.store.engine import transaction
