@@ -100,7 +100,7 @@ async def test_the_next_management_api_is_asked(broker: Broker, refusing: str, s
             assert await management.version() == version
             # It stays with the one that answered.
             async with asyncio.timeout(0.9):
-                assert await management.queues()
+                assert await management.queue_names()
 
 
 async def test_a_viewers_relay_takes_the_next_broker(

@@ -5,8 +5,9 @@ continues to consume while the API is unreachable. `topology.py` decides which o
 wants.
 """
 
+import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Self
 from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
@@ -22,6 +23,7 @@ Json = dict[str, Any]
 _PORT: Final = 15672
 _PORT_TLS: Final = 15671
 _DETAIL_MAX: Final = 200
+_NOTHING_THERE: Final = 404
 
 
 def _beside(broker: str) -> SplitResult:
@@ -130,18 +132,26 @@ class Management:
         exchanges: list[Json] = await self._get(f"exchanges/{self._vhost}")
         return exchanges
 
-    async def queues(self) -> list[Json]:
-        """The queues of the vhost, each with `name`, `type`, `durable` and `arguments`. Counts lag
-        by seconds.
+    async def queues(self, pattern: str) -> list[Json]:
+        """The queues of the vhost whose names match, up to 500, each with `name`, `type`, `durable`
+        and `arguments`. Counts lag by seconds.
+
+        The broker counts no other queues, so this costs little, however many viewers there are.
         """
-        queues: list[Json] = await self._get(f"queues/{self._vhost}")
+        wanted = {"name": pattern, "use_regex": "true", "page": 1, "page_size": 500}
+        found = await self._get(f"queues/{self._vhost}?{urlencode(wanted)}")
+        queues: list[Json] = found["items"]
         return queues
 
-    async def queue_names(self, pattern: str) -> set[str]:
-        """The names of the vhost's queues that match, up to 500. Cheaper than `queues`."""
-        wanted = {"name": pattern, "use_regex": "true", "page": 1, "page_size": 500}
-        found = await self._get(f"queues/{self._vhost}?{urlencode(wanted | {'columns': 'name'})}")
-        return {queue["name"] for queue in found["items"]}
+    async def queue_names(self, among: Collection[str] | None = None) -> set[str]:
+        """The names of all queues of the vhost, or of those `among` some."""
+        if among is None:
+            found = await self._get(f"queues/{self._vhost}?columns=name")
+        else:
+            found = await self._find(
+                f"queues/{self._vhost}/{quote(name, safe='')}" for name in among
+            )
+        return {queue["name"] for queue in found}
 
     async def samples(self, pattern: str, *, seconds: int, every: int) -> list[Json]:
         """The samples that the broker has kept of up to 500 queues whose names match: how many
@@ -160,11 +170,14 @@ class Management:
         found: list[Json] = (await self._get(f"queues/{self._vhost}?{urlencode(wanted)}"))["items"]
         return found
 
-    async def bindings(self) -> list[Json]:
-        """The bindings of the vhost, each with `source`, `destination`, `destination_type`,
-        `routing_key` and `properties_key`.
+    async def bindings_to(self, kind: str, name: str) -> list[Json]:
+        """The bindings that lead to one of the vhost's "exchanges" or "queues", each with `source`,
+        `destination`, `destination_type` and `routing_key`.
         """
-        bindings: list[Json] = await self._get(f"bindings/{self._vhost}")
+        end = "/destination" if kind == "exchanges" else ""
+        bindings: list[Json] = await self._get(
+            f"{kind}/{self._vhost}/{quote(name, safe='')}/bindings{end}"
+        )
         return bindings
 
     async def leads_somewhere(self, exchange: str) -> bool:
@@ -289,18 +302,30 @@ class Management:
     async def _get(self, path: str) -> Any:
         return (await self._send("GET", path)).json()
 
+    async def _find(self, paths: Iterable[str]) -> list[Json]:
+        """What is at the paths, without those at which there is nothing."""
+        found = await asyncio.gather(*(self._ask("GET", path) for path in paths))
+        there = [response for response in found if response.status_code != _NOTHING_THERE]
+        for response in there:
+            if not response.is_success:
+                raise self._refusal(response)
+        return [response.json() for response in there]
+
     async def _send(self, method: str, path: str, body: Json | None = None) -> httpx.Response:
+        response = await self._ask(method, path, body)
+        if response.is_success:
+            return response
+        raise self._refusal(response)
+
+    async def _ask(self, method: str, path: str, body: Json | None = None) -> httpx.Response:
         try:
-            response = await self.http.request(method, path, json=body)
+            return await self.http.request(method, path, json=body)
         except (httpx.HTTPError, OSError) as error:
             raise BrokerAway(
                 f"RabbitMQ's management API at {self._places} can't be reached"
                 f" ({type(error).__name__})",
                 "start it, or correct INGEST_MANAGEMENT_URL.",
             ) from None
-        if response.is_success:
-            return response
-        raise self._refusal(response)
 
     def _refusal(self, response: httpx.Response) -> BrokerAway | TopologyError:
         where = f"RabbitMQ's management API at {self._places}"

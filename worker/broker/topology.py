@@ -88,6 +88,8 @@ _ENABLE_HASH: Final = (
     "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node of the broker,"
     " or set INGEST_PARTITIONS to 1."
 )
+QUEUES: Final = r"^study\.(attempts|followups)|^study\.progress$"
+"""The names of the queues that `wanted` may have, and never of a viewer's."""
 _PARTITIONS: Final = rf"^{re.escape(amqp.ATTEMPTS_QUEUE)}\.[0-9]+$"
 _COUNTED_WITHIN: Final = 12.0
 """Seconds after which the broker's count of a queue shows what was there before. It counts every 5
@@ -362,7 +364,7 @@ async def apply(management: Management, settings: Settings) -> list[Step]:
     must, other = _both(settings)
     await _check_broker(management)
     await _check_hash(management, must)
-    found = await _Found.read(management)
+    found = await _Found.read(management, settings)
     _check_immutable(must, found)
 
     changes = await _create(
@@ -408,7 +410,7 @@ async def apply(management: Management, settings: Settings) -> list[Step]:
     # Last, so that there is a way to the workers at every moment: a batch that takes both is a
     # duplicate, and one that finds none would be lost.
     changes += [await _unbind(management, way) for way in _replaced(must, other, found)]
-    changes += await _remove_partitions(management, must, other, found)
+    changes += await _remove_partitions(management, settings, found)
     return changes
 
 
@@ -436,7 +438,7 @@ async def _unbind(management: Management, way: Link | Binding) -> Step:
 
 
 async def _remove_partitions(
-    management: Management, must: Topology, other: Topology, found: "_Found"
+    management: Management, settings: Settings, found: "_Found"
 ) -> list[Step]:
     """Deletes partitions that are not wanted any more and empty, and after the last one what they
     needed.
@@ -445,12 +447,13 @@ async def _remove_partitions(
     only if nothing has led to it since before it was counted, and nothing can be taken from it:
     some brokers count more seldom than others.
     """
+    must, other = _both(settings)
     known = {queue.name for queue in must.queues}
     old = {name for name in found.queues if amqp.is_partition(name) and name not in known}
     bound = {binding.queue for binding in found.bindings if binding.exchange}
     if any(not found.queues[name].get("messages") for name in old - bound):
         await asyncio.sleep(_COUNTED_WITHIN)
-        found = await _Found.read(management)
+        found = await _Found.read(management, settings)
     gone, steps = [], []
     for name in sorted(old & found.queues.keys()):
         left = found.queues[name].get("messages")
@@ -482,7 +485,7 @@ async def check(management: Management, settings: Settings) -> int:
     if the management API is unreachable.
     """
     await _check_broker(management)
-    found = await _Found.read(management)
+    found = await _Found.read(management, settings)
     must = wanted(settings.model_copy(update={"partitions": found.partitions}))
     await _check_hash(management, must)
     _check_immutable(must, found)
@@ -514,21 +517,21 @@ async def partitions(management: Management) -> frozenset[str]:
     """The queues of the partitions that exist, with those that are not wanted any more but may have
     messages. The broker looks through all its queues for that. Raises what `check` raises.
     """
-    return frozenset(await management.queue_names(_PARTITIONS))
+    return frozenset(queue["name"] for queue in await management.queues(_PARTITIONS))
 
 
 async def second_ways(management: Management, settings: Settings) -> list[str]:
     """The bindings by which batches reach workers a second time, as a program that knows no
     partitions leaves them. Raises what `check` raises.
     """
-    found = await _Found.read(management)
+    found = await _Found.read(management, settings)
     must, other = _both(settings.model_copy(update={"partitions": found.partitions}))
     return [_describe(way) for way in _replaced(must, other, found)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What exists in the vhost now."""
+    """What exists in the vhost now, without the queues of viewers and what leads to them."""
 
     exchanges: dict[str, Json]
     queues: dict[str, Json]
@@ -547,16 +550,22 @@ class _Found:
         return max(2, sum(each.exchange == amqp.PARTITIONS_EXCHANGE for each in self.bindings))
 
     @classmethod
-    async def read(cls, management: Management) -> "_Found":
-        exchanges, queues, bindings, policies, operator_policies = await asyncio.gather(
+    async def read(cls, management: Management, settings: Settings) -> "_Found":
+        exchanges, queues, policies, operator_policies = await asyncio.gather(
             management.exchanges(),
-            management.queues(),
-            management.bindings(),
+            management.queues(QUEUES),
             management.policies(),
             management.operator_policies(),
         )
+        there = {exchange["name"]: exchange for exchange in exchanges}
+        linked = {link.exchange for topology in _both(settings) for link in topology.links}
+        ends = [("exchanges", name) for name in sorted(linked & there.keys())]
+        ends += [("queues", queue["name"]) for queue in queues]
+        # Not all bindings of the vhost, because each viewer has some.
+        found = await asyncio.gather(*(management.bindings_to(*end) for end in ends))
+        bindings = [binding for some in found for binding in some]
         return cls(
-            {exchange["name"]: exchange for exchange in exchanges},
+            there,
             {queue["name"]: queue for queue in queues},
             frozenset(
                 Binding(binding["source"], binding["destination"], binding["routing_key"])

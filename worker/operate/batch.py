@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from worker.broker.management import Management
+from worker.broker.topology import QUEUES
 from worker.errors import BrokerAway, NoBatch, TopologyError
 from worker.settings import Settings
 from worker.store.engine import transaction
@@ -78,7 +79,7 @@ async def _waiting(settings: Settings) -> str:
     """What waits in the broker, as a clause."""
     try:
         async with Management(settings) as management:
-            queues = await management.queues()
+            queues = await management.queues(QUEUES)
     except (BrokerAway, TopologyError) as error:
         return f"what waits in the broker is not known ({str(error).rstrip('.')})"
     counts: Counter[str] = Counter()

@@ -55,7 +55,7 @@ async def test_a_missing_vhost_is_told(bare_broker: Broker) -> None:
     lost = bare_broker.settings.model_copy(update={"amqp_url": SecretStr(url)})
     async with Management(lost) as management:
         with pytest.raises(TopologyError, match="create vhost 'nowhere'"):
-            await management.queues()
+            await management.exchanges()
 
 
 @pytest.mark.broker

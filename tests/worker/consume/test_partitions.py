@@ -444,7 +444,7 @@ async def _busiest(management: Management, partitions: Collection[str]) -> str:
     async def look() -> list[str]:
         return [
             queue["name"]
-            for queue in await management.queues()
+            for queue in await management.queues(topology.QUEUES)
             if queue["name"] in partitions
             and (queue.get("message_stats") or {}).get("publish", 0) > 0
         ]

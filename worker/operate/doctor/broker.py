@@ -51,7 +51,7 @@ async def examine(settings: Settings, inspection: Inspection) -> list[Finding]:
             *_ack_timeout(attempts, settings),
         ]
     found += _followups(queues)
-    found += _members([queue for name, queue in queues.items() if name.startswith("study.")])
+    found += _members([*queues.values()])
     found += await _nodes(inspection)
     found.append(await _message_size(settings))
     found += await _rights(inspection, sorted(filter(amqp.is_partition, queues)))
@@ -83,7 +83,7 @@ def _partitions(in_use: int, settings: Settings, ways: Sequence[str]) -> Iterato
 async def _queues(inspection: Inspection) -> dict[str, Json]:
     """The queues by name. A new queue is complete only after the broker's next statistics."""
     for _ in range(_STATISTICS_COME_WITHIN):
-        queues = {queue["name"]: queue for queue in await inspection.queues()}
+        queues = {queue["name"]: queue for queue in await inspection.queues(topology.QUEUES)}
         attempts = queues.get(amqp.ATTEMPTS_QUEUE)
         if attempts is None or attempts.get(_POLICY):
             break

@@ -107,13 +107,14 @@ def _with(settings: Settings, partitions: int) -> Settings:
 
 
 async def _broker(settings: Settings, management: Management) -> BrokerStatus:
-    version, queues = await asyncio.gather(management.version(), management.queues())
+    version, queues, names = await asyncio.gather(
+        management.version(), management.queues(topology.QUEUES), management.queue_names()
+    )
     ours = sorted(
-        (_queue(each) for each in queues if _is_ours(each["name"])),
+        map(_queue, queues),
         key=lambda queue: [part.zfill(12) for part in queue.name.split(".")],
     )
     ours = [await _with_consumers(queue, settings) for queue in ours]
-    names = {each["name"] for each in queues}
     listening = frozenset(filter(None, map(_viewer_of, names)))
     older = (
         viewer
@@ -121,11 +122,6 @@ async def _broker(settings: Settings, management: Management) -> BrokerStatus:
         if amqp.results_queue(viewer) in names and amqp.progress_queue(viewer) not in names
     )
     return BrokerStatus(version, tuple(ours), listening, older=frozenset(older))
-
-
-def _is_ours(queue: str) -> bool:
-    """Whether it is a queue of the topology, and not a viewer's."""
-    return queue.startswith((_OURS, _JOBS)) or queue == amqp.PROGRESS_QUEUE
 
 
 def _viewer_of(queue: str) -> str | None:
@@ -168,8 +164,6 @@ def _is_forbidden(error: BaseException) -> bool:
 
 
 _INSUFFICIENT_PRIVILEGE: Final = "42501"
-_OURS: Final = amqp.ATTEMPTS_QUEUE
-_JOBS: Final = amqp.FOLLOWUPS_EXCHANGE
 _RESULTS_QUEUE: Final = re.compile(r"study\.results\.(.+)|mqtt-subscription-(.+)qos[01]")
 
 
