@@ -80,8 +80,11 @@ def _read_csv(file: IO[bytes], of: Format[LineT]) -> Iterator[LineT]:
     lines = _decoded(file, of)
     first = next(lines, "")
     separator = max(",;\t", key=first.count)
-    # The first line alone: names of fields contain no line ends.
-    names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+    try:
+        # The first line alone: names of fields contain no line ends.
+        names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+    except csv.Error as error:
+        raise _no_csv(1, error, of) from None
     _check_names(names, of)
     rows = csv.reader(lines, delimiter=separator, strict=True)
     while True:
@@ -91,11 +94,7 @@ def _read_csv(file: IO[bytes], of: Format[LineT]) -> Iterator[LineT]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise of.error(
-                f"Line {number} is not valid CSV ({error})",
-                "put cells that contain quotes, separators or line ends into quotes, and double"
-                " the quotes inside.",
-            ) from None
+            raise _no_csv(number, error, of) from None
         if not any(row):
             continue
         if len(row) != len(names):
@@ -105,6 +104,25 @@ def _read_csv(file: IO[bytes], of: Format[LineT]) -> Iterator[LineT]:
             )
         cells = {name: cell for name, cell in zip(names, row, strict=True) if cell}
         yield _line(number, cells, of, strict=False)
+
+
+def _no_csv(number: int, error: csv.Error, of: Format[LineT]) -> IngestError:
+    said = str(error)
+    if "field limit" in said:
+        return of.error(
+            f"Line {number} has a cell of more than {csv.field_size_limit():,} characters",
+            "shorten its text, or close its quotes.",
+        )
+    if "new-line character" in said:
+        return of.error(
+            f"Line {number} has a line end of CR alone",
+            "save the file with line ends of LF or CR LF.",
+        )
+    return of.error(
+        f"Line {number} is not valid CSV ({said})",
+        "put cells that contain quotes, separators or line ends into quotes, and double the quotes"
+        " inside.",
+    )
 
 
 def shown(value: object) -> str:
@@ -154,13 +172,13 @@ def _line(number: int, fields: dict[str, Any], of: Format[LineT], *, strict: boo
         return of.model.model_validate(fields | {"number": number}, strict=strict)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        name, message = ".".join(map(str, problem["loc"])), problem["msg"]
+        name = ".".join(map(str, problem["loc"]))
+        message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             raise of.error(
                 f"Line {number} has the unknown field {shown(name)}", f"use {', '.join(of.fields)}."
             ) from None
         if not name:
-            message = message.removeprefix("Value error, ")
             raise of.error(f"Line {number}: {message}.") from None
         message = message[:1].lower() + message[1:]
         if problem["type"] == "string_pattern_mismatch":

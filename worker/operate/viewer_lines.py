@@ -2,16 +2,23 @@
 
 from typing import IO, Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from schemas import amqp
 from worker.errors import ViewerError
 from worker.operate.lines import Format, NumberedLine
+
+
+def _can_name(viewer: str) -> str:
+    if not amqp.is_viewer(viewer):
+        raise ValueError("a viewer's name has 1 to 64 letters, digits, '-' or '_'")
+    return viewer
 
 
 class Line(NumberedLine):
     """A viewer, and a user for whom it may write."""
 
-    viewer: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    viewer: Annotated[str, AfterValidator(_can_name)]
     user_id: Annotated[int, Field(ge=1, lt=2**63)] | None = None
 
 

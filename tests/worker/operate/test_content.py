@@ -189,7 +189,13 @@ FIRST_JSON = objects({"pub_id": "q-1"} | MINE)
             + f'q-2,7,Algebra,1,"{"x" * 1000 + chr(10)}' * 1
             + "y\n" * 200_000
             + '"\n',
-            "Line 3 is not valid CSV (field larger than field limit",
+            "Line 3 has a cell of more than 131,072 characters",
+        ),
+        ("a.csv", (HEADER + FIRST).replace("\n", "\r"), "Line 1 has a line end of CR alone"),
+        (
+            "a.csv",
+            HEADER + FIRST + "q-2,7,Algebra,1,\rq-3,7,Algebra,1,\n",
+            "Line 3 has a line end of",
         ),
         ("a.jsonl", FIRST_JSON + "x" * 10_000_000, "Line 2 has more than"),
         ("a.jsonl", FIRST_JSON + "{'pub_id': 1}\n", "Line 2 is not a JSON object"),

@@ -20,8 +20,8 @@ from tests.worker.operate.commands import invoke
 from tests.worker.operate.conftest import Site
 from tests.worker.operate.test_answers import validated
 from worker.broker.accounts import Accounts
-from worker.errors import ViewerError
-from worker.operate.viewers import Access, Ensured, ensure, listed
+from worker.errors import TopologyError, ViewerError
+from worker.operate.viewers import Access, Ensured, ensure, listed, upgrade
 from worker.settings import Settings
 from worker.store.audit import By
 
@@ -58,12 +58,51 @@ async def test_a_viewer_is_made_once_and_keeps_its_password_and_grants(
 async def test_more_than_are_made_at_once_are_all_made(
     viewers: Viewers, engine: AsyncEngine, broker: Broker
 ) -> None:
-    wanted = {viewers.name(): [n + 1] for n in range(40)}
+    wanted = {viewers.name(): [n + 1] for n in range(60)}
     made = await ensured(viewers, engine, wanted)
     assert [each.name for each in made] == [*wanted]
-    assert len({each.password for each in made}) == 40
-    queues = {queue["name"] for queue in await viewers.accounts.queues()}
+    assert len({each.password for each in made}) == 60
+    queues = await viewers.accounts.queue_names()
     assert {amqp.results_queue(name) for name in wanted} <= queues
+
+
+async def _equipment(viewers: Viewers, broker: Broker, name: str) -> str:
+    """What the broker knows of a viewer, with another name and without its password."""
+    user = (await viewers.accounts.users([name]))[name]
+    paths = [f"{kind}/{broker.vhost}/{name}" for kind in ("permissions", "topic-permissions")]
+    for queue in (amqp.results_queue(name), amqp.progress_queue(name)):
+        paths.append(f"queues/{broker.vhost}/{queue}/bindings")
+    found = [(await broker.api.get(path)).raise_for_status().json() for path in paths]
+    return json.dumps([user["tags"], user["limits"], *found], sort_keys=True).replace(name, "x")
+
+
+async def test_one_of_many_gets_what_a_single_viewer_gets(
+    viewers: Viewers, broker: Broker, engine: AsyncEngine
+) -> None:
+    single, one = await viewers.add(1), viewers.name()
+    await ensured(viewers, engine, {one: [1]})
+    wanted = await _equipment(viewers, broker, single.name)
+    assert await _equipment(viewers, broker, one) == wanted
+    await viewers.accounts.permit(one, configure="", write="", read="")
+    await viewers.accounts.limit_user(one, {"max-channels": 1})
+    await viewers.accounts.delete_queues(amqp.progress_queue(one))
+    await upgrade(viewers.accounts, engine, None, By("tests", ""))
+    assert await _equipment(viewers, broker, one) == wanted
+
+
+async def test_a_broker_that_is_not_set_up_gets_no_viewers(
+    bare_broker: Broker, engine: AsyncEngine
+) -> None:
+    name = f"test-{uuid4().hex[:12]}"
+    async with Accounts(bare_broker.settings) as accounts:
+        with pytest.raises(
+            TopologyError, match=r"^Exchange study\.results is missing: run `study-"
+        ):
+            _ = [
+                each
+                async for each in ensure(accounts, engine, {name: [1]}, Access(), By("tests", ""))
+            ]
+        assert name not in await accounts.users()
 
 
 @pytest.mark.parametrize("of_the_vhost", [True, False])
@@ -121,7 +160,7 @@ async def test_a_viewer_whose_queue_has_expired_goes_on_when_it_is_ensured_again
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ({"viewer": "a.b", "user_id": 1}, "Line 2: viewer is 'a.b'"),
+        ({"viewer": "a.b", "user_id": 1}, "Line 2: viewer is 'a.b' (a viewer's name has 1 to 64"),
         ({"viewer": "", "user_id": 1}, "Line 2: viewer is ''"),
         ({"viewer": "x", "user_id": 0}, "Line 2: user_id is 0"),
         ({"viewer": "x", "user": 1}, "Line 2 has the unknown field 'user'"),
