@@ -34,6 +34,12 @@ _FILL: Final = (
     f" FROM generate_series(1, {_USERS * _QUESTIONS}) AS n",
     "INSERT INTO published (pub_id, kind, source_id)"
     " SELECT 'pub-' || id, 'question', id FROM study_questions",
+    "INSERT INTO study_question_progress (user_id, study_question_id, study_topic_id,"
+    " attempts_count, correct_count, wrong_count, unsure_count, correct_run, best_run, spaced_run,"
+    " recent_unsure, lapse_count, first_correct_at, last_outcome, last_answered_at, pattern,"
+    " stability, difficulty, due_at, scheduler)"
+    " SELECT user_id, id, study_topic_id, 1, 1, 0, 0, 1, 1, 0, 0, 0, now(), 'correct', now(),"
+    " 'known', 2.5, 5, now(), 'x' FROM study_questions",
     "INSERT INTO study_quiz_sessions (id, user_id, study_topic_id, question_ids,"
     " subject_distribution, status, cursor, source, client_session_uuid, correct_count,"
     " wrong_count, unsure_count, finished_at, finalized_at)"
@@ -81,6 +87,8 @@ _INGEST: Final = (
     "INSERT INTO study_question_attempts (user_id, study_question_id, study_topic_id,"
     " quiz_session_id, position, selected_choice, correct_choice, is_correct, outcome, answered_at)"
     " SELECT 1, $1::bigint, 1, $2::uuid, 0, 1, 1, true, 'correct', now()",
+    "UPDATE study_question_progress SET due_at = now() WHERE study_question_id = $1"
+    " AND user_id = 1 AND $2::uuid IS NOT NULL",
     "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
     " SELECT $2::uuid, 'x', 'x', 'x', '{}', 'x' WHERE $1::bigint > 0",
 )
