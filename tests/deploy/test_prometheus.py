@@ -44,12 +44,45 @@ def run(*command: str | Path) -> str:
 
 def expressions() -> list[str]:
     """Every expression of the dashboard, as Prometheus gets it."""
-    panels = json.loads(DASHBOARD.read_text())["panels"]
-    return [
-        target["expr"].replace("$__rate_interval", "5m")
-        for panel in panels
-        for target in panel.get("targets", ())
+    dashboard = json.loads(DASHBOARD.read_text())
+    shown = [target for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    values = [
+        re.fullmatch(r"label_values\((.+), \w+\)", each["definition"])
+        for each in dashboard["templating"]["list"]
+        if each["type"] == "query"
     ]
+    return [
+        *(
+            each["expr"].replace("$__rate_interval", "5m").replace("$viewer", "phone-3f2a")
+            for each in (*shown, *dashboard["annotations"]["list"])
+        ),
+        *(each[1] for each in values if each),
+    ]
+
+
+def test_the_dashboard_leads_to_the_runbook_and_says_what_is_bad() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = dashboard["panels"]
+    links = [link["url"] for each in (dashboard, *panels) for link in each.get("links", ())]
+    anchors = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", RUNBOOK, re.MULTILINE)}
+    for link in links:
+        document, _, anchor = link.partition("#")
+        assert document.startswith("${console}/") or (
+            document == "${docs}/operators.md" and anchor in anchors
+        ), link
+    for panel in panels:
+        if panel["type"] == "stat":
+            assert len(panel["fieldConfig"]["defaults"]["thresholds"]["steps"]) > 1, panel["title"]
+            assert panel["links"], panel["title"]
+    # No two panels lie on each other.
+    places = [
+        (x, y)
+        for each in panels
+        for x in range(each["gridPos"]["x"], each["gridPos"]["x"] + each["gridPos"]["w"])
+        for y in range(each["gridPos"]["y"], each["gridPos"]["y"] + each["gridPos"]["h"])
+    ]
+    assert len(places) == len(set(places))
+    assert len({each["id"] for each in panels}) == len(panels)
 
 
 def test_each_alert_rings_for_its_cause_and_none_on_an_ordinary_day(promtool: str) -> None:
