@@ -73,7 +73,7 @@ async def measure(stage: Stage, state: str, batches: Sequence[Batch]) -> dict[in
     source = iter(batches)
     async with _counted(stage.on_database("trips")) as (settings, counter):
         engine = make_engine(settings, connections=1, name="bench")
-        ingest = Ingest(engine, Policy())
+        ingest = Ingest(engine, Policy(), worker="bench")
         try:
             for size in GROUPS:
                 for _ in range(2):

@@ -232,12 +232,16 @@ def asyncapi() -> Json:
                     examples={"batch": BATCH},
                     needs=("user_id",),
                     more={
+                        "app_id": {
+                            "type": "string",
+                            "description": "The program and its version. Operators see it.",
+                        },
                         "user_id": {
                             "type": "string",
                             "description": "The viewer's broker login, which is its name. The"
                             " broker refuses any other, and workers reject a batch without it"
                             " unless their operator has switched that off.",
-                        }
+                        },
                     },
                 ),
                 "ingestResult": _message(

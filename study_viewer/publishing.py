@@ -54,6 +54,13 @@ async def publish(
     return None
 
 
+def _app() -> str:
+    """This library and its version, by which operators see what is in use."""
+    from study_viewer import __version__  # which is there only when everything is imported
+
+    return f"study-viewer {__version__}"
+
+
 def message(entry: Entry, user_id: str | None, principal: int | None = None) -> Message:
     """The AMQP message for one attempt to publish `entry`."""
     headers: HeadersType = {
@@ -72,5 +79,6 @@ def message(entry: Entry, user_id: str | None, principal: int | None = None) -> 
         # answers of two messages in flight with the same id.
         message_id=str(uuid4()),
         user_id=user_id,
+        app_id=_app(),
         headers=headers,
     )

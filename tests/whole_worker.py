@@ -15,6 +15,7 @@ from worker.broker.publisher import Publisher
 from worker.consume.collect import Collector
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
+from worker.consume.presence import Presence
 from worker.ingest.transaction import Ingest
 from worker.ingest.trial import try_writing
 from worker.operate import viewers
@@ -25,6 +26,9 @@ from worker.relay.relay import Relay
 from worker.relay.replays import Replays
 from worker.settings import Settings
 from worker.store.audit import By
+
+WORKER = "a-host:1:abc"
+"""The name of the worker."""
 
 
 @asynccontextmanager
@@ -48,12 +52,20 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
 
         consumer = Consumer(
             settings,
-            Ingest(engine, settings.policy(), turns=settings.turns(), on_change=nudges.note),
+            Ingest(
+                engine,
+                settings.policy(),
+                turns=settings.turns(),
+                worker=WORKER,
+                on_change=nudges.note,
+            ),
             copies,
             trial=trial,
             gate_open=Gate(engine),
         )
+        presence = Presence(engine, consumer, WORKER)
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(presence.run())
             tasks.create_task(relay.run())
             tasks.create_task(consumer.run())
             tasks.create_task(replays.run())
@@ -65,6 +77,7 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
                 yield consumer
             finally:
                 await consumer.drain()
+                presence.stop()
                 relay.stop()
                 replays.stop()
                 collector.stop()

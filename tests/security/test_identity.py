@@ -5,6 +5,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ from worker.broker import topology
 from worker.broker.management import Management
 from worker.errors import ViewerError
 from worker.operate import viewers as identities
-from worker.operate.viewers import Access
+from worker.operate.viewers import Access, Viewer
 from worker.settings import Settings
 from worker.store.audit import By
 
@@ -355,11 +356,46 @@ async def test_the_list_shows_logins_and_grants(viewers: Viewers, engine: AsyncE
     with pytest.raises(ViewerError, match="can't name a viewer"):
         await identities.grant(viewers.accounts, engine, "a.b", [9], BY)
     await make.grant(engine, "without-login", 9)
+    await make.grant(engine, "no viewer's <name>", 9)
     found = {each.name: each for each in await identities.listed(viewers.accounts, engine)}
-    assert set(found) == {plain.name, mqtt.name, "without-login"}
+    assert set(found) == {plain.name, mqtt.name, "without-login", "no viewer's <name>"}
     assert (found[plain.name].users, found[plain.name].mqtt) == ((3, 7), False)
     assert (found[mqtt.name].users, found[mqtt.name].mqtt) == ((), True)
     assert not found["without-login"].has_login
+    assert {each.heard_at for each in found.values()} == {None}
+
+
+async def test_the_list_says_when_each_was_heard_of_and_finds_the_silent(
+    viewers: Viewers, broker: Broker, settings: Settings, engine: AsyncEngine
+) -> None:
+    here, gone = await viewers.add(42), await viewers.add(42)
+    now = datetime.now(UTC)
+
+    async def listed(silent_since: datetime | None = None) -> dict[str, Viewer]:
+        found = await identities.listed(viewers.accounts, engine, silent_since)
+        return {each.name: each for each in found}
+
+    async with working(settings, engine):
+        for login in (here, gone):
+            await publish_as(login, await body_for(engine, 42))
+            await publish_as(login, "no batch")
+        await until(lambda: letters(engine), lambda found: len(found) == 2)
+        found = await until(listed, lambda found: found[gone.name].results_waiting == 1)
+    assert found[here.name].rejected_lately == 1
+    assert found[here.name].last_batch_at >= now
+    assert found[here.name].heard_at >= found[here.name].last_batch_at
+
+    for table, at in (("ingest_inbox", "received_at"), ("ingest_dead_letters", "died_at")):
+        change = f"UPDATE {table} SET {at} = {at} - interval '8 days' WHERE viewer <> ''"
+        await make.execute(engine, change)
+    connection = await aio_pika.connect(here.url)
+    try:
+        found = await until(listed, lambda found: found[here.name].connected_since is not None)
+        assert {each.rejected_lately for each in found.values()} == {0}
+        assert set(await listed(now - timedelta(days=7))) == {gone.name}
+        assert set(await listed(now - timedelta(days=9))) == set()
+    finally:
+        await connection.close()
 
 
 async def test_a_name_that_could_reach_further_is_refused(

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from study_viewer import Outbox, Relay, RelayRunning, RelayStopped, State
+from study_viewer import Outbox, Relay, RelayRunning, RelayStopped, State, __version__
 from study_viewer.relay import first_of
 from study_viewer.schemas.amqp import (
     ATTEMPT_BATCH_TYPE,
@@ -97,6 +97,7 @@ async def test_a_message_is_as_the_published_document_says(outbox: Outbox, broke
     assert message.message_id
     assert message.timestamp is not None
     assert abs(message.timestamp - datetime.now(UTC)) < timedelta(minutes=1)
+    assert message.app_id == f"study-viewer {__version__}"
     (entry,) = outbox.unsettled()
     assert message.headers == {
         "client-session-uuid": str(batch.client_session_uuid),

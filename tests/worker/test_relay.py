@@ -39,8 +39,12 @@ def _job(key: str = EXPLANATION.routing_key) -> Message:
     return Message(uuid4(), amqp.FOLLOWUPS_EXCHANGE, key, "t", {}, "{}")
 
 
+SESSION = uuid4()
+
+
 def _result(viewer: str) -> Message:
-    return Message(uuid4(), amqp.RESULTS_EXCHANGE, amqp.result_key(viewer), "t", {}, "{}")
+    headers = {amqp.CLIENT_SESSION_UUID_HEADER: str(SESSION)}
+    return Message(uuid4(), amqp.RESULTS_EXCHANGE, amqp.result_key(viewer), "t", headers, "{}")
 
 
 async def _recorded(engine: AsyncEngine, messages: Sequence[Message]) -> None:
@@ -50,6 +54,11 @@ async def _recorded(engine: AsyncEngine, messages: Sequence[Message]) -> None:
 
 async def _left(engine: AsyncEngine) -> list[UUID]:
     return [row["message_id"] for row in await make.outbox(engine)]
+
+
+async def _told(engine: AsyncEngine) -> list[list[UUID]]:
+    rows = await make.rows(engine, "SELECT client_session_uuids FROM ingest_told")
+    return [row["client_session_uuids"] for row in rows]
 
 
 @pytest.mark.broker
@@ -100,13 +109,15 @@ async def test_nothing_to_relay_does_not_mean_that_the_broker_is_back(engine: As
 async def test_confirmed_rows_are_deleted_and_an_unconfirmed_one_stays_with_all_after_it(
     broker: Broker, publisher: Publisher, engine: AsyncEngine
 ) -> None:
-    taken = [_job(), _job(REVIEW.routing_key), _job()]
+    taken = [_job(), _job(REVIEW.routing_key), _job(), _result("ada")]
     refused = [_job("nobody.is.bound"), _job("nobody.is.bound")]
     await _recorded(engine, [taken[0], refused[0], *taken[1:], refused[1]])
 
     relay = Relay(engine, publisher, _SETTINGS)
-    assert await relay.relay() == 3
+    assert await relay.relay() == 4
     assert await _left(engine) == [each.message_id for each in refused]
+    # Told is who was told, although the first transaction was rolled back.
+    assert await _told(engine) == [[SESSION]]
     with pytest.raises(Unroutable):
         await Relay(engine, publisher, _SETTINGS).relay()
     assert await _left(engine) == [each.message_id for each in refused]

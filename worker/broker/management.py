@@ -8,6 +8,7 @@ wants.
 import asyncio
 import random
 from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, Self
 from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
@@ -143,6 +144,13 @@ class Management:
         queues: list[Json] = found["items"]
         return queues
 
+    async def depths(self) -> dict[str, int]:
+        """The messages in each queue of the vhost. The broker counts all of them, which takes it
+        seconds where there are thousands.
+        """
+        found: list[Json] = await self._get(f"queues/{self._vhost}?columns=name,messages")
+        return {queue["name"]: queue.get("messages") or 0 for queue in found}
+
     async def queue_names(self, among: Collection[str] | None = None) -> set[str]:
         """The names of all queues of the vhost, or of those `among` some."""
         if among is None:
@@ -208,6 +216,17 @@ class Management:
         """
         connections: list[Json] = await self._get("connections")
         return connections
+
+    async def connected(self) -> dict[str, datetime]:
+        """Since when each user has been connected to the vhost."""
+        path = f"vhosts/{self._vhost}/connections?columns=user,connected_at"
+        since: dict[str, datetime] = {}
+        for each in await self._get(path):
+            # A connection that was just opened has no time yet.
+            if "user" in each and (at := each.get("connected_at")):
+                moment = datetime.fromtimestamp(at / 1000, UTC)
+                since[each["user"]] = min(moment, since.get(each["user"], moment))
+        return since
 
     async def consumer_tags(self, queue: str) -> set[str] | None:
         """The tags of the queue's consumers; None if the API does not know them now.

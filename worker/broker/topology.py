@@ -180,6 +180,12 @@ def retry_queue(delay: float) -> str:
     return f"{amqp.RETRY_QUEUE_PREFIX}{_milliseconds(delay)}"
 
 
+def delay_of(queue: str) -> float | None:
+    """The seconds that a deferred message waits in this queue; None if it is no retry queue."""
+    milliseconds = queue.removeprefix(amqp.RETRY_QUEUE_PREFIX)
+    return int(milliseconds) / 1000 if milliseconds != queue and milliseconds.isdigit() else None
+
+
 def wanted(settings: Settings) -> Topology:
     """Everything that must exist for these `settings`."""
     whole = _whole(settings)

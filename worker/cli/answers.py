@@ -237,13 +237,33 @@ class Partition(TypedDict):
     workers: list[str]
 
 
+class Worker(TypedDict):
+    """A worker, as it said itself at `seen_at`. `paused_for` is null while it is not paused."""
+
+    name: str
+    host: str
+    version: str
+    since: str
+    seen_at: str
+    is_silent: bool
+    state: str
+    in_hand: int
+    paused_for: str | None
+    partitions: list[str]
+
+
 class Status(TypedDict):
-    """The worst item first. Null stands for a server that is unreachable."""
+    """The worst item first. Null stands for a server that is unreachable.
+
+    `other_workers` counts those of version 0.1.0, which are not among `workers`.
+    """
 
     healthy: bool
     at: str
     broker: Broker | None
     partitions: list[Partition]
+    workers: list[Worker]
+    other_workers: int
     database: Database | None
     attention: list[AttentionItem]
 
@@ -317,11 +337,23 @@ class ViewersUpgraded(TypedDict):
 
 
 class Viewer(TypedDict):
+    """`connected_since` is null if it is not connected. `heard_at` is the newest of the times of
+    its last batch, of its last question for progress and of its last dead letter.
+    """
+
     name: str
     has_login: bool
     users: list[int]
     mqtt: bool
     http: bool
+    connected_since: str | None
+    results_waiting: int
+    heard_at: str | None
+    last_batch_at: str | None
+    app: str | None
+    asked_at: str | None
+    last_rejected_at: str | None
+    rejected_lately: int
 
 
 class Viewers(TypedDict):
@@ -707,10 +739,18 @@ class BatchLetter(TypedDict):
     viewer: str | None
 
 
+class BatchJob(TypedDict):
+    """A follow-up job that the batch has caused and that is not published yet."""
+
+    kind: str
+    since: str
+
+
 class BatchShown(TypedDict):
     """What is stored about a batch. `status` is `rejected` if there are only dead letters.
 
-    `result_waits_since` is null once the viewer's result is published.
+    `result_waits_since` is null once the viewer's result is published. `published_at` and what
+    follows, up to `told_at`, are null where they are not known: they are kept for 30 days.
     """
 
     client_session_uuid: str
@@ -720,6 +760,13 @@ class BatchShown(TypedDict):
     received_at: str | None
     erased_at: str | None
     result_waits_since: str | None
+    published_at: str | None
+    published_by: str | None
+    worker: str | None
+    group_size: int | None
+    milliseconds: float | None
+    told_at: str | None
+    jobs_waiting: list[BatchJob]
     sessions: list[BatchSession]
     attempts: list[BatchAttempt]
     skipped: list[BatchSkipped]

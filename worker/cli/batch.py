@@ -144,6 +144,8 @@ def _lines(life: "Life") -> list[str]:
             lines.append(f"Its person's history was erased {_when(receipt.erased_at)}.")
         if life.result_waits_since is not None:
             lines.append(f"Its result waits in the outbox since {_when(life.result_waits_since)}.")
+    lines += _noted(life)
+    lines += [f"Job {job.kind} waits in the outbox since {_when(job.since)}." for job in life.jobs]
     for session in life.sessions:
         void = "" if session.voided_at is None else f", void since {_when(session.voided_at)}"
         lines.append(
@@ -172,6 +174,27 @@ def _lines(life: "Life") -> list[str]:
     return lines
 
 
+def _noted(life: "Life") -> list[str]:
+    """What is noted for a while only."""
+    receipt, noted = life.receipt, life.moment
+    if receipt is None:
+        return []
+    unknown = "not known"
+    published = unknown if noted.published_at is None else _when(noted.published_at)
+    committed = unknown
+    if noted.worker is not None:
+        committed = (
+            f"by worker {noted.worker}, in a group of {noted.deliveries},"
+            f" after {noted.milliseconds:.1f} ms"
+        )
+    told = unknown if noted.told_at is None else _when(noted.told_at)
+    return [
+        f"Published: {published}" + (f" by {noted.app}." if noted.app else "."),
+        f"Committed: {committed}.",
+        f"Its viewer was told: {told}.",
+    ]
+
+
 def _listed(batch: "Batch") -> dict[str, Any]:
     return {
         "at": batch.at.isoformat(),
@@ -196,6 +219,13 @@ def _shown(life: "Life") -> dict[str, Any]:
         "received_at": receipt and receipt.received_at.isoformat(),
         "erased_at": _iso(receipt and receipt.erased_at),
         "result_waits_since": _iso(life.result_waits_since),
+        "published_at": _iso(life.moment.published_at),
+        "published_by": life.moment.app,
+        "worker": life.moment.worker,
+        "group_size": life.moment.deliveries,
+        "milliseconds": life.moment.milliseconds,
+        "told_at": _iso(life.moment.told_at),
+        "jobs_waiting": [{"kind": job.kind, "since": job.since.isoformat()} for job in life.jobs],
         "sessions": [
             each._asdict()
             | {

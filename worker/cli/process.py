@@ -24,6 +24,7 @@ from worker.consume.collect import Collector
 from worker.consume.consumer import Consumer
 from worker.consume.gate import Gate
 from worker.consume.partitions import Partitions
+from worker.consume.presence import Presence, new_name
 from worker.domain.backoff import Backoff
 from worker.errors import (
     BehindPooler,
@@ -51,9 +52,9 @@ from worker.telemetry.http import served
 _log = structlog.get_logger(__name__)
 
 _BESIDE_THE_LANES = 4 + requests.CONCURRENT
-"""Database connections of a worker besides its lanes: one for the relay, one for checks and
-leases, one for dead letters that are collected or replayed, one for nudges, and those for requests
-for progress."""
+"""Database connections of a worker besides its lanes: one for the relay, one for checks, leases and
+signs of life, one for dead letters that are collected or replayed, one for nudges, and those for
+requests for progress."""
 
 _TOPOLOGY_EVERY = 6
 """The number of consumer checks for each check of the topology, which lists all queues of the
@@ -98,11 +99,13 @@ async def run_worker(settings: Settings) -> None:
         nudges = Nudges(engine, told)
         asked = Requests(engine, told, nudges, settings)
         collector = Collector(engine, settings)
+        name = new_name()
         replays = Replays(engine, replayed, settings)
         ingest = Ingest(
             engine,
             settings.policy(),
             turns=settings.turns(),
+            worker=name,
             on_commit=relay.wake,
             on_change=nudges.note,
         )
@@ -118,7 +121,8 @@ async def run_worker(settings: Settings) -> None:
             gate_open=Gate(engine, enabled=settings.enabled),
             management=management,
         )
-        partitions = Partitions(engine, management, consumer, settings)
+        partitions = Partitions(engine, management, consumer, settings, name)
+        presence = Presence(engine, consumer, name)
         watch = Watch(consumer, settings)
         async with _watched(settings, watch, engine):
             with _cancelled_by_signals():
@@ -127,6 +131,7 @@ async def run_worker(settings: Settings) -> None:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(collector.run())
                     tasks.create_task(partitions.run())
+                    tasks.create_task(presence.run())
                     tasks.create_task(asked.run())
                     tasks.create_task(nudges.run())
                     if settings.relay_in_worker:
@@ -136,6 +141,7 @@ async def run_worker(settings: Settings) -> None:
                     await consumer.run()
                     watching.cancel()
                     partitions.stop()
+                    presence.stop()
                     relay.stop()
                     replays.stop()
                     collector.stop()

@@ -36,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def status(as_json: Json = False) -> None:
-    """Shows queues, consumers, rates, dead letters, outbox, pause and schema.
+    """Shows queues, workers, rates, dead letters, outbox, pause and schema.
 
     It changes nothing. What needs attention comes first, the worst at the top. It exits with 1 if
     there is a warning or a danger, with 5 if the database is unreachable, and with 6 if the broker
@@ -133,11 +133,14 @@ def _fields(seen: "Status") -> dict[str, Any]:
     if seen.broker is not None:
         fields["broker"]["listening"] = len(seen.broker.listening)
         del fields["broker"]["older"]  # named by what needs attention
+    fields["workers"] = [asdict(each) for each in seen.workers]
+    fields["other_workers"] = seen.others
     fields["partitions"] = [asdict(each) for each in seen.partitions]
     if seen.database is not None:
         pause, outbox = seen.database.pause, seen.database.outbox
         dead = seen.database.dead
-        del fields["database"]["leases"]
+        for name in ("leases", "workers", "silent"):  # named elsewhere
+            del fields["database"][name]
         fields["database"]["granted"] = len(seen.database.granted)
         fields["database"]["dead"] = None if dead is None else dead._asdict()
         fields["database"]["pause"] = None if pause is None else pause._asdict()
@@ -170,6 +173,11 @@ def _shown(seen: "Status", console: Console) -> Group:
     parts += [*map(_line, seen.attention), Text()]
     if seen.broker is not None:
         parts += [fitting(console, _queues(seen)), Text()]
+    if seen.workers:
+        parts += [fitting(console, _workers(seen)), Text()]
+    if seen.others:
+        are = "worker is" if seen.others == 1 else "workers are"
+        parts += [Text(f"{seen.others} more {are} of a version that is not listed."), Text()]
     if seen.database is not None:
         parts += _database(seen.database)
     return Group(*parts)
@@ -203,6 +211,28 @@ def _queues(seen: "Status") -> Table:
             str(queue.consumers),
             *("-" if rate is None else f"{rate:.1f}" for rate in rates),
             *([printable(workers.get(queue.name, ""))] if workers else ()),
+        )
+    return table
+
+
+def _workers(seen: "Status") -> Table:
+    partitioned = any(each.partitions for each in seen.workers)
+    table = Table(box=None, pad_edge=False)
+    for name in ("worker", "version", "since"):
+        table.add_column(name, overflow="fold")
+    table.add_column("in hand", justify="right")
+    if partitioned:
+        table.add_column("partitions", justify="right")
+    table.add_column("state", overflow="fold")
+    for each in seen.workers:
+        state = each.state if each.paused_for is None else f"{each.state}: {each.paused_for}"
+        table.add_row(
+            printable(each.name),
+            printable(each.version),
+            f"{_ago(each.since)} ago",
+            str(each.in_hand),
+            *([str(len(each.partitions))] if partitioned else ()),
+            printable(f"silent for {_ago(each.seen_at)}" if each.is_silent else state),
         )
     return table
 

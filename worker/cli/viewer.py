@@ -8,13 +8,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schemas import amqp
 from worker.cli.answers import answer
-from worker.cli.asking import Json, JsonLines, Lines, Reason, bar, by, printable
+from worker.cli.asking import Json, JsonLines, Lines, Reason, bar, by, moment, printable
 from worker.cli.files import opened
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import SettingsError, ViewerError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from worker.broker.accounts import Accounts
-    from worker.operate.viewers import Ensured
+    from worker.operate.viewers import Ensured, Viewer
     from worker.settings import Settings
 
 _NAME = Annotated[
@@ -259,30 +260,74 @@ def upgrade(
     _say(as_json, {"upgraded": upgraded}, f"{len(upgraded)} viewers have this version's rights.")
 
 
-def list_viewers(as_json: Json = False) -> None:
-    """Lists every viewer with a login or a grant.
+def list_viewers(
+    silent: Annotated[
+        datetime | None,
+        typer.Option(
+            "--silent",
+            parser=moment,
+            metavar="TIME",
+            help="Only viewers that are not connected, and of which nothing was heard since this"
+            " age (7d) or time.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Lists every viewer with a login or a grant, and when it was last heard of.
 
-    Example: study-ingest viewer list --json
+    Example: study-ingest viewer list --silent 7d
     """
 
     from worker.operate import viewers
 
     async def work() -> list[viewers.Viewer]:
         async with _servers(load_settings()) as (accounts, engine):
-            return await viewers.listed(accounts, engine)
+            return await viewers.listed(accounts, engine, silent)
 
     found = run(work())
     if as_json:
-        answer({"viewers": [asdict(viewer) for viewer in found]})
+        answer({"viewers": [_fields(viewer) for viewer in found]})
         return
     for viewer in found:
         ways = ["AMQP"] * viewer.has_login + ["MQTT"] * viewer.mqtt + ["HTTP"] * viewer.http
         typer.echo(
             f"{printable(viewer.name)}: {'login by ' + ', '.join(ways) if ways else 'no login'}; "
             + (f"may write for {', '.join(map(str, viewer.users))}" if viewer.users else "no grant")
+            + f"; {printable(_heard(viewer))}"
         )
-    if not found:
+    if not found and silent is not None:
+        typer.echo(f"No viewer has been silent since {silent:%Y-%m-%d %H:%M}.")
+    elif not found:
         typer.echo("There are no viewers: create one with study-ingest viewer add NAME --user N")
+
+
+def _fields(viewer: "Viewer") -> dict[str, object]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(viewer).items()
+    }
+
+
+def _heard(viewer: "Viewer") -> str:
+    parts = []
+    if (since := viewer.connected_since) is not None:
+        parts.append(f"connected since {_when(since)}")
+    elif viewer.heard_at is None:
+        parts.append("never heard of")
+    else:
+        parts.append(f"last heard of {_when(viewer.heard_at)}")
+    if viewer.last_batch_at is not None:
+        by = f" by {viewer.app}" if viewer.app else ""
+        parts.append(f"last batch {_when(viewer.last_batch_at)}{by}")
+    if viewer.results_waiting:
+        parts.append(f"{viewer.results_waiting} results wait")
+    if viewer.rejected_lately:
+        parts.append(f"{viewer.rejected_lately} rejected in 7 days")
+    return ", ".join(parts)
+
+
+def _when(at: datetime) -> str:
+    return at.isoformat(sep=" ", timespec="seconds")
 
 
 def _mqtt_exchange(settings: "Settings") -> str:

@@ -19,7 +19,7 @@ from worker.broker import identity
 from worker.broker.copies import Envelope
 from worker.broker.decoders import UNREADABLE_HEADERS
 from worker.broker.subscription import Delivery
-from worker.domain.records import Bytes, Original
+from worker.domain.records import Bytes, Original, storable
 from worker.ingest.resolve import Incoming
 from worker.settings import Settings
 
@@ -30,6 +30,8 @@ _MAJOR: Final = 1
 _PATIENCE: Final = 3
 """The number of times a batch may find its principal busy before it waits for it."""
 _PLAIN_ENCODINGS: Final = ("", "utf-8", "identity")
+_APP_MAX: Final = 64
+"""Characters that are kept of what a publisher calls itself."""
 _COPYING_HEADERS: Final = ("CC", "BCC")
 """Headers with routing keys, which the broker's topic permissions ignore before 4.0."""
 
@@ -131,6 +133,8 @@ def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incomi
         traceparent=traceparent,
         principal=principal,
         can_come_again=delivery.times_busy < _PATIENCE,
+        published_at=None if returned else storable(delivery.properties.timestamp),
+        app=_app(delivery),
         original=Original(delivery, envelope.routing_key, envelope.replay_id),
     )
 
@@ -156,6 +160,10 @@ def _returned_envelope(delivery: Readable) -> Envelope:
         refused=_refused(delivery.headers),
         replay_id=_uuid(delivery.headers.get(amqp.REPLAY_HEADER)),
     )
+
+
+def _app(delivery: Readable) -> str | None:
+    return (delivery.properties.app_id or "").replace("\0", "")[:_APP_MAX] or None
 
 
 def _principal_of(headers: dict[str, Any]) -> int | None:

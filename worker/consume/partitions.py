@@ -8,9 +8,6 @@ only decides who does which work: a batch that two workers consume is a duplicat
 """
 
 import asyncio
-import os
-import secrets
-import socket
 from contextlib import suppress
 from typing import Final
 
@@ -41,7 +38,12 @@ class Partitions:
     """Keeps one consumer at its share, until it is told to stop."""
 
     def __init__(
-        self, engine: AsyncEngine, management: Management, consumer: Consumer, settings: Settings
+        self,
+        engine: AsyncEngine,
+        management: Management,
+        consumer: Consumer,
+        settings: Settings,
+        name: str,
     ) -> None:
         self._engine = engine
         self._management = management
@@ -53,7 +55,7 @@ class Partitions:
         self._is_new = True
         self._share: frozenset[str] = frozenset()
         self._has_leases = False
-        self.name = f"{socket.gethostname()[:100]}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.name = name
         """By which the others know this worker, and `status` shows it."""
 
     def stop(self) -> None:

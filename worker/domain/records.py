@@ -222,11 +222,11 @@ class DeadLetter(NamedTuple):
 
 # The driver writes exactly these two as infinities, and reads infinities back without a time zone.
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC) + timedelta.resolution
-_LATEST: Final = datetime.max.replace(tzinfo=UTC) - timedelta.resolution
+LATEST: Final = datetime.max.replace(tzinfo=UTC) - timedelta.resolution
 
 
 def storable(at: datetime | None) -> datetime | None:
     """`at` as it will be read back. The first and the last possible instant move inwards."""
-    if at is None or _EARLIEST <= at <= _LATEST:
+    if at is None or _EARLIEST <= at <= LATEST:
         return at
-    return _EARLIEST if at < _EARLIEST else _LATEST
+    return _EARLIEST if at < _EARLIEST else LATEST

@@ -39,6 +39,10 @@ class Incoming:
     """
     can_come_again: bool = False
     """Whether it may be handed in again, instead of waiting, if its principal is busy."""
+    published_at: datetime | None = None
+    """When its viewer published it, by the viewer's clock. None if that is not known."""
+    app: str | None = None
+    """The program that published it, as it says."""
     original: Original | None = field(default=None, compare=False)
     """What is kept of it should it be rejected; nothing that can be may come without."""
 

@@ -30,6 +30,7 @@ from worker.store import (
     erasures,
     inbox,
     keys,
+    moments,
     outbox,
     principals,
     progress,
@@ -38,6 +39,7 @@ from worker.store import (
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.inbox import Known, Receipt
+from worker.store.moments import Published
 
 _FOLDED_AT_ONCE: Final = 100_000
 """The most stored attempts that one transaction folds again because of late batches: half a second
@@ -54,7 +56,8 @@ class Ingest:
     """Ingests groups of deliveries.
 
     `turns` is the most groups that are ingested at once, by all workers that are given the same
-    number; None means no bound. `on_commit` is called after each commit, when there may be
+    number; None means no bound. `worker` is the name under which commits are noted; without one,
+    none are. `on_commit` is called after each commit, when there may be
     something to relay, and `on_change` with what it changed.
     """
 
@@ -64,12 +67,14 @@ class Ingest:
         policy: Policy,
         *,
         turns: int | None = None,
+        worker: str | None = None,
         on_commit: Callable[[], None] = lambda: None,
         on_change: Callable[[Sequence[Change]], None] = lambda changes: None,
     ) -> None:
         self._engine = engine
         self._policy = policy
         self._turns = turns
+        self._worker = worker
         self._on_commit = on_commit
         self._on_change = on_change
 
@@ -136,7 +141,9 @@ class Ingest:
         self, group: Mapping[int, Incoming], wait: bool, turns: int | None
     ) -> dict[int, Disposition]:
         async with transaction(self._engine) as connection:
-            return await transact(connection, group, self._policy, wait=wait, turns=turns)
+            return await transact(
+                connection, group, self._policy, wait=wait, turns=turns, worker=self._worker
+            )
 
 
 def _rounds(group: Sequence[Incoming]) -> Iterable[list[Incoming]]:
@@ -162,6 +169,7 @@ async def transact(
     *,
     wait: bool = True,
     turns: int | None = None,
+    worker: str | None = None,
 ) -> dict[int, Disposition]:
     """Everything that ingest does inside one transaction. No uuid may occur twice in `group`.
 
@@ -208,6 +216,7 @@ async def transact(
             *attempts.inserting(done.sessions),
             *progress.saving(done.progress, mark.version),
             *outbox.recording([message for _, told in verdicts.values() for message in told]),
+            *(() if worker is None else moments.noting(worker, len(verdicts), _published(chosen))),
         ],
     )
     decided = {place: disposition for place, (disposition, _) in verdicts.items()}
@@ -425,6 +434,14 @@ def _receipt(plan: Plan, done: Finalized) -> Receipt:
     uuid = plan.client_session_uuid
     viewer = plan.incoming.viewer
     return Receipt(uuid, plan.batch.digest(), plan.user_id, viewer, done.told[uuid])
+
+
+def _published(batches: Sequence[ScoredBatch]) -> list[Published]:
+    plans = [each.plan for each in batches]
+    return [
+        Published(plan.client_session_uuid, plan.incoming.published_at, plan.incoming.app)
+        for plan in plans
+    ]
 
 
 def _verdict(

@@ -7,6 +7,7 @@ only charged to a message if the trial succeeds right after it.
 
 import secrets
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final, NoReturn
 from uuid import uuid4
 
@@ -20,10 +21,20 @@ from worker.domain.records import DeadLetter, Mark, Standing
 from worker.errors import DatabaseAway
 from worker.ingest.finalize import Finalized, finalize, score
 from worker.ingest.resolve import Incoming, Plan
-from worker.store import attempts, dead_letters, inbox, outbox, pause, progress, publications
+from worker.store import (
+    attempts,
+    dead_letters,
+    inbox,
+    moments,
+    outbox,
+    pause,
+    progress,
+    publications,
+)
 from worker.store.driver import fetch, write
 from worker.store.engine import doubt_sessions, reason_of, transaction
 from worker.store.inbox import Receipt
+from worker.store.moments import Published
 
 _VIEWER: Final = "trial"
 _BATCHES: Final = 60
@@ -104,13 +115,17 @@ async def _try(connection: AsyncConnection) -> NoReturn:
             )
             for plan in plans
         ]
-        await _write(connection, plans, done, mark)
+        await _write(connection, plans, done, mark, received_at)
     await dead_letters.keep(connection, [_letter() for _ in range(_BATCHES)], Policy())
     raise _RolledBack
 
 
 async def _write(
-    connection: AsyncConnection, plans: Sequence[Plan], done: Sequence[Finalized], mark: Mark
+    connection: AsyncConnection,
+    plans: Sequence[Plan],
+    done: Sequence[Finalized],
+    mark: Mark,
+    received_at: datetime,
 ) -> None:
     receipts = [
         Receipt(
@@ -130,6 +145,11 @@ async def _write(
             *progress.saving([row for each in done for row in each.progress], mark.version),
             *outbox.recording(
                 [message for each in done for told in each.messages.values() for message in told]
+            ),
+            *moments.noting(
+                _VIEWER,
+                len(plans),
+                [Published(plan.client_session_uuid, received_at, _VIEWER) for plan in plans],
             ),
         ],
     )

@@ -10,6 +10,7 @@ write and read.
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,6 +23,7 @@ from worker.store import audit
 from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate import grants
+from worker.store.operate import viewers as stored
 
 TAG: Final = "study-viewer"
 """The tag of broker users that these commands may change. They touch no others."""
@@ -70,6 +72,20 @@ class Viewer:
     users: tuple[int, ...]
     mqtt: bool = False
     http: bool = False
+    connected_since: datetime | None = None
+    """None if it is not connected now."""
+    results_waiting: int = 0
+    """Those that it has not fetched."""
+    heard_at: datetime | None = None
+    """The newest time below. The broker forgets who was connected."""
+    last_batch_at: datetime | None = None
+    app: str | None = None
+    """The program that published its last batch, if that is known."""
+    asked_at: datetime | None = None
+    """When it last asked for progress."""
+    last_rejected_at: datetime | None = None
+    rejected_lately: int = 0
+    """Dead letters of the last 7 days; 1,000 means that or more."""
 
 
 def rights(viewer: str, access: Access) -> Rights:
@@ -278,11 +294,7 @@ async def revoke(accounts: Accounts, engine: AsyncEngine, viewer: str, by: By) -
         await accounts.delete_user(viewer)
         await accounts.close_connections(viewer)
         # The next viewer with this name must not read the results of this one.
-        await accounts.delete_queues(
-            amqp.results_queue(viewer),
-            amqp.progress_queue(viewer),
-            *(f"mqtt-subscription-{viewer}qos{qos}" for qos in (0, 1)),
-        )
+        await accounts.delete_queues(*_results_queues(viewer), amqp.progress_queue(viewer))
 
 
 async def grant(
@@ -314,26 +326,57 @@ async def withdraw(engine: AsyncEngine, viewer: str, users: Collection[int], by:
         await audit.record(connection, by, "viewer revoke", f"viewer {viewer}", effect)
 
 
-async def listed(accounts: Accounts, engine: AsyncEngine) -> list[Viewer]:
-    """All viewers that have a login in this vhost or a grant, by name."""
+async def listed(
+    accounts: Accounts, engine: AsyncEngine, silent_since: datetime | None = None
+) -> list[Viewer]:
+    """All viewers that have a login in this vhost or a grant, by name. With `silent_since` only
+    those that are not connected, and of which nothing was heard since then.
+    """
     logins = await _logins(accounts)
     topics = {
         user
         for user, exchange in await accounts.topic_permissions()
         if exchange != amqp.INGEST_EXCHANGE
     }
+    connected = await accounts.connected()
+    waiting = await accounts.depths()
     async with transaction(engine) as connection:
         granted = await grants.all_of(connection)
-    return [
+        names = sorted({*logins, *granted})
+        traces = await stored.traces(connection, names)
+    found = [
         Viewer(
             name,
             name in logins,
             tuple(granted.get(name, ())),
             mqtt=name in topics,
             http=_HTTP_TAG in logins.get(name, ()),
+            connected_since=connected.get(name),
+            results_waiting=sum(waiting.get(queue, 0) for queue in _results_queues(name)),
+            heard_at=traces[name].heard_at,
+            **traces[name]._asdict(),
         )
-        for name in sorted({*logins, *granted})
+        for name in names
     ]
+    if silent_since is None:
+        return found
+    return [
+        each
+        for each in found
+        if each.connected_since is None and (each.heard_at is None or each.heard_at < silent_since)
+    ]
+
+
+def _results_queues(viewer: str) -> tuple[str, ...]:
+    """The queues that may exist for the viewer's results, by AMQP and by MQTT. None for a name that
+    no viewer can have, to which a grant was given by hand.
+    """
+    if not amqp.is_viewer(viewer):
+        return ()
+    return (
+        amqp.results_queue(viewer),
+        *(f"mqtt-subscription-{viewer}qos{qos}" for qos in (0, 1)),
+    )
 
 
 async def _equip(accounts: Accounts, viewer: str, access: Access) -> str:

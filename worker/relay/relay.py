@@ -7,21 +7,23 @@ are still there: they are published again, with the same message ids.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from schemas import amqp
 from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Refused, Unroutable, outgoing
 from worker.domain.backoff import Backoff
 from worker.domain.records import Message
 from worker.errors import IngestError, Unconfirmed
 from worker.settings import Settings
-from worker.store import outbox
+from worker.store import moments, outbox
 from worker.store.engine import reason_of, transaction
+from worker.store.moments import Told
 from worker.store.outbox import Waiting
 from worker.telemetry import metrics
 
@@ -92,6 +94,7 @@ class Relay:
         Raises `Unconfirmed` if the broker confirmed none of the rows, `DatabaseAway` and
         `TransientFault`.
         """
+        rows: list[Waiting] = []
         confirmed: list[int] = []
         most, now = self._settings.relay_batch, time.monotonic()
         held = [kind for kind, each in self._held.items() if now < each.until]
@@ -101,11 +104,13 @@ class Relay:
                 confirmed, failure = await self._publish(rows)
                 if failure is not None:
                     raise failure  # and the rows that were taken are there again
+                await moments.tell(connection, _told(rows, confirmed))
         except Unconfirmed:
             if not confirmed:
                 raise
             async with transaction(self._engine) as connection:
                 await outbox.delete(connection, confirmed)
+                await moments.tell(connection, _told(rows, confirmed))
         else:
             # What was tried again was confirmed, or another relay has published it.
             self._held = {kind: each for kind, each in self._held.items() if kind in held}
@@ -127,13 +132,16 @@ class Relay:
         self.trouble = problem
 
     async def _measure(self) -> None:
-        """Measures from time to time what waits, even if nothing can be published."""
+        """Measures from time to time what waits, even if nothing can be published, and forgets
+        what is noted for a while only.
+        """
         now = time.monotonic()
         if now - self._measured_at < _MEASURE_INTERVAL:
             return
         self._measured_at = now
         async with transaction(self._engine) as connection:
             waiting = await outbox.backlog(connection)
+            await moments.forget(connection)
         metrics.OUTBOX_ROWS.set(waiting.messages)
         metrics.OUTBOX_AGE.set(waiting.oldest_age)
 
@@ -162,6 +170,18 @@ class Relay:
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
+
+
+def _told(rows: Sequence[Waiting], confirmed: Collection[int]) -> list[Told]:
+    """The results among the confirmed rows."""
+    gone = {*confirmed}
+    return [
+        Told(row.created_at, uuid)
+        for row in rows
+        if row.id in gone
+        and not row.message.is_job
+        and (uuid := row.message.headers.get(amqp.CLIENT_SESSION_UUID_HEADER)) is not None
+    ]
 
 
 def _outgoing(message: Message) -> Outgoing:

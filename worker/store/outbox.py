@@ -25,6 +25,7 @@ class Waiting(NamedTuple):
 
     id: int
     message: Message
+    created_at: datetime
 
 
 class Backlog(NamedTuple):
@@ -82,7 +83,8 @@ _TAKE: Final = text(
     " WHERE pg_try_advisory_xact_lock(hashtextextended('study-ingest outbox ' || routing_key, 0)))"
     " DELETE FROM ours.outbox WHERE id = ANY(ARRAY("
     "SELECT oldest.id FROM oldest JOIN locked ON locked.routing_key = oldest.routing_key))"
-    " RETURNING id, message_id, exchange, routing_key, type, CAST(headers AS text), body"
+    " RETURNING id, message_id, exchange, routing_key, type, CAST(headers AS text), body,"
+    " created_at"
 )
 
 
@@ -144,7 +146,7 @@ async def take(
     wanted = {"results": results, "jobs": jobs, "held": list(held)}
     found = await fetch(connection, _TAKE, wanted)
     taken = [
-        Waiting(row[0], Message(row[1], row[2], row[3], row[4], json.loads(row[5]), row[6]))
+        Waiting(row[0], Message(row[1], row[2], row[3], row[4], json.loads(row[5]), row[6]), row[7])
         for row in found
     ]
     return sorted(taken, key=lambda row: (row.message.is_job, row.id))

@@ -21,8 +21,9 @@ class _Index(NamedTuple):
     columns: str
     since: str
     """The version of the schema that has it."""
-    where: str = ""
-    """The rows that it has, as a clause. Empty for all."""
+    rest: str = ""
+    """The clauses after its columns."""
+    using: str = "btree"
 
 
 _INDEXES: Final = {
@@ -30,6 +31,10 @@ _INDEXES: Final = {
         "study_question_attempts", "study_question_id, user_id", "0014"
     ),
     "published_source_id_idx": _Index("published", "source_id", "0017", "WHERE kind = 'question'"),
+    "ingest_inbox_received_at_idx": _Index(
+        "ingest_inbox", "received_at", "0023", "WITH (autosummarize = on)", using="brin"
+    ),
+    "ingest_inbox_viewer_received_at_idx": _Index("ingest_inbox", "viewer, received_at", "0023"),
 }
 # Not a lock to wait for: who waits has a snapshot, and the index waits for all older snapshots.
 _TRY: Final = text("SELECT pg_try_advisory_lock(hashtextextended('study-ingest prepare', 0))")
@@ -95,8 +100,8 @@ async def _make(connection: AsyncConnection, name: str) -> bool:
     index = _INDEXES[name]
     await connection.execute(
         text(
-            f"CREATE INDEX CONCURRENTLY {name} ON ours.{index.table} ({index.columns})"
-            f" {index.where}"
+            f"CREATE INDEX CONCURRENTLY {name} ON ours.{index.table} USING {index.using}"
+            f" ({index.columns}) {index.rest}"
         )
     )
     return True

@@ -8,6 +8,7 @@ and questions have ids (bigint) of the study application. This project creates n
 from typing import Final
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -29,7 +30,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from schemas import amqp
 
@@ -247,6 +248,9 @@ ingest_inbox = Table(
         name="erased",
     ),
     Index(None, "user_id"),
+    # Rows arrive in this order, so an index of a few pages finds the newest.
+    Index(None, "received_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
+    Index(None, "viewer", "received_at"),
 )
 
 outbox = Table(
@@ -283,6 +287,49 @@ viewer_grants = Table(
     # When the viewer last asked for the user's progress. Nobody nudges one that does not ask.
     Column("asked_at", _TIME),
     Index("viewer_grants_user_id_idx", "user_id", postgresql_where=text("asked_at IS NOT NULL")),
+)
+
+# What only the moment knows, for 30 days: see `worker.store.moments`.
+ingest_groups = Table(
+    "ingest_groups",
+    METADATA,
+    Column("received_at", _TIME),
+    Column("id", BigInteger, Identity()),
+    Column("worker", Text, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("milliseconds", REAL, nullable=False),
+    # One element of each for every batch.
+    Column("client_session_uuids", ARRAY(Uuid), nullable=False),
+    Column("published_at", ARRAY(_TIME), nullable=False),
+    Column("apps", ARRAY(Text), nullable=False),
+    PrimaryKeyConstraint("received_at", "id"),
+    # Rows are short-lived, so compressing them is not worth it.
+    postgresql_with={"toast_tuple_target": "8160"},
+)
+
+ingest_told = Table(
+    "ingest_told",
+    METADATA,
+    Column("received_at", _TIME),
+    Column("id", BigInteger, Identity()),
+    Column("told_at", _TIME, nullable=False),
+    Column("client_session_uuids", ARRAY(Uuid), nullable=False),
+    PrimaryKeyConstraint("received_at", "id"),
+    postgresql_with={"toast_tuple_target": "8160"},
+)
+
+# The workers that run, as they say themselves.
+ingest_workers = Table(
+    "ingest_workers",
+    METADATA,
+    Column("worker", Text, primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("started_at", _TIME, nullable=False),
+    Column("seen_at", _TIME, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("in_hand", Integer, nullable=False),
+    # Why it is paused, if it is.
+    Column("reason", Text),
 )
 
 ingest_erasures = Table(

@@ -26,6 +26,7 @@ from worker.broker.publisher import Publisher
 from worker.consume import consumer as consuming
 from worker.consume.consumer import Consumer
 from worker.consume.partitions import Partitions
+from worker.consume.presence import new_name
 from worker.domain.dispositions import Busy, Disposition, Ingested
 from worker.errors import TransientFault
 from worker.ingest.resolve import Incoming
@@ -92,7 +93,9 @@ async def start(
             await try_writing(engine)
 
         consumer = Consumer(settings, group, publisher, trial=trial)
-        partitions = None if is_old else Partitions(engine, management, consumer, settings)
+        partitions = (
+            None if is_old else Partitions(engine, management, consumer, settings, new_name())
+        )
         worker = Worker(consumer, partitions)
         workers.append(worker)
         worker.tasks.append(asyncio.create_task(consumer.run()))

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -29,7 +30,9 @@ class Site:
         """A worker while the block runs."""
         return working(self.settings, self.engine)
 
-    async def publish(self, *batches: AttemptBatch, viewer: str = VIEWER) -> None:
+    async def publish(
+        self, *batches: AttemptBatch, viewer: str = VIEWER, **properties: Any
+    ) -> None:
         """Publishes batches as a viewer does, with a header of its own."""
         for batch in batches:
             await self.broker.publish(
@@ -41,6 +44,7 @@ class Site:
                     amqp.TRACEPARENT_HEADER: TRACEPARENT,
                     "app": "notes",
                 },
+                **properties,
             )
 
     async def park(self, *batches: AttemptBatch, viewer: str = VIEWER) -> None:

@@ -20,6 +20,7 @@ import typer
 from jsonschema import Draft202012Validator
 
 from schemas import amqp
+from schemas.followups import REVIEW
 from tests import factories as make
 from tests.broker_fixtures import until
 from tests.factories import batch, right, sent, wrong
@@ -28,7 +29,9 @@ from tests.worker.operate.conftest import Site
 from worker.broker.accounts import Accounts
 from worker.cli.answers import ANSWERS, document
 from worker.cli.main import app, main
+from worker.domain.ids import derived_id
 from worker.domain.policy import Policy
+from worker.ingest.messages import followup_id
 from worker.ingest.transaction import Ingest
 
 pytestmark = pytest.mark.broker
@@ -256,6 +259,24 @@ async def test_each_command_prints_its_shape_with_data(
     channel = await site.broker.channel()
     old = await channel.declare_queue(amqp.partition_queue(1), durable=True)
     await old.bind("amq.direct")
+
+    # A job that waits, and a worker that was killed.
+    session = str(derived_id(SESSION, str(question.topic_id)))
+    await make.execute(
+        site.engine,
+        "INSERT INTO outbox (message_id, exchange, routing_key, type, headers, body)"
+        " SELECT :id, 'study.followups', 'review.requested', 'x', '{}',"
+        " CAST(jsonb_build_object('quiz_session_id', CAST(:session AS text)) AS text)",
+        id=followup_id(REVIEW, session),
+        session=session,
+    )
+    await make.execute(
+        site.engine,
+        "INSERT INTO ingest_workers VALUES ('h:1:a', '1', now(), now(), 'consuming', 0, NULL)",
+    )
+    await make.execute(
+        site.engine, f"INSERT INTO ingest_leases VALUES ('{old.name}', 'h:1:a', 'infinity')"
+    )
 
     empty, full = set(), set()
     for run in _runs(*names, question.pub_id, exported):

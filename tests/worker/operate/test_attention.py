@@ -66,6 +66,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "viewer_without_queue": ({"broker": replace(WELL, listening=frozenset())}, "note"),
     "viewer_without_progress": ({"broker": replace(WELL, older=frozenset("v"))}, "note"),
     "viewer_without_grant": ({"database": replace(SOUND, granted=frozenset())}, "note"),
+    "viewer_silent": ({"database": replace(SOUND, silent=("v",))}, "note"),
     "schema": ({"database": DatabaseStatus("0", "1", None, None, None, 0)}, "danger"),
     "dead_letters": ({"database": replace(SOUND, dead=Overview({"x": 1}, None, 0))}, "warning"),
     "paused": ({"database": replace(SOUND, pause=PAUSE)}, "warning"),

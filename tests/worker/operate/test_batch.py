@@ -1,5 +1,6 @@
 """`batch list` and `batch show`: what an operator finds out about a batch."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,9 +11,11 @@ from schemas.attempt_batch import AttemptBatch
 from tests import factories as make
 from tests.broker_fixtures import VIEWER, until
 from tests.factories import batch, right, unsure, wrong
+from tests.whole_worker import WORKER
 from tests.worker.operate.commands import invoke
 from tests.worker.operate.conftest import Site
 from tests.worker.operate.test_answers import one
+from worker.broker.topology import retry_queue
 from worker.domain.policy import Policy
 from worker.errors import NoBatch
 from worker.ingest.resolve import Incoming
@@ -24,6 +27,9 @@ from worker.store.audit import By
 pytestmark = pytest.mark.broker
 
 BY = By("somebody", "a test")
+
+NOTED = ("published_at", "published_by", "worker", "group_size", "milliseconds", "told_at")
+"""What is noted for a while only."""
 
 
 def sent(content: AttemptBatch, viewer: str) -> Incoming:
@@ -75,6 +81,7 @@ async def test_they_are_listed_by_user_viewer_topic_time_and_status(site: Site) 
     assert len(await uuids("--status", "rejected")) == 1
     assert await uuids("--user", "1", "--status", "rejected") == []
     assert len(await uuids("--limit", "2")) == 2
+    assert len(await uuids("--since", "0001-01-01T00:00")) == 5
     soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
     assert await uuids("--since", soon) == []
 
@@ -93,6 +100,7 @@ async def test_one_is_shown_with_all_that_became_of_it(site: Site) -> None:
     life = await shown(site, uuid)
     assert (life["status"], life["viewer"], life["user_id"]) == ("ingested", "phone", 1)
     assert life["result_waits_since"] is not None
+    assert [each["kind"] for each in life["jobs_waiting"]] == ["explanation.requested"] * 2
     attempts = life["attempts"]
     assert [each["outcome"] for each in attempts] == ["wrong", "unsure"]
     assert [each["pub_ids"] for each in attempts] == [[question.pub_id], [other.pub_id]]
@@ -120,6 +128,43 @@ async def test_one_is_shown_with_all_that_became_of_it(site: Site) -> None:
     assert (life["status"], life["user_id"], life["attempts"]) == ("erased", None, [])
 
 
+async def test_what_only_the_moment_knew_is_told_and_what_is_not_known_too(site: Site) -> None:
+    (question,) = await make.publish(site.engine, user_id=1)
+    named, bare = (batch(right(question), uuid=uuid4()) for _ in range(2))
+    at = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)
+    app = "quiz\n3\0" + "x" * 100
+    await site.publish(named, timestamp=at, app_id=app)
+    await site.publish(bare)
+
+    async def told() -> bool:
+        rows = await make.rows(site.engine, "SELECT client_session_uuids FROM ingest_told")
+        return len({uuid for row in rows for uuid in row["client_session_uuids"]}) == 2
+
+    async with site.working():
+        await until(told, bool)
+        life = await shown(site, named.client_session_uuid)
+        await site.publish(named)  # again, which is told again
+        count = "SELECT count(*) AS n FROM ingest_told"
+        await until(lambda: make.rows(site.engine, count), lambda rows: rows[0]["n"] > 2)
+
+    assert (life["published_at"], life["published_by"]) == (at.isoformat(), f"quiz\n3{'x' * 58}")
+    assert life["worker"] == WORKER and life["group_size"] in (1, 2)
+    assert life["milliseconds"] > 0 and life["told_at"] > life["received_at"]
+    assert await shown(site, named.client_session_uuid) == life
+    text = (await invoke(site, "batch", "show", str(named.client_session_uuid))).stdout
+    assert f"Published: 2026-03-01 12:30:05+00:00 by quiz\\n3{'x' * 58}." in text
+    assert f"by worker {WORKER}, in a group of {life['group_size']}" in text
+    other = await shown(site, bare.client_session_uuid)
+    assert (other["published_at"], other["published_by"], other["worker"]) == (None, None, WORKER)
+
+    # As a worker and a relay of an older version leave it.
+    uuid = uuid4()
+    await Ingest(site.engine, Policy())([sent(batch(right(question), uuid=uuid), "phone")])
+    life = await shown(site, uuid)
+    assert {life[name] for name in NOTED} == {None}
+    assert (await invoke(site, "batch", "show", str(uuid))).stdout.count("not known.") == 3
+
+
 async def test_one_that_is_not_stored_may_still_wait_in_the_broker(site: Site) -> None:
     await site.publish(batch(right("a")), viewer=VIEWER)
 
@@ -130,6 +175,12 @@ async def test_one_that_is_not_stored_may_still_wait_in_the_broker(site: Site) -
 
     # The broker's counts lag by seconds.
     await until(remedy, lambda said: "in the broker wait 1 for a worker" in said)
+    retry = await (await site.broker.channel()).declare_queue(retry_queue(3600), durable=True)
+    await site.broker.publish("{}", exchange="", routing_key=retry.name)
+    said = await until(remedy, lambda said: "for another try" in said)
+    until_then = datetime.now(UTC) + timedelta(hours=1)
+    (hour,) = re.findall(r"1 for another try \(until (\d\d):\d\d:\d\d UTC at the latest\)", said)
+    assert int(hour) in (until_then.hour, (until_then - timedelta(minutes=5)).hour)
 
     result = await invoke(site, "batch", "show", "no-uuid")
     assert result.exit_code == 2

@@ -23,8 +23,10 @@ from schemas.followups import EXPLANATION, KINDS, REVIEW
 from tests import factories as make
 from tests.broker_fixtures import PATIENCE, until
 from tests.factories import batch, right
+from tests.whole_worker import WORKER
 from tests.worker.operate.commands import environment, invoke
 from tests.worker.operate.conftest import Site
+from worker import __version__
 
 pytestmark = pytest.mark.broker
 
@@ -53,7 +55,8 @@ def queue(found: dict[str, Any], name: str = amqp.ATTEMPTS_QUEUE) -> dict[str, A
 
 async def test_all_is_well_while_a_worker_works(site: Site) -> None:
     async with site.working():
-        found = await seen(site)  # at once: the broker's own counts lag
+        # At once: the broker's own counts lag.
+        found = await until(lambda: seen(site), lambda found: found["workers"])
         plain = await invoke(site, "status")
     assert queue(found)["consumers"] == 1
     assert found["database"]["schema"] == found["database"]["schema_wanted"]
@@ -63,6 +66,43 @@ async def test_all_is_well_while_a_worker_works(site: Site) -> None:
         "oldest_result_age": 0.0,
     }
     assert "All is well." in plain.stdout and "\x1b" not in plain.stdout
+    (worker,) = found["workers"]
+    assert (worker["name"], worker["host"], worker["version"]) == (WORKER, "a-host", __version__)
+    assert (worker["is_silent"], worker["in_hand"], worker["partitions"]) == (False, 0, [])
+    assert WORKER in plain.stdout
+    assert (await seen(site))["workers"] == []  # it has ended
+
+
+async def test_a_worker_says_why_it_is_paused_and_one_that_was_killed_is_silent(
+    site: Site,
+) -> None:
+    await make.execute(
+        site.engine,
+        "INSERT INTO ingest_workers VALUES"
+        " ('gone:1:a', '0.2.0', now(), now() - interval '50 minutes', 'consuming', 3, NULL),"
+        " ('forgotten:1:a', '0.2.0', now(), now() - interval '61 minutes', 'consuming', 3, NULL)",
+    )
+
+    async def state() -> str:
+        query = f"SELECT state FROM ingest_workers WHERE worker = '{WORKER}'"
+        (row,) = await make.rows(site.engine, query)
+        return str(row["state"])
+
+    async with site.working():
+        await invoke(site, "pause", "--reason", "moving house")
+
+        await until(state, "paused".__eq__)
+        paused, gone = (await seen(site))["workers"]
+        assert paused["paused_for"] == "the gate is closed"
+        assert (gone["name"], gone["is_silent"]) == ("gone:1:a", True)
+        plain = (await invoke(site, "status")).stdout
+        assert "paused: the gate is closed" in plain and "silent for 50 min" in plain
+        # A worker of version 0.1.0 says nothing, and the broker still counts it.
+        await invoke(site, "resume")
+        await until(state, "consuming".__eq__)
+        await make.execute(site.engine, "DELETE FROM ingest_workers")
+        assert (await seen(site))["other_workers"] == 1
+        assert "1 more worker is of a version" in (await invoke(site, "status")).stdout
 
 
 async def test_status_names_what_needs_attention(site: Site) -> None:

@@ -1,7 +1,13 @@
 """How things stand, at a glance: `look.py` reads both servers, `attention.py` judges."""
 
 from worker.operate.status.attention import Attention
-from worker.operate.status.facts import BrokerStatus, DatabaseStatus, PartitionStatus, QueueStatus
+from worker.operate.status.facts import (
+    BrokerStatus,
+    DatabaseStatus,
+    PartitionStatus,
+    QueueStatus,
+    WorkerStatus,
+)
 from worker.operate.status.look import Status, look
 
 __all__ = [
@@ -11,5 +17,6 @@ __all__ = [
     "PartitionStatus",
     "QueueStatus",
     "Status",
+    "WorkerStatus",
     "look",
 ]

@@ -285,6 +285,15 @@ def _of_the_database(
             f"{_count(database.hanging_commits, 'commit hangs', 'commits hang')}.",
             "See that the replicas in synchronous_standby_names are there.",
         )
+    if database.silent:
+        yield Attention(
+            "viewer_silent",
+            "note",
+            f"{_count(len(database.silent), 'viewer', 'viewers')} published every week, and nothing"
+            f" for a week now: {_named([*database.silent])}.",
+            "Ask whether they are in use and online. `study-ingest viewer list --silent 7d` says"
+            " when each was last heard of.",
+        )
     if database.other_schedules:
         yield Attention(
             "other_schedules",

@@ -1,12 +1,14 @@
 """What `status` reads of the two servers, as plain values."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from schemas import amqp
 from worker.store.leases import Lease
 from worker.store.operate.dead import Overview
 from worker.store.outbox import Backlog, KindBacklog
 from worker.store.pause import Pause
+from worker.store.workers import Presence
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,26 @@ class PartitionStatus:
     unacknowledged: int
     consumers: int
     workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker, as it said itself at `seen_at`. `paused_for` is None while it is not paused.
+
+    `is_silent` is a worker that was killed, or can't reach the database. `partitions` are the
+    queues that it consumes besides the common one.
+    """
+
+    name: str
+    host: str
+    version: str
+    since: datetime
+    seen_at: datetime
+    is_silent: bool
+    state: str
+    in_hand: int
+    paused_for: str | None
+    partitions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +99,9 @@ class DatabaseStatus:
     """Why it takes no writes, as a sentence; None if it takes them, or if that is not known."""
     jobs: tuple[KindBacklog, ...] = ()
     """The follow-up jobs that wait in the outbox."""
+    silent: tuple[str, ...] = ()
+    """The viewers that published every week, and have stopped lately."""
+    workers: tuple[Presence, ...] = ()
+    """Those that say that they are there."""
     leases: tuple[Lease, ...] = ()
     """Which worker consumes which queue, where there are partitions."""

@@ -23,11 +23,12 @@ from worker.operate.status.facts import (
     DatabaseStatus,
     PartitionStatus,
     QueueStatus,
+    WorkerStatus,
 )
 from worker.settings import Settings
-from worker.store import leases, outbox, pause, schema
+from worker.store import leases, outbox, pause, schema, workers
 from worker.store.engine import transaction
-from worker.store.operate import dead, grants, schedules
+from worker.store.operate import dead, grants, schedules, viewers
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,39 @@ class Status:
     def is_healthy(self) -> bool:
         """Whether there is nothing but notes."""
         return all(each.severity == "note" for each in self.attention)
+
+    @property
+    def workers(self) -> tuple[WorkerStatus, ...]:
+        """The workers, by name. Those of version 0.1.0 are missing: see `others`."""
+        if self.database is None:
+            return ()
+        leases = self.database.leases
+        return tuple(
+            WorkerStatus(
+                each.worker,
+                each.worker.rsplit(":", 2)[0],
+                each.version,
+                each.started_at,
+                each.seen_at,
+                each.age > _SILENT,
+                each.state,
+                each.in_hand,
+                each.reason,
+                tuple(
+                    lease.queue
+                    for lease in leases
+                    if lease.worker == each.worker and amqp.is_partition(lease.queue)
+                ),
+            )
+            for each in self.database.workers
+        )
+
+    @property
+    def others(self) -> int:
+        """The consumers of batches that are none of `workers`, but workers of version 0.1.0."""
+        queue = None if self.broker is None else self.broker.queue(amqp.ATTEMPTS_QUEUE)
+        known = sum(each.state == "consuming" and not each.is_silent for each in self.workers)
+        return 0 if queue is None else max(0, queue.consumers - known)
 
     @property
     def partitions(self) -> tuple[PartitionStatus, ...]:
@@ -163,6 +197,8 @@ def _is_forbidden(error: BaseException) -> bool:
     return getattr(said, "sqlstate", None) == _INSUFFICIENT_PRIVILEGE
 
 
+_SILENT: Final = 20.0
+"""Seconds after which a worker is silent: it says every five seconds that it is there."""
 _INSUFFICIENT_PRIVILEGE: Final = "42501"
 _RESULTS_QUEUE: Final = re.compile(r"study\.results\.(.+)|mqtt-subscription-(.+)qos[01]")
 
@@ -201,6 +237,7 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
     if at != head:
         return DatabaseStatus(at, head, None, None, None, 0)
     async with transaction(engine) as connection:
+        granted = frozenset(await grants.all_of(connection))
         return DatabaseStatus(
             at,
             head,
@@ -208,8 +245,10 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
             await outbox.backlog(connection),
             await dead.overview(connection),
             await hanging_commits(connection),
-            frozenset(await grants.all_of(connection)),
+            granted,
             await schedules.share_of_others(connection),
             jobs=tuple(await outbox.kind_backlogs(connection)),
+            silent=tuple(await viewers.fallen_silent(connection, granted)),
+            workers=tuple(await workers.present(connection)),
             leases=tuple(await leases.live(connection)),
         )
