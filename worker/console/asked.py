@@ -1,7 +1,7 @@
 """What a request asks for: filters in its address, fields in its form, and addresses of pages."""
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
@@ -51,6 +51,20 @@ def as_number(given: str, what: str) -> int:
     if not -_BIGGEST <= value < _BIGGEST:
         raise AddressError(f"{what}: {given[:40]!r} does not fit into 64 bits", "enter another.")
     return value
+
+
+def moment(request: Request, name: str) -> datetime | None:
+    """A filter's time in ISO 8601, which is UTC if it has no offset. Raises `AddressError`."""
+    given = text(request, name)
+    if given is None:
+        return None
+    try:
+        at = datetime.fromisoformat(given)
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise AddressError(
+            f"{name}: {given[:60]!r} is no time", "write one as 2026-11-28T09:00."
+        ) from None
 
 
 def as_uuid(given: str) -> UUID:

@@ -1,7 +1,7 @@
 """Batches: those that fit a filter, and what became of one. One that should not count is voided."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from starlette.requests import Request
@@ -14,9 +14,9 @@ from worker.errors import NoBatch
 from worker.operate import batch as operation
 from worker.operate import void as voiding
 from worker.store.audit import By
-from worker.store.operate.batches import Wanted
+from worker.store.operate.batches import Batch, Wanted
 
-_SHOWN: Final = 50
+_SHOWN: Final = 100
 _STATES: Final = ("ingested", "rejected", "voided", "erased")
 
 
@@ -32,6 +32,7 @@ async def listed(request: Request) -> Response:
         asked.text(request, "viewer"),
         asked.number(request, "topic"),
         _STATES if status is None else (status,),
+        asked.moment(request, "until"),
     )
     found = await operation.find(state.of(request).looking, wanted, _SHOWN)
     return shown.page(
@@ -42,8 +43,19 @@ async def listed(request: Request) -> Response:
         status=status,
         states=_STATES,
         found=found,
-        most=_SHOWN,
+        older=_older(wanted, found),
     )
+
+
+def _older(wanted: Wanted, found: list[Batch]) -> datetime | None:
+    """Where the next page begins. None if there is none.
+
+    A group has one moment, so the next page begins with batches of the last one's.
+    """
+    if len(found) < _SHOWN:
+        return None
+    last = found[-1].at
+    return last if last != wanted.until else last - timedelta(microseconds=1)
 
 
 async def life(request: Request) -> Response:

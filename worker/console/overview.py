@@ -28,7 +28,7 @@ _WHERE: Final = {
     "viewer_without_queue": ("/viewers", "See the viewers"),
     "viewer_without_progress": ("/viewers", "See the viewers"),
     "viewer_without_grant": ("/viewers", "See the viewers"),
-    "viewer_silent": ("/viewers", "See the viewers"),
+    "viewer_silent": ("/viewers?silent=7d", "See who is silent"),
     "no_writes": ("/doctor", "Ask the doctor"),
     "commits_hang": ("/doctor", "Ask the doctor"),
     "schema": ("/doctor", "Ask the doctor"),

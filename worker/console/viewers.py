@@ -1,6 +1,7 @@
 """Viewers: all of them, and one with the users for whom it may write."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from starlette.requests import Request
@@ -20,14 +21,19 @@ _GRANTS: Final = 200
 
 
 async def viewers(request: Request) -> Response:
-    """Viewers with a login or a grant, by name."""
+    """Viewers with a login or a grant, by name; if asked, those of which nothing was heard."""
     part = asked.text(request, "name") or ""
+    silent = asked.one_of(request, "silent", asked.AGES)
+    since = None if silent is None else datetime.now(UTC) - asked.AGES[silent]
     everybody = await state.of(request).viewers.get(state.PATIENCE)
     found = [each for each in everybody.found if part.lower() in each.name.lower()]
+    if since is not None:
+        found = [each for each in found if each.is_silent_since(since)]
     return shown.page(
         request,
         "viewers.html",
         name=part,
+        silent=silent,
         found=found[:_SHOWN],
         count=len(found),
         away=everybody.away,

@@ -87,6 +87,10 @@ class Viewer:
     rejected_lately: int = 0
     """Dead letters of the last 7 days; 1,000 means that or more."""
 
+    def is_silent_since(self, then: datetime) -> bool:
+        """Whether it is not connected, and nothing was heard of it since then."""
+        return self.connected_since is None and (self.heard_at is None or self.heard_at < then)
+
 
 def rights(viewer: str, access: Access) -> Rights:
     """The minimal rights with which `viewer` can work.
@@ -360,11 +364,7 @@ async def listed(
     ]
     if silent_since is None:
         return found
-    return [
-        each
-        for each in found
-        if each.connected_since is None and (each.heard_at is None or each.heard_at < silent_since)
-    ]
+    return [each for each in found if each.is_silent_since(silent_since)]
 
 
 def _results_queues(viewer: str) -> tuple[str, ...]:

@@ -189,7 +189,7 @@ async def _repair(person: Person, batch: str) -> None:
     await person.click("Replay")
     await person.fill("Reason, for the audit", "granted")
     await person.click("Replay")
-    await person.reads("sent to the viewer")
+    await person.reads("Viewer told")
     await person.reads("ingested")
     await person.picture("counted")
     assert person.clicks <= 15

@@ -23,6 +23,8 @@ class Wanted(NamedTuple):
     topic_id: int | None = None
     states: Collection[str] = _ALL
     """Any of `ingested`, `voided`, `erased` and `rejected`."""
+    until: datetime | None = None
+    """The newest moment that is meant; None for now."""
 
 
 class Batch(NamedTuple):
@@ -210,9 +212,11 @@ def _periods(wanted: Wanted, *, is_common: bool) -> Iterator[tuple[datetime, dat
     last minutes takes no look at months. All at once where few are found, or an index finds them.
     """
     end, period = LATEST, _FIRST_PERIOD
+    if wanted.until is not None:
+        end = wanted.until + timedelta(microseconds=1)
     is_rare = "ingested" not in wanted.states or not is_common
     if not (is_rare or wanted.user_id is not None or wanted.viewer is not None):
-        now = datetime.now(UTC)
+        now = wanted.until or datetime.now(UTC)
         while period < _LONGEST and (start := now - period) > wanted.since:
             yield start, end
             end, period = start, period * _LONGER
