@@ -210,6 +210,25 @@ async def test_what_people_answered_is_for_those_who_may_look(
         assert "ingested" in pages[1]
 
 
+async def test_every_batch_is_on_a_page_that_links_lead_to(site: Site, ada: Client) -> None:
+    """Groups have one moment for all of their batches, and a page may end within one."""
+    (question,) = await make.publish(site.engine, user_id=1)
+    ingest = Ingest(site.engine, Policy())
+    uuids = [uuid4() for _ in range(150)]
+    for group in (uuids[:60], uuids[60:120], uuids[120:]):
+        await ingest([sent(right(question), uuid=uuid) for uuid in group])
+    seen: set[str] = set()
+    where: str | None = "/batches"
+    pages = 0
+    while where is not None:
+        page = Read((await ada.get(where)).text)
+        seen |= {each for each in page.addresses() if re.fullmatch(r"/batches/[0-9a-f-]{36}", each)}
+        where = next((each for each in page.addresses() if "until=" in each), None)
+        pages += 1
+    assert seen == {f"/batches/{uuid}" for uuid in uuids}
+    assert pages in (2, 3)
+
+
 async def test_a_session_is_voided_by_who_may_act(site: Site, ada: Client) -> None:
     (question,) = await make.publish(site.engine, user_id=1)
     await Ingest(site.engine, Policy())([sent(right(question), uuid=KNOWN)])
