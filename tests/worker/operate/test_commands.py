@@ -135,10 +135,10 @@ async def test_a_command_that_is_stopped_says_how_to_continue(
         await Ingest(site.engine, Policy())([sent(right(question))])
     real = getattr(repair, command)
 
-    async def until_the_third(engine: AsyncEngine, user_id: int, policy: Policy) -> Any:
+    async def until_the_third(engine: AsyncEngine, user_id: int, *others: Any) -> Any:
         if user_id == 3:
             raise DatabaseAway("The database is away.")
-        return await real(engine, user_id, policy)
+        return await real(engine, user_id, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(repair, command, until_the_third)

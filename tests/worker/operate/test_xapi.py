@@ -1,7 +1,7 @@
 """xAPI: what a learning record store holds after uploads with corrections between them."""
 
 import json
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -64,7 +64,8 @@ class RecordStore:
                 each["context"]["extensions"]["urn:study-ingest:position"],
                 each["object"]["definition"]["correctResponsesPattern"][0],
                 each["result"]["extensions"]["urn:study-ingest:outcome"],
-                each["timestamp"],
+                # PostgreSQL writes no zeros at the end.
+                datetime.fromisoformat(each["timestamp"]).astimezone(UTC).isoformat(),
             )
             for each in self.statements.values()
             if each["verb"]["id"] != _VOIDED and each["id"] not in self.voided
