@@ -25,7 +25,7 @@ STATEMENTS = {
     "history": "FROM unnest.* JOIN study_question_attempts",
     "sessions": "SELECT id, client_session_uuid FROM study_quiz_sessions",
     "inbox": "INSERT INTO ingest_inbox",
-    "write": "INSERT INTO study_quiz_sessions.*_attempts.*_progress.* INSERT INTO outbox",
+    "write": "INSERT INTO study_quiz_sessions.*_attempts.*_progress.*outbox.*ingest_groups",
 }
 """The ingest transaction's own, in order."""
 ASIDES = re.compile(r"^\n|typeinfo")

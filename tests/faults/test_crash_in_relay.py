@@ -17,6 +17,7 @@ pytestmark = pytest.mark.broker
 PUBLISH = "relay .*Basic.Publish study.results/"
 CONFIRM = "relay .*Basic.Ack"
 TAKE = "WITH RECURSIVE kind"
+NOTE = "INSERT INTO .*ingest_told"
 
 BOUNDARIES = {
     "begun": ("database", "to_server", TAKE),
@@ -24,8 +25,9 @@ BOUNDARIES = {
     "published": ("messages", "to_server", PUBLISH),
     "some published": ("messages", "to_server", "relay .*Basic.Publish study.followups/"),
     "confirmed by the broker": ("messages", "to_client", CONFIRM),
-    "commit on its way": ("database", "to_server", f"COMMIT of {TAKE}"),
-    "answer on its way": ("database", "to_client", f"COMMIT of {TAKE}"),
+    "noted": ("database", "to_client", NOTE),
+    "commit on its way": ("database", "to_server", f"COMMIT of {NOTE}"),
+    "answer on its way": ("database", "to_client", f"COMMIT of {NOTE}"),
 }
 
 

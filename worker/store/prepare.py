@@ -24,6 +24,9 @@ class _Index(NamedTuple):
     rest: str = ""
     """The clauses after its columns."""
     using: str = "btree"
+    needs: str = "0001"
+    """The version whose tables have its columns. An older schema gets the index in the migration.
+    """
 
 
 _INDEXES: Final = {
@@ -34,7 +37,9 @@ _INDEXES: Final = {
     "ingest_inbox_received_at_idx": _Index(
         "ingest_inbox", "received_at", "0023", "WITH (autosummarize = on)", using="brin"
     ),
-    "ingest_inbox_viewer_received_at_idx": _Index("ingest_inbox", "viewer, received_at", "0023"),
+    "ingest_inbox_viewer_received_at_idx": _Index(
+        "ingest_inbox", "viewer, received_at", "0023", needs="0002"
+    ),
 }
 # Not a lock to wait for: who waits has a snapshot, and the index waits for all older snapshots.
 _TRY: Final = text("SELECT pg_try_advisory_lock(hashtextextended('study-ingest prepare', 0))")
@@ -55,7 +60,9 @@ async def prepared(engine: AsyncEngine, at: str | None, target: str) -> AsyncIte
     wanted = [
         name
         for name, index in _INDEXES.items()
-        if at is not None and at < index.since and (target == "head" or target >= index.since)
+        if at is not None
+        and index.needs <= at < index.since
+        and (target == "head" or target >= index.since)
     ]
     if not wanted or target == "base":
         yield
