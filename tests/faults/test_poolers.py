@@ -30,7 +30,7 @@ def pgbouncer() -> Path:
     suite = debian.own_suite()
     if suite is None:
         pytest.skip("PgBouncer comes from Debian, and this is no Debian")
-    packages = ["pgbouncer", "libc-ares2", "libevent-2.1-7t64|libevent-2.1-7"]
+    packages = ["pgbouncer", "libcares2|libc-ares2", "libevent-2.1-7t64|libevent-2.1-7"]
     return debian.unpacked("pgbouncer", "PgBouncer", packages, suite=suite, megabytes=1, on_disk=2)
 
 
