@@ -57,3 +57,27 @@ def test_the_tests_that_the_page_of_tests_names_are_there() -> None:
         for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     assert named and not named - there
+
+
+def test_what_several_locks_pin_has_the_same_hashes_in_all_of_them() -> None:
+    """One that was made from a cache knows the files of one Python alone."""
+    known: dict[str, dict[str, set[str]]] = {}
+    for lock in (
+        "requirements.lock",
+        "bench/requirements.lock",
+        "examples/quiz-app/requirements.txt",
+    ):
+        for pin in re.split(r"^(?=[a-z])", (ROOT / lock).read_text(), flags=re.MULTILINE):
+            hashes = {*re.findall(r"sha256:(\w+)", pin)}
+            if hashes:
+                known.setdefault(pin.split()[0], {})[lock] = hashes
+    shared = {pin: by_lock for pin, by_lock in known.items() if len(by_lock) > 1}
+    assert len(shared) > 10
+    # An index may have gained a file meanwhile, but never most of them.
+    few = {
+        (pin, lock)
+        for pin, by_lock in shared.items()
+        for lock, hashes in by_lock.items()
+        if 2 * len(hashes) < max(map(len, by_lock.values()))
+    }
+    assert few == set()

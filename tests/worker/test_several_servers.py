@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from schemas import amqp
 from study_viewer import Outbox, Relay
 from tests.broker_fixtures import PATIENCE, VIEWER, Broker
 from tests.study_viewer.support import QUICK, make_batch, record
@@ -66,6 +69,23 @@ async def test_each_host_of_the_database_has_the_whole_timeout(
     await none.dispose()
 
 
+async def test_without_a_host_that_can_be_written_to_the_error_says_so(
+    engine: AsyncEngine, database_url: str, refusing: str
+) -> None:
+    async with transaction(engine) as connection:
+        name = await connection.scalar(text("SELECT quote_ident(current_database())"))
+        await connection.execute(
+            text(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        )
+    url = f"{among(database_url, refusing)}?target_session_attrs=read-write"
+    settings = Settings(database_url=url, amqp_url="amqp://unused")  # type: ignore[arg-type]
+    ours = make_engine(settings, connections=1, name="tests")
+    with pytest.raises(DatabaseAway, match="is of the kind that target_session_attrs asks for"):
+        async with transaction(ours):
+            pass
+    await ours.dispose()
+
+
 async def test_the_next_broker_is_taken(broker: Broker, refusing: str, silent: str) -> None:
     url = broker.settings.amqp_url.get_secret_value()
     several = broker.settings.model_copy(
@@ -101,6 +121,33 @@ async def test_the_next_management_api_is_asked(broker: Broker, refusing: str, s
             # It stays with the one that answered.
             async with asyncio.timeout(0.9):
                 assert await management.queue_names()
+
+
+async def test_what_may_have_been_carried_out_is_not_asked_of_another_broker(
+    broker: Broker, refusing: str, silent: str
+) -> None:
+    queue = amqp.ATTEMPTS_QUEUE
+    await broker.publish("one")
+    await broker.until_depth(queue, 1)
+    async with Management(broker.settings) as alone:
+        base = str(alone.http.base_url).removesuffix("/api/").removeprefix("http://")
+    login = broker.settings.amqp_url.get_secret_value().split("//")[1].rsplit("@", 1)[0]
+
+    async def asked(first: str) -> bool:
+        """Whether a message is found, if the random order begins with the wrong broker."""
+        given = SecretStr(f"http://{login}@{first},{base}")
+        several = broker.settings.model_copy(
+            update={"management_url": given, "connect_timeout": 1.0}
+        )
+        while True:
+            async with Management(several) as management:
+                transport = management.http._transport
+                if transport._bases[0].netloc.decode() == first:  # type: ignore[attr-defined]
+                    return await management.has_message(queue)
+
+    assert await asked(refusing)
+    with pytest.raises(BrokerAway):
+        await asked(silent)
 
 
 async def test_a_viewers_relay_takes_the_next_broker(

@@ -119,8 +119,7 @@ async def _connect(url: str, settings: Settings, purpose: str) -> AbstractConnec
 def place(url: str) -> str:
     """The host and the port of a broker's URL, for people."""
     parts = urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{host}:{parts.port or _PORTS[parts.scheme]}"
+    return f"{amqp_url.host(url)}:{parts.port or _PORTS[parts.scheme]}"
 
 
 async def close(connection: AbstractConnection, timeout: float) -> None:  # noqa: ASYNC109

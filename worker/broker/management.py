@@ -30,7 +30,7 @@ _NOTHING_THERE: Final = 404
 def _beside(broker: str) -> SplitResult:
     """The management API of a broker, by the URL of the broker."""
     amqp = urlsplit(broker)
-    host = f"[{amqp.hostname}]" if ":" in (amqp.hostname or "") else amqp.hostname
+    host = amqp_url.host(broker)
     if amqp.scheme == "amqps":
         return urlsplit(f"https://{host}:{_PORT_TLS}")
     return urlsplit(f"http://{host}:{_PORT}")
@@ -43,7 +43,8 @@ def _base(url: SplitResult) -> str:
 class _AnyBroker(httpx.AsyncBaseTransport):
     """Sends each request to the broker that answered last, or else to another one.
 
-    All brokers of a cluster know the same.
+    All brokers of a cluster know the same. A request that may have been carried out without an
+    answer is sent again only if it changes nothing: a second one could take a second message.
     """
 
     def __init__(self, bases: Sequence[str], transport: httpx.AsyncBaseTransport) -> None:
@@ -54,8 +55,11 @@ class _AnyBroker(httpx.AsyncBaseTransport):
         for base in tuple(self._bases[:-1]):
             try:
                 return await self._ask(base, request)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 self._bases.append(self._bases.pop(0))
+                was_not_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                if not (was_not_sent or request.method == "GET"):
+                    raise
         return await self._ask(self._bases[0], request)
 
     async def _ask(self, base: httpx.URL, request: httpx.Request) -> httpx.Response:

@@ -53,7 +53,7 @@ async def ask_restore(request: Request) -> Question:
     """Asks whether to publish the questions in the address again."""
     return Question(
         f"Publish {_named(_pub_ids(request))} again?",
-        ("Answers to it count again. A session that was rejected meanwhile can be replayed.",),
+        ("New answers count again. A session that was rejected meanwhile can be replayed.",),
         "Publish again",
         _back(request),
     )
@@ -68,7 +68,7 @@ async def ask_withdraw(request: Request) -> Question:
     """Asks whether to withdraw the questions in the address."""
     return Question(
         f"Withdraw {_named(_pub_ids(request))}?",
-        ("Workers skip answers to it from now on. All that was answered stays.",),
+        ("Workers skip new answers from now on. All that was answered stays.",),
         "Withdraw",
         _back(request),
     )
@@ -107,8 +107,6 @@ def _named(pub_ids: list[str]) -> str:
 
 def _back(request: Request) -> str:
     given = asked.text(request, "back")
-    return (
-        asked.address("/content", pub_id=_pub_ids(request)[0])
-        if given is None
-        else (asked.own_path(given))
-    )
+    if given is not None:
+        return asked.own_path(given)
+    return asked.address("/content", pub_id=_pub_ids(request)[0])

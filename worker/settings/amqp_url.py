@@ -70,6 +70,12 @@ def words(url: str) -> dict[str, str]:
     return found
 
 
+def host(url: str) -> str:
+    """The host of an URL as it is written in one: an IPv6 address in brackets."""
+    name = urlsplit(url).hostname or ""
+    return f"[{name}]" if ":" in name else name
+
+
 def _is_number(text: str, *, whole: bool) -> bool:
     digits = text if whole else text.replace(".", "", 1)
     return digits.isascii() and digits.isdigit()

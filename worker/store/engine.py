@@ -18,6 +18,7 @@ from asyncpg import (
     InternalClientError,
     InvalidCachedStatementError,
     PostgresError,
+    TargetServerAttributeNotMatched,
 )
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
@@ -161,6 +162,11 @@ async def transaction(
         ) from error
     except (DBAPIError, PostgresError, InterfaceError) as error:
         said = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(said and said.__cause__, TargetServerAttributeNotMatched):
+            where = _addressed.get(engine.sync_engine, "")
+            raise DatabaseAway(
+                f"No database{where} is of the kind that target_session_attrs asks for."
+            ) from error
         if _is_stale(error, said):
             doubt_sessions(engine)
         is_lost = driver is not None and driver.is_closed()
