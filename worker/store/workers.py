@@ -1,4 +1,4 @@
-"""Workers say from time to time that they are there, what they do, and why they don't.
+"""Workers say from time to time that they are there, what they do, and why they are paused.
 
 A worker that can't reach the database says nothing meanwhile, so what it said last is older.
 Workers of older versions say nothing at all.
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from worker.store.driver import fetch
 
 
-class Presence(NamedTuple):
+class Worker(NamedTuple):
     """A worker, as it said last, `age` seconds ago. `reason` is why it is paused; None if it is
     not.
     """
@@ -75,6 +75,6 @@ async def leave(connection: AsyncConnection, worker: str) -> None:
     await fetch(connection, _LEAVE, {"worker": worker})
 
 
-async def present(connection: AsyncConnection) -> list[Presence]:
+async def present(connection: AsyncConnection) -> list[Worker]:
     """All workers that have not ended, and those that were killed in the last hour."""
-    return [Presence(*row) for row in await fetch(connection, _ALL, {})]
+    return [Worker(*row) for row in await fetch(connection, _ALL, {})]

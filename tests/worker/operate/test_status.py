@@ -100,7 +100,14 @@ async def test_a_worker_says_why_it_is_paused_and_one_that_was_killed_is_silent(
         # A worker of version 0.1.0 says nothing, and the broker still counts it.
         await invoke(site, "resume")
         await until(state, "consuming".__eq__)
-        await make.execute(site.engine, "DELETE FROM ingest_workers")
+        for statement in (
+            "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN RETURN NULL; END'",
+            "CREATE TRIGGER nothing BEFORE INSERT ON ingest_workers FOR EACH ROW"
+            " EXECUTE FUNCTION nothing()",
+            "DELETE FROM ingest_workers",
+        ):
+            await make.execute(site.engine, statement)
         assert (await seen(site))["other_workers"] == 1
         assert "1 more worker is of a version" in (await invoke(site, "status")).stdout
 

@@ -1,5 +1,8 @@
-"""Which viewers have fallen silent, by a rule that leaves out whoever may only be on holiday."""
+"""What viewers have left, and which have fallen silent. Whoever may only be on holiday has not."""
 
+from datetime import timedelta
+
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests import factories as make
@@ -30,3 +33,20 @@ async def test_silent_is_who_published_every_week_and_stopped_lately(engine: Asy
     asked = [*(viewer for viewer in _DAYS if viewer != "without-grant"), "unknown"]
     async with transaction(engine) as connection:
         assert await viewers.fallen_silent(connection, asked) == ["stopped"]
+
+
+async def test_the_newest_letters_are_those_that_count(engine: AsyncEngine) -> None:
+    await make.execute(
+        engine,
+        "INSERT INTO ingest_dead_letters (key, died_at, reason, detail, viewer, routing_key,"
+        " properties, body, body_bytes) SELECT sha256(n::text::bytea), now() - CASE WHEN n > :most"
+        " THEN interval '1 hour' ELSE interval '30 days' END, 'malformed', '', 'ada', 'a', 'x',"
+        " 'x', 1 FROM generate_series(1, :most + 5) AS n",
+        most=viewers.REJECTED_MAX,
+    )
+    async with transaction(engine) as connection:
+        now = await connection.scalar(text("SELECT now()"))
+        trace = (await viewers.traces(connection, ["ada"]))["ada"]
+    assert trace.rejected_lately == 5
+    assert trace.last_rejected_at is not None
+    assert now - trace.last_rejected_at < timedelta(hours=2)

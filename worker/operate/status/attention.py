@@ -289,8 +289,8 @@ def _of_the_database(
         yield Attention(
             "viewer_silent",
             "note",
-            f"{_count(len(database.silent), 'viewer', 'viewers')} published every week, and nothing"
-            f" for a week now: {_named([*database.silent])}.",
+            f"{_count(len(database.silent), 'viewer', 'viewers')} published every week, but nothing"
+            f" in the last one: {_named([*database.silent])}.",
             "Ask whether they are in use and online. `study-ingest viewer list --silent 7d` says"
             " when each was last heard of.",
         )

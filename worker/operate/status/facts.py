@@ -8,7 +8,7 @@ from worker.store.leases import Lease
 from worker.store.operate.dead import Overview
 from worker.store.outbox import Backlog, KindBacklog
 from worker.store.pause import Pause
-from worker.store.workers import Presence
+from worker.store.workers import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class DatabaseStatus:
     jobs: tuple[KindBacklog, ...] = ()
     """The follow-up jobs that wait in the outbox."""
     silent: tuple[str, ...] = ()
-    """The viewers that published every week, and have stopped lately."""
-    workers: tuple[Presence, ...] = ()
+    """The viewers that published every week, but nothing in the last one."""
+    workers: tuple[Worker, ...] = ()
     """Those that say that they are there."""
     leases: tuple[Lease, ...] = ()
     """Which worker consumes which queue, where there are partitions."""

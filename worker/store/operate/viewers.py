@@ -48,7 +48,8 @@ _TRACES: Final = text(
     " CROSS JOIN LATERAL (SELECT max(died_at) AS newest, count(*) FILTER"
     f" (WHERE died_at > now() - interval '{LATELY_DAYS} days') AS lately FROM"
     " (SELECT died_at FROM ours.ingest_dead_letters AS letter"
-    f" WHERE letter.viewer = named.viewer LIMIT {REJECTED_MAX}) AS bounded) AS letters"
+    " WHERE letter.viewer = named.viewer"
+    f" ORDER BY died_at DESC LIMIT {REJECTED_MAX}) AS bounded) AS letters"
 )
 
 # It published in each of the weeks before its last batch, which are looked up one by one.
