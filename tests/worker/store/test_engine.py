@@ -300,14 +300,14 @@ async def test_connections_that_died_while_idle_are_replaced_before_they_are_use
 async def test_a_transaction_left_idle_is_no_fault_of_the_server(
     connect: Connect, run: Run, stands_still: bool
 ) -> None:
-    engine = connect(idle_in_transaction_timeout=0.05)
+    engine = connect(idle_in_transaction_timeout=0.3)
     with pytest.raises(TransientFault, match="25P03"):
         async with transaction(engine) as connection:
             await connection.execute(text("SELECT 1"))
             if stands_still:
-                time.sleep(0.3)  # noqa: ASYNC251  # as a long computation does
+                time.sleep(0.8)  # noqa: ASYNC251  # as a long computation does
             else:
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.8)
             await connection.execute(text("SELECT 1"))
     assert await run(engine, "SELECT 1") == 1
 
@@ -315,11 +315,11 @@ async def test_a_transaction_left_idle_is_no_fault_of_the_server(
 async def test_a_transaction_left_idle_at_its_end_is_no_fault_of_the_server(
     connect: Connect, run: Run
 ) -> None:
-    engine = connect(idle_in_transaction_timeout=0.05)
+    engine = connect(idle_in_transaction_timeout=0.3)
     with pytest.raises(TransientFault, match="25P03"):
         async with transaction(engine) as connection:
             await fetch(connection, text("SELECT 1"), {})
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.8)
     assert await run(engine, "SELECT 1") == 1
 
 

@@ -113,10 +113,9 @@ async def test_failures_and_retries_are_counted(
         await topology.apply(management, impatient)
     async with running(impatient) as worker:
         await broker.publish(make.batch(make.right(question)).model_dump_json())
-        await worker.logged("delivery.settled", disposition="rejected")
+        await worker.until_metric(_settled("rejected", "retries_exhausted"), 1)
         seen = await worker.metrics()
     assert seen[_settled("deferred")] == 1
-    assert seen[_settled("rejected", "retries_exhausted")] == 1
     assert seen['study_ingest_groups_failed_total{error="CheckViolationError"}'] == 2
 
 
