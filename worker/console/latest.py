@@ -1,6 +1,6 @@
 """A value that is read again in the background, so that no page waits for a slow server.
 
-However many people look, it is read once at a time, and only while somebody looks.
+However many people look, it is read once at a time, and after the start only while somebody looks.
 """
 
 import asyncio
@@ -32,15 +32,21 @@ class Latest(Generic[T]):
         """
         if self._found is not None and time.monotonic() - self._at < self._fresh:
             return self._found
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._again())
-            self._tasks.add(self._reading)
-            self._reading.add_done_callback(self._ended)
-        reading = self._reading
+        reading = self.start()
         if self._found is None or self._is_outdated:
             return await asyncio.shield(reading)
         await asyncio.wait((reading,), timeout=patience)
         return reading.result() if reading.done() else self._found
+
+    def start(self) -> asyncio.Task[T]:
+        """Reads in the background, unless that is under way, so that whoever comes first need not
+        wait.
+        """
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._again())
+            self._tasks.add(self._reading)
+            self._reading.add_done_callback(self._ended)
+        return self._reading
 
     def outdate(self) -> None:
         """Has the next call read again, because something was changed."""

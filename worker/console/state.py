@@ -156,4 +156,5 @@ async def running(settings: Settings, entrance: Entrance) -> AsyncIterator[Conso
         )
         for latest in (console.seen, console.examined, console.viewers):
             stack.push_async_callback(latest.close)
+        console.seen.start()
         yield console

@@ -36,6 +36,16 @@ async def test_a_crowd_reads_once_and_waits_for_nobody() -> None:
     await latest.close()
 
 
+async def test_whoever_comes_after_the_start_does_not_start_again() -> None:
+    source = Source()
+    latest = Latest(source, 60.0)
+    latest.start()
+    source.let.release()
+    assert [await latest.get(60), await latest.get(60)] == [1, 1]
+    assert source.calls == 1
+    await latest.close()
+
+
 async def test_after_an_act_nothing_from_before_it_is_shown() -> None:
     source = Source()
     latest = Latest(source, 60.0)

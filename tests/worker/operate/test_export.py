@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -97,7 +98,49 @@ async def test_an_export_imported_into_an_empty_database_gives_the_same(
     assert await _all(other_engine) == await _all(engine)
     for user_id in await make.users(other_engine):
         assert await verify(other_engine, user_id, POLICY) == []
-    assert await _lines(other_engine) == await _lines(engine)
+    # The study application has not published there yet.
+    lines = [json.loads(line) for line in await _lines(engine)]
+    for line in lines:
+        if line["record"] == "question":
+            line["pub_ids"] = []
+    assert [json.loads(line) for line in await _lines(other_engine)] == lines
+
+
+@pytest.mark.parametrize(
+    ("here", "problem"),
+    [
+        ("UPDATE study_topics SET user_id = 8", "Topic 1 is another owner's topic"),
+        ("UPDATE study_questions SET user_id = 8", "Question 1 .* is another question"),
+        ("UPDATE published SET pub_id = 'another'", "Question 1 .* is another question"),
+        (
+            "UPDATE published SET source_id = 77",
+            "'mine' is published as question 1 in the export, and as question 77 in this",
+        ),
+        ("UPDATE published SET pub_id = 'second' WHERE pub_id = 'mine'", None),
+        ("UPDATE study_questions SET correct_choice = 2, deleted_at = now()", None),
+    ],
+)
+async def test_an_import_refuses_ids_that_stand_for_other_content(
+    engine: AsyncEngine, other_engine: AsyncEngine, here: str, problem: str | None
+) -> None:
+    for each in (engine, other_engine):
+        (question,) = await make.publish(each, user_id=7)
+        await make.execute(each, "UPDATE published SET pub_id = 'mine'")
+    await Ingest(engine, POLICY)([sent(right(replace(question, pub_id="mine")))])
+    if problem is None:
+        await make.execute(
+            engine,
+            "INSERT INTO published (pub_id, kind, source_id) VALUES ('second', 'question', 1)",
+        )
+    lines = await _lines(engine)
+    await make.execute(other_engine, here)
+
+    if problem is None:
+        assert (await _import(other_engine, lines)).batches == 1
+    else:
+        with pytest.raises(IngestError, match=problem):
+            await _import(other_engine, lines)
+        assert await make.count(other_engine, "ingest_inbox") == 0
 
 
 async def test_an_import_waits_for_batches_being_ingested_without_deadlock(

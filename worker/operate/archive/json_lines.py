@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.domain.policy import Policy
 from worker.errors import IngestError
@@ -29,6 +29,10 @@ _READ: Final = (1, VERSION)
 _LINES_AT_ONCE: Final = 200
 _BYTES_AT_ONCE: Final = 4_000_000
 """The number of bytes in one transaction of an import."""
+_ONE_CONTENT: Final = (
+    "give both databases the same topics and questions with the same ids, then import again."
+    " No batch was imported."
+)
 _ORDER: Final = ("export", "topic", "question", "erasure", "batch", "explanation_requested")
 
 
@@ -61,7 +65,9 @@ async def import_lines(
     """Adds what is in the export and not yet in the database, and then updates all progress.
 
     If it is killed, it can be run again. If a line is not part of an export, it raises
-    `IngestError` with the line's number. The groups of lines before it stay.
+    `IngestError` with the line's number. The groups of lines before it stay. It also raises
+    `IngestError` if an id of a topic or a question stands for another one here, because the
+    attempts would then count for the wrong question.
     """
     done = Imported()
     rebuilt = False
@@ -72,9 +78,11 @@ async def import_lines(
             async with transaction(engine) as connection:
                 match kind:
                     case "topic":
+                        await _check_topics(connection, some)
                         if await content.is_ours(connection, "study_topics"):
                             await stored.add_topics(connection, some)
                     case "question":
+                        await _check_questions(connection, some)
                         if await content.is_ours(connection, "study_questions"):
                             await stored.add_questions(connection, some)
                     case "erasure":
@@ -104,6 +112,27 @@ async def import_lines(
         effect = {"batches": done.batches, "attempts": done.attempts, "users": len(done.users)}
         await audit.record(connection, by, "import", "attempts", effect)
     return done
+
+
+async def _check_topics(connection: AsyncConnection, some: list[str]) -> None:
+    other = await stored.other_topic(connection, some)
+    if other is not None:
+        raise IngestError(f"Topic {other} is another owner's topic in this database", _ONE_CONTENT)
+
+
+async def _check_questions(connection: AsyncConnection, some: list[str]) -> None:
+    match await stored.other_question(connection, some):
+        case question_id, str(pub_id), here:
+            raise IngestError(
+                f"{pub_id!r} is published as question {question_id} in the export, and as"
+                f" question {here} in this database",
+                _ONE_CONTENT,
+            )
+        case question_id, _, _:
+            raise IngestError(
+                f"Question {question_id} of the export is another question in this database",
+                _ONE_CONTENT,
+            )
 
 
 async def _rebuild(engine: AsyncEngine, done: Imported, policy: Policy) -> bool:

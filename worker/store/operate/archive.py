@@ -40,11 +40,16 @@ _TOPICS: Final = text(
     f" WHERE {_OF_USER.format('session')}) ORDER BY id"
 )
 
+# The published ids tell an import whether a question there is the same one.
 _QUESTIONS: Final = text(
-    "SELECT CAST(json_build_object('record', 'question', 'id', id, 'user_id', user_id,"
-    " 'study_topic_id', study_topic_id, 'correct_choice', correct_choice,"
-    f" 'deleted_at', deleted_at) AS text) FROM ours.study_questions WHERE id IN ({_ASKED}) ORDER"
-    f" BY id"
+    "SELECT CAST(json_build_object('record', 'question', 'id', question.id,"
+    " 'user_id', question.user_id, 'study_topic_id', question.study_topic_id,"
+    " 'correct_choice', question.correct_choice, 'deleted_at', question.deleted_at,"
+    " 'pub_ids', coalesce(publication.pub_ids, '[]')) AS text)"
+    " FROM ours.study_questions AS question LEFT JOIN"
+    " (SELECT source_id, json_agg(pub_id ORDER BY pub_id) AS pub_ids FROM ours.published"
+    f" WHERE kind = 'question' AND source_id IN ({_ASKED}) GROUP BY source_id) AS publication"
+    f" ON publication.source_id = question.id WHERE question.id IN ({_ASKED}) ORDER BY question.id"
 )
 
 
@@ -115,6 +120,30 @@ _ADD_QUESTIONS: Final = text(
     f" SELECT id, user_id, study_topic_id, correct_choice, deleted_at FROM {_LINES}"
     " AS line (id bigint, user_id bigint, study_topic_id bigint, correct_choice integer,"
     " deleted_at timestamptz) ON CONFLICT (id) DO NOTHING"
+)
+
+_OTHER_TOPIC: Final = text(
+    f"SELECT line.id FROM {_LINES} AS line (id bigint, user_id bigint)"
+    " JOIN ours.study_topics AS topic ON topic.id = line.id"
+    " WHERE topic.user_id IS DISTINCT FROM line.user_id ORDER BY line.id LIMIT 1"
+)
+
+# One question has one owner and one id, and at least one published id in common with itself.
+_OTHER_QUESTION: Final = text(
+    "WITH line AS MATERIALIZED (SELECT id, user_id, coalesce(pub_ids, '{}') AS pub_ids"
+    f" FROM {_LINES} AS line (id bigint, user_id bigint, pub_ids text[])),"
+    " here AS (SELECT line.id, elsewhere.pub_id, elsewhere.source_id,"
+    " question.user_id IS DISTINCT FROM line.user_id AND question.id IS NOT NULL AS other_owner,"
+    " known.pub_ids IS NOT NULL AND line.pub_ids <> '{}' AND NOT known.pub_ids && line.pub_ids"
+    " AS other_pub_ids"
+    " FROM line LEFT JOIN ours.study_questions AS question ON question.id = line.id"
+    " LEFT JOIN LATERAL (SELECT array_agg(CAST(pub_id AS text)) AS pub_ids FROM ours.published"
+    " WHERE kind = 'question' AND source_id = line.id) AS known ON true"
+    " LEFT JOIN LATERAL (SELECT pub_id, source_id FROM ours.published WHERE kind = 'question'"
+    " AND pub_id = ANY(line.pub_ids) AND source_id <> line.id ORDER BY pub_id LIMIT 1)"
+    " AS elsewhere ON true)"
+    " SELECT id, pub_id, source_id FROM here"
+    " WHERE other_owner OR other_pub_ids OR pub_id IS NOT NULL ORDER BY id LIMIT 1"
 )
 
 # In the order of the uuids, like ingest.
@@ -201,6 +230,22 @@ async def add_questions(connection: AsyncConnection, some: Sequence[str]) -> Non
 async def add_erasures(connection: AsyncConnection, some: Sequence[str]) -> None:
     """Adds the erased users. If a user is there already, the later time counts."""
     await connection.execute(_ADD_ERASURES, _array(some))
+
+
+async def other_topic(connection: AsyncConnection, some: Sequence[str]) -> int | None:
+    """The first id among these topics under which another owner's topic is stored here."""
+    found: int | None = await connection.scalar(_OTHER_TOPIC, _array(some))
+    return found
+
+
+async def other_question(
+    connection: AsyncConnection, some: Sequence[str]
+) -> tuple[int, str | None, int | None] | None:
+    """The first id among these questions under which another question is stored here, or which is
+    published here under another id: then with the published id and that other id.
+    """
+    row = (await connection.execute(_OTHER_QUESTION, _array(some))).one_or_none()
+    return None if row is None else (row.id, row.pub_id, row.source_id)
 
 
 async def add_batches(connection: AsyncConnection, some: Sequence[str]) -> list[UUID]:
