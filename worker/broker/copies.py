@@ -8,8 +8,7 @@ of a message, nor why.
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from aio_pika import DeliveryMode, Message
@@ -29,8 +28,7 @@ _UNKNOWN: Final = "unknown"
 """Instead of a type or an encoding that nobody understands: the copy is not understood either."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What must outlive a message in its copies; whatever its publisher wrote of it is checked."""
 
     viewer: str | None
@@ -112,7 +110,7 @@ async def postpone(
 
     Raises as `defer` does.
     """
-    unread = replace(envelope, refused=None)
+    unread = envelope._replace(refused=None)
     await _send(publisher, amqp.NEWER_QUEUE, body, unread, envelope.retries, to_partition)
 
 

@@ -4,8 +4,8 @@ It turns a `Delivery` into the `Incoming` that the transaction takes. Whatever a
 becomes a batch or a rejection, and never an exception.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn, Protocol
+from dataclasses import replace
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 from uuid import UUID
 
 import structlog
@@ -48,8 +48,7 @@ class Readable(Bytes, Protocol):
     def headers(self) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """A delivery in hand, read."""
 
     delivery: Delivery
@@ -83,7 +82,7 @@ class Taken:
         rejection = Rejection(
             RejectReason.RETRIES_EXHAUSTED, f"{why}: it is kept, and an operator can replay it."
         )
-        return replace(self, incoming=replace(self.incoming, content=rejection))
+        return self._replace(incoming=replace(self.incoming, content=rejection))
 
 
 def read(delivery: Delivery, settings: Settings) -> Taken:
@@ -117,8 +116,7 @@ def understand(delivery: Readable, settings: Settings) -> tuple[Envelope, Incomi
         content = rejection
         uuid = _uuid(headers.get(amqp.CLIENT_SESSION_UUID_HEADER))
     traceparent = amqp.traceparent_of(headers)
-    envelope = replace(
-        envelope,
+    envelope = envelope._replace(
         version=version,
         content_encoding=delivery.properties.content_encoding or "",
         client_session_uuid=uuid,

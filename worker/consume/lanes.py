@@ -256,7 +256,7 @@ def _traced(group: list[Taken]) -> Iterator[list[Taken]]:
             yield group
         else:
             yield [
-                replace(taken, incoming=replace(taken.incoming, traceparent=span))
+                taken._replace(incoming=replace(taken.incoming, traceparent=span))
                 for taken, span in zip(group, spans, strict=True)
             ]
 

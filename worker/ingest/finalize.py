@@ -5,15 +5,17 @@ committed at once, so they take their places in the histories at once. Each resu
 batch changed at its own place, and when its questions are due after the whole group.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from schemas.ingest_result import ReplacedTime
+from schemas.words import Pattern
 from worker.domain import records
 from worker.domain.dispositions import Ingested
+from worker.domain.fold import Progress
 from worker.domain.history import Change, Placed, is_late, place
 from worker.domain.ids import derived_id
 from worker.domain.patterns import pattern_of
@@ -70,6 +72,15 @@ class Finalized:
     """The messages that each batch causes, in the order in which they are published."""
 
 
+class _Folded(NamedTuple):
+    """One (user, question) after the group."""
+
+    progress: Progress
+    pattern: Pattern
+    changes: Iterator[Change]
+    """What each session changed, in the order of delivery."""
+
+
 def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
     """Derives the outcome and the effective time of each attempt, and finds the late questions."""
     uuid = plan.client_session_uuid
@@ -124,6 +135,8 @@ def in_one_transaction(
     that is folded anyway costs nothing more. If a batch is left out, the later ones on any of its
     questions are too, so that it does not become late on more of them.
     """
+    if not any(batch.late for batch in batches):
+        return batches
     chosen: list[ScoredBatch] = []
     folded: set[UserQuestion] = set()
     left_out: set[UserQuestion] = set()
@@ -158,11 +171,11 @@ def finalize(
     is the version of all that changes.
     """
     done = Finalized()
-    placed = _placed(batches, standing, histories)
-    patterns = {each: pattern_of(now.progress, policy) for each, now in placed.items()}
-    # The changes of each are in the order of delivery, as the batches below are.
-    changed = {each: iter(now.changes) for each, now in placed.items()}
-    explained = {each for each in placed if standing[each].explanation_requested}
+    folded = {
+        each: _Folded(now.progress, pattern_of(now.progress, policy), iter(now.changes))
+        for each, now in _placed(batches, standing, histories).items()
+    }
+    explained = {each for each in folded if standing[each].explanation_requested}
     for batch in batches:
         plan, uuid = batch.plan, batch.plan.client_session_uuid
         outgoing: list[Message] = []
@@ -170,8 +183,11 @@ def finalize(
         for topic_id, rows in batch.topics.items():
             session_id = derived_id(uuid, str(topic_id))
             changes: dict[int, Change] = {}
+            patterns: dict[int, Pattern] = {}
             for question_id in dict.fromkeys([row.question_id for row in rows]):
-                changes[question_id] = next(changed[plan.user_id, question_id])
+                now = folded[plan.user_id, question_id]
+                changes[question_id] = next(now.changes)
+                patterns[question_id] = now.pattern
             summary = summarize([row.attempt.outcome for row in rows], changes.values())
             sessions.append((topic_id, session_id, summary))
             done.sessions.append(_session(batch, topic_id, session_id, list(changes), summary))
@@ -180,7 +196,7 @@ def finalize(
                 topic_id,
                 session_id,
                 changes,
-                {each: patterns[plan.user_id, each] for each in changes},
+                patterns,
                 plan.incoming.traceparent,
             )
             for followup in FOLLOWUPS:
@@ -189,7 +205,7 @@ def finalize(
                 if policy.wants(followup.kind.routing_key):
                     outgoing += jobs
         due = [
-            (pub_id, placed[plan.user_id, question_id].progress.memory.due_at)
+            (pub_id, folded[plan.user_id, question_id].progress.memory.due_at)
             for pub_id, question_id in batch.pub_ids.items()
         ]
         told = messages.ingested(
@@ -212,9 +228,9 @@ def finalize(
             records.Change(plan.user_id, plan.incoming.viewer, mark),
         )
         done.messages[uuid] = outgoing
-    for each, now in placed.items():
+    for each, now in folded.items():
         done.progress.append(
-            Stored(*each, standing[each].topic_id, now.progress, patterns[each], each in explained)
+            Stored(*each, standing[each].topic_id, now.progress, now.pattern, each in explained)
         )
     return done
 

@@ -80,11 +80,14 @@ def find_principal(
     its questions that has one; if all of these are shared, the user whom the viewer may and does
     mean. None if there is no such user.
     """
-    known = [each.question_pub_id for each in batch.attempts if each.question_pub_id in owners]
-    for pub_id in known:
-        if (owner := owners[pub_id]) is not None:
-            return owner
-    return _meant(incoming, granted) if known else None
+    is_known = False
+    for attempt in batch.attempts:
+        pub_id = attempt.question_pub_id
+        if pub_id in owners:
+            if (owner := owners[pub_id]) is not None:
+                return owner
+            is_known = True
+    return _meant(incoming, granted) if is_known else None
 
 
 def _meant(incoming: Incoming, granted: Mapping[str, set[int]]) -> int | None:
