@@ -48,6 +48,9 @@ PROGRESS_REQUEST_TYPE: Final = "study.progress_request.v1"
 PROGRESS_PAGE_TYPE: Final = "study.progress_page.v1"
 PROGRESS_REFUSAL_TYPE: Final = "study.progress_refusal.v1"
 PROGRESS_NUDGE_TYPE: Final = "study.progress_nudge.v1"
+CHECK_TYPE: Final = "study.check.v1"
+CHECKED_TYPE: Final = "study.checked.v1"
+RECALL_TYPE: Final = "study.recall.v1"
 CONTENT_TYPE: Final = "application/json"
 
 CLIENT_SESSION_UUID_HEADER: Final = "client-session-uuid"
@@ -65,6 +68,10 @@ ignore `x-death` in a client's message.
 REASON_HEADER: Final = "study-reason"
 DETAIL_HEADER: Final = "study-detail"
 PARKED_AT_HEADER: Final = "study-parked-at"
+EPOCH_HEADER: Final = "study-epoch"
+"""On what workers send to viewers: the epoch of the server that had the message when it was
+published (docs/progress.md has the word).
+"""
 REPLAY_HEADER: Final = "study-replay"
 """The id of the replay that brought a dead letter back; the copies of it carry it on."""
 

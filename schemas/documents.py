@@ -12,14 +12,18 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from . import amqp
 from .attempt_batch import MAX_ATTEMPTS, MAX_BODY_BYTES, AttemptBatch
+from .checks import MAX_CHECKED, Check, Checked, Recall
 from .examples import (
     BATCH,
+    CHECK,
+    CHECKED,
     HEADERS,
     INGESTED,
     PROGRESS_MARK,
     PROGRESS_PAGE,
     PROGRESS_REFUSAL,
     PROGRESS_REQUEST,
+    RECALL,
     REJECTED,
 )
 from .followups import KINDS, Kind
@@ -42,6 +46,9 @@ PROGRESS_REQUEST_SCHEMA: Final = "progress_request.v1.json"
 PROGRESS_PAGE_SCHEMA: Final = "progress_page.v1.json"
 PROGRESS_REFUSAL_SCHEMA: Final = "progress_refusal.v1.json"
 PROGRESS_NUDGE_SCHEMA: Final = "progress_nudge.v1.json"
+CHECK_SCHEMA: Final = "check.v1.json"
+CHECKED_SCHEMA: Final = "checked.v1.json"
+RECALL_SCHEMA: Final = "recall.v1.json"
 
 _AMQP_BINDING: Final = "0.3.0"
 _TRACEPARENT: Final = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
@@ -95,12 +102,13 @@ def asyncapi() -> Json:
             "results": _sent_to(
                 amqp.RESULTS_EXCHANGE,
                 amqp.result_key("VIEWER").replace("VIEWER", "{viewer}"),
-                "ingestResult",
-                "Workers publish results here, each for one viewer.",
+                _RESULT_MESSAGES,
+                "Workers publish results here, each for one viewer, and what viewers need to know"
+                " after the server has lost data.",
             ),
             "resultsQueue": _queue(
                 amqp.results_queue("VIEWER").replace("VIEWER", "{viewer}"),
-                "ingestResult",
+                _RESULT_MESSAGES,
                 "One durable queue for each viewer, without arguments. The operator's `study-ingest"
                 f" viewer add` declares it and binds it to {amqp.RESULTS_EXCHANGE} with the routing"
                 " key result.{viewer}. A viewer only consumes it: its login may declare and bind"
@@ -110,13 +118,13 @@ def asyncapi() -> Json:
             "progressRequests": _sent_to(
                 amqp.INGEST_EXCHANGE,
                 amqp.progress_request_key("VIEWER").replace("VIEWER", "{viewer}"),
-                "progressRequest",
+                _REQUEST_MESSAGES,
                 f"Viewers ask here. The queue {amqp.PROGRESS_QUEUE} is bound to it with"
                 f" {amqp.PROGRESS_REQUESTS_BINDING}.",
             ),
             "progressRequestsQueue": _queue(
                 amqp.PROGRESS_QUEUE,
-                "progressRequest",
+                _REQUEST_MESSAGES,
                 "Any number of workers consume from it. A request lives a minute at most, and may"
                 " be lost.",
             ),
@@ -181,16 +189,20 @@ def asyncapi() -> Json:
             "acceptRequest": {
                 "action": "receive",
                 "channel": _ref("channels/progressRequests"),
-                "summary": "A viewer asks what has changed in one user's progress.",
-                "description": "Ask when connected, when a mark is newer than the viewer's version,"
-                " when a page says so, after 10 seconds (then more) without an expected page, and"
-                " every 15 minutes. One request for a user at a time.",
+                "summary": "A viewer asks what has changed in one user's progress, or which of its"
+                " batches the server has.",
+                "description": "For progress: ask when connected, when a mark is newer than the"
+                " viewer's version, when a page says so, after 10 seconds (then more) without an"
+                " expected page, and every 15 minutes. One request for a user at a time. For"
+                f" batches: ask when the epoch in the header {amqp.EPOCH_HEADER} is another than"
+                " before, and when recalled.",
                 "bindings": {"amqp": _publish(user_id="{viewer}", persistent=False)},
             },
             "answerRequest": {
                 "action": "receive",
                 "channel": _ref("channels/progressRequestsQueue"),
-                "summary": "Answer with pages, or with a refusal.",
+                "summary": "Answer with pages, or with a refusal. A check is answered where"
+                " results go.",
                 "bindings": {"amqp": {"ack": True, "bindingVersion": _AMQP_BINDING}},
             },
             "tellProgress": {
@@ -299,6 +311,41 @@ def asyncapi() -> Json:
                     persistent=False,
                     more=_ANSWERS,
                 ),
+                "check": _message(
+                    amqp.CHECK_TYPE,
+                    CHECK_SCHEMA,
+                    "Asks which of the viewer's batches the server has",
+                    f"At most {MAX_CHECKED} batches. An older worker refuses it.",
+                    message_id="New for each check.",
+                    examples={"check": CHECK},
+                    persistent=False,
+                    needs=("user_id",),
+                    more={
+                        "user_id": {
+                            "type": "string",
+                            "description": "The viewer's broker login, as for a batch.",
+                        }
+                    },
+                ),
+                "checked": _message(
+                    amqp.CHECKED_TYPE,
+                    CHECKED_SCHEMA,
+                    "Which batches of a check the server has",
+                    "Publish the missing ones again, if the epoch is that of the last message.",
+                    message_id="New for each answer.",
+                    examples={"checked": CHECKED},
+                    persistent=False,
+                    more=_ANSWERS,
+                ),
+                "recall": _message(
+                    amqp.RECALL_TYPE,
+                    RECALL_SCHEMA,
+                    "Asks the viewer to check its batches since a moment",
+                    "An operator has restored a backup. A viewer that does not know this message"
+                    " acknowledges and ignores it.",
+                    message_id="The same if the same recall is sent again.",
+                    examples={"recall": RECALL},
+                ),
                 "progressNudge": _message(
                     amqp.PROGRESS_NUDGE_TYPE,
                     PROGRESS_NUDGE_SCHEMA,
@@ -376,6 +423,9 @@ _PUBLISHING: Final = (
 )
 
 
+_ABOUT_A_SESSION: Final = (ATTEMPT_BATCH, INGEST_RESULT)
+_RESULT_MESSAGES: Final = ("ingestResult", "checked", "recall")
+_REQUEST_MESSAGES: Final = ("progressRequest", "check")
 _PROGRESS_MESSAGES: Final = ("progressPage", "progressRefusal", "progressNudge")
 
 _EXPIRATION: Final[Json] = {
@@ -491,7 +541,7 @@ def _message(
     needs: tuple[str, ...] = (),
     more: Json | None = None,
 ) -> Json:
-    about_session = schema_file in (ATTEMPT_BATCH, INGEST_RESULT)
+    about_session = schema_file in _ABOUT_A_SESSION
     message: Json = {
         "name": message_type,
         "title": title,
@@ -500,7 +550,7 @@ def _message(
         # In the document itself and by name, so that generators of models keep both the names and
         # what is required.
         "payload": _ref(f"components/schemas/{_models()[schema_file].__name__}"),
-        "headers": _headers(about_session=about_session, is_batch=schema_file == ATTEMPT_BATCH),
+        "headers": _headers(schema_file, persistent=persistent),
         "bindings": {"amqp": {"messageType": message_type, "bindingVersion": _AMQP_BINDING}},
         # AsyncAPI has no place for these properties of an AMQP message.
         "x-amqp-properties": {
@@ -545,13 +595,16 @@ def _models() -> dict[str, type[BaseModel]]:
         PROGRESS_PAGE_SCHEMA: ProgressPage,
         PROGRESS_REFUSAL_SCHEMA: ProgressRefusal,
         PROGRESS_NUDGE_SCHEMA: ProgressMark,
+        CHECK_SCHEMA: Check,
+        CHECKED_SCHEMA: Checked,
+        RECALL_SCHEMA: Recall,
         **{_schema_of(kind): kind.model for kind in KINDS},
     }
 
 
 def _mode_of(model: type[BaseModel]) -> Literal["validation", "serialization"]:
     """What viewers send, as it may be sent; everything else as it is sent."""
-    return "validation" if model in (AttemptBatch, ProgressRequest) else "serialization"
+    return "validation" if model in (AttemptBatch, ProgressRequest, Check) else "serialization"
 
 
 def _schemas() -> Json:
@@ -567,16 +620,22 @@ def _schemas() -> Json:
     return schemas
 
 
-def _headers(*, about_session: bool, is_batch: bool) -> Json:
-    trace: Json = {
+def _headers(schema_file: str, *, persistent: bool) -> Json:
+    known: Json = {
         amqp.TRACEPARENT_HEADER: {
             "type": "string",
             "pattern": _TRACEPARENT,
             "description": "W3C trace context, passed on from the batch to what it causes.",
         }
     }
-    if not about_session:
-        return {"type": "object", "properties": trace}
+    if persistent and schema_file != ATTEMPT_BATCH:  # what leaves the outbox
+        known[amqp.EPOCH_HEADER] = {
+            "type": "string",
+            "description": "The epoch of the server that had the message when it was published."
+            " Older workers do not send it.",
+        }
+    if schema_file not in _ABOUT_A_SESSION:
+        return {"type": "object", "properties": known}
     session = {
         amqp.CLIENT_SESSION_UUID_HEADER: {
             "type": "string",
@@ -584,13 +643,13 @@ def _headers(*, about_session: bool, is_batch: bool) -> Json:
             "description": "The uuid of the session, so that it is readable without the body.",
         }
     }
-    if is_batch:
-        trace[amqp.PRINCIPAL_HEADER] = {
+    if schema_file == ATTEMPT_BATCH:
+        known[amqp.PRINCIPAL_HEADER] = {
             "type": ["string", "integer"],
             "description": "The user for whom a viewer with several grants sends answers to shared"
             " questions: one of those that it is granted.",
         }
-    return {"type": "object", "required": list(session), "properties": session | trace}
+    return {"type": "object", "required": list(session), "properties": session | known}
 
 
 def _ref(path: str) -> Json:

@@ -87,3 +87,9 @@ PROGRESS_MARK: Final[dict[str, Any]] = {
     "epoch": "3f2a9c1d04be",
     "version": 1203,
 }
+
+CHECK: Final[dict[str, Any]] = {"client_session_uuids": [_SESSION]}
+
+CHECKED: Final[dict[str, Any]] = {"epoch": "3f2a9c1d04be", "has": [], "missing": [_SESSION]}
+
+RECALL: Final[dict[str, Any]] = {"since": "2026-03-01T02:00:00Z"}

@@ -7,7 +7,8 @@ then *settled*. This module depends on SQLite and on the message models.
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -20,6 +21,7 @@ from pydantic_core import PydanticSerializationError
 from study_viewer.errors import BatchRefused, NoTransaction, UuidReused
 from study_viewer.progress import Due, ProgressStore
 from study_viewer.schemas.attempt_batch import AttemptBatch, decode
+from study_viewer.schemas.checks import Checked
 from study_viewer.schemas.errors import Rejection
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import RejectReason, SkipReason, Status
@@ -74,6 +76,9 @@ class Entry:
         return self.result is not None and self.result.status is Status.REJECTED
 
 
+RESEND_WINDOW: Final = timedelta(days=1)
+"""How far back a viewer looks for batches that the server has lost, unless it says otherwise."""
+
 _ENTRY: Final = """
     SELECT client_session_uuid, state, recorded_at, body, traceparent, confirmed_at, problem,
            settled_at, result
@@ -87,15 +92,25 @@ class Outbox:
     `lock_timeout` is how many seconds a call waits for another connection's transaction before it
     raises sqlite3.OperationalError. You can use an outbox from any thread. Close it, or use it in
     `with`.
+
+    If the server has lost data, the relay publishes again what was settled within `resend_window`
+    before and is missing. `prune` keeps that long what was settled last.
     """
 
-    def __init__(self, path: Path | str, *, lock_timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        lock_timeout: float = 5.0,
+        resend_window: timedelta = RESEND_WINDOW,
+    ) -> None:
         if not str(path) or str(path).startswith((":memory:", "file:")):
             raise ValueError(
                 f"the outbox path {str(path)!r} is not the path of a file: name a file, because"
                 " an outbox must outlive the process"
             )
         self.path = Path(path).resolve()
+        self.resend_window = resend_window
         self._connection = sqlite3.connect(
             self.path, timeout=lock_timeout, isolation_level=None, check_same_thread=False
         )
@@ -185,12 +200,17 @@ class Outbox:
     def prune(self, older_than: timedelta) -> int:
         """Deletes batches that were settled more than `older_than` ago. Returns their number.
 
-        A pruned uuid is unknown. If it is recorded again, it is published again, and the worker
-        answers that it already has it.
+        It keeps those that were settled within `resend_window` before the last one. A pruned uuid
+        is unknown. If it is recorded again, it is published again, and the worker answers that it
+        already has it.
         """
+        now = time.time()
         return self._change(
-            "DELETE FROM study_outbox WHERE state = 'settled' AND settled_at < ?",
-            (time.time() - older_than.total_seconds(),),
+            """
+            DELETE FROM study_outbox WHERE state = 'settled' AND settled_at < ?
+                AND settled_at <= min(?, (SELECT max(settled_at) FROM study_outbox)) - ?
+            """,
+            (now - older_than.total_seconds(), now, self.resend_window.total_seconds()),
         )
 
     # The following methods are for the relay.
@@ -239,21 +259,97 @@ class Outbox:
             (problem, str(client_session_uuid)),
         )
 
-    def settle(self, result: IngestResult) -> bool:
+    def settle(self, result: IngestResult, epoch: str | None = None) -> bool:
         """Stores `result` as the result of its batch, and the due times that it tells, in one
         transaction. Returns False for an unknown uuid.
 
         An ingest wins over a rejection, in whatever order they arrive, because an operator may have
         replayed the rejected batch. Of two ingests the later wins: it repeats the first, unless an
         answer key was corrected in between. Answers that the result says are erased are deleted
-        here as well.
+        here as well. `epoch` is that of the message, if it has one: see `saw`.
         """
-        with self._one_at_a_time:
-            self._connection.execute("BEGIN IMMEDIATE")
-            with self._connection:
-                return self._settle(result)
+        with self._transaction():
+            if epoch is not None:
+                self._saw(epoch)
+            return self._settle(result, epoch)
 
-    def _settle(self, result: IngestResult) -> bool:
+    def saw(self, epoch: str) -> bool:
+        """Remembers the epoch of a message. If it is another one than that of the message before,
+        what was settled within `resend_window` before the last batch becomes unchecked. Returns
+        whether it is another one.
+        """
+        with self._transaction():
+            return self._saw(epoch)
+
+    def doubt(self, since: datetime) -> int:
+        """What the server has answered since then, by its clock, becomes unchecked. Returns the
+        number of batches.
+        """
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT client_session_uuid, result FROM study_outbox"
+                " WHERE state = 'settled' AND length(body) > 0"
+            ).fetchall()
+            told = [(uuid, IngestResult.model_validate_json(result)) for uuid, result in rows]
+            found = [(uuid,) for uuid, result in told if received_since(result, since)]
+            connection.executemany(
+                "UPDATE study_outbox SET unchecked = 1 WHERE client_session_uuid = ?", found
+            )
+        return len(found)
+
+    def unchecked(self, limit: int) -> list[UUID]:
+        """The first batches of which nobody knows whether the server still has them."""
+        with self._one_at_a_time:
+            rows = self._connection.execute(
+                "SELECT client_session_uuid FROM study_outbox WHERE unchecked = 1"
+                " AND length(body) > 0 ORDER BY seq LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [UUID(row[0]) for row in rows]
+
+    def take_checked(self, checked: Checked) -> int | None:
+        """Believes the server about the batches that are unchecked: it has them, or they are
+        pending again. Returns the number of those that are pending again.
+
+        An answer of another epoch than that of the message before may be late. It is only seen, and
+        None is returned.
+        """
+        with self._transaction() as connection:
+            if self._saw(checked.epoch):
+                return None
+            connection.executemany(
+                "UPDATE study_outbox SET unchecked = 0 WHERE client_session_uuid = ?",
+                [(str(uuid),) for uuid in checked.has],
+            )
+            return connection.executemany(
+                """
+                UPDATE study_outbox
+                SET state = 'pending', unchecked = 0, status = NULL, result = NULL,
+                    settled_at = NULL, confirmed_at = NULL, confirms = 0
+                WHERE client_session_uuid = ? AND unchecked = 1 AND length(body) > 0
+                """,
+                [(str(uuid),) for uuid in checked.missing],
+            ).rowcount
+
+    def _saw(self, epoch: str) -> bool:
+        known = self._connection.execute("SELECT epoch FROM study_outbox_server").fetchone()
+        if known is not None and known[0] == epoch:
+            return False
+        self._connection.execute("DELETE FROM study_outbox_server")
+        self._connection.execute("INSERT INTO study_outbox_server VALUES (?)", (epoch,))
+        if known is not None:
+            # The window ends with the last batch, because the device may have been away since.
+            self._connection.execute(
+                """
+                UPDATE study_outbox SET unchecked = 1
+                WHERE state = 'settled' AND length(body) > 0
+                  AND settled_at > min(?, (SELECT max(settled_at) FROM study_outbox)) - ?
+                """,
+                (time.time(), self.resend_window.total_seconds()),
+            )
+        return True
+
+    def _settle(self, result: IngestResult, epoch: str | None) -> bool:
         uuid = str(result.client_session_uuid)
         if result.erased_at is not None:
             self._forget(uuid, result)
@@ -263,7 +359,8 @@ class Outbox:
             """
             UPDATE study_outbox
             SET state = 'settled', status = :status, result = :result, problem = NULL,
-                settled_at = coalesce(settled_at, :now)
+                settled_at = coalesce(settled_at, :now),
+                unchecked = CASE WHEN :epoch IS NULL THEN unchecked ELSE 0 END
             WHERE client_session_uuid = :uuid
               AND (state <> 'settled' OR :status <> 'rejected')
             """,
@@ -272,6 +369,7 @@ class Outbox:
                 "result": result.model_dump_json(),
                 "now": time.time(),
                 "uuid": uuid,
+                "epoch": epoch,
             },
         )
         return self.get(result.client_session_uuid) is not None
@@ -301,9 +399,22 @@ class Outbox:
             (left_of(entry, result), ERASED, uuid),
         )
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._one_at_a_time:
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:
+                yield self._connection
+
     def _change(self, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
         with self._one_at_a_time:
             return self._connection.execute(statement, values).rowcount
+
+
+def received_since(result: IngestResult, since: datetime) -> bool:
+    """Whether the server received the batch then or later, by its own clock."""
+    at = result.received_at
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)) >= since
 
 
 def body_of(batch: AttemptBatch) -> bytes:

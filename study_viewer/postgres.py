@@ -8,14 +8,16 @@ module needs SQLAlchemy 2, which the rest of the library does not (`study-ingest
 import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, overload
 from uuid import UUID
 
 from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from sqlalchemy import (
+    JSON,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     DateTime,
@@ -24,9 +26,13 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Table,
     Text,
     Uuid,
+    cast,
+    extract,
+    false,
     func,
     or_,
     select,
@@ -38,12 +44,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
+from study_viewer.checking import epoch_of, patience
 from study_viewer.errors import NoTransaction, UuidReused
-from study_viewer.outbox import Entry, State, body_of, left_of
+from study_viewer.outbox import RESEND_WINDOW, Entry, State, body_of, left_of
 from study_viewer.publishing import publish
 from study_viewer.relay import RelayBase, first_of
-from study_viewer.results import Results, read_result
+from study_viewer.results import Results
 from study_viewer.schemas.attempt_batch import AttemptBatch
+from study_viewer.schemas.checks import MAX_CHECKED, Checked, Recall
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import Status
 from study_viewer.settings import RelaySettings
@@ -61,7 +69,19 @@ _TIME = DateTime(timezone=True)
 def outbox_table(
     metadata: MetaData, name: str = "study_outbox", schema: str | None = None
 ) -> Table:
-    """Adds the outbox to the application's metadata, from which its Alembic creates it."""
+    """Adds the outbox to the application's metadata, from which its Alembic creates it.
+
+    Beside it is a table of one row, `<name>_server`, for what is known of the server.
+    """
+    Table(
+        f"{name}_server",
+        metadata,
+        Column("id", SmallInteger, primary_key=True, autoincrement=False),
+        Column("epoch", Text, nullable=False),
+        Column("ask_at", _TIME, nullable=False, server_default=func.now()),
+        Column("tries", Integer, nullable=False, server_default="0"),
+        schema=schema,
+    )
     return Table(
         name,
         metadata,
@@ -79,16 +99,24 @@ def outbox_table(
         Column("settled_at", _TIME),
         Column("status", Text),
         Column("result", Text),
+        Column("unchecked", Boolean, nullable=False, server_default=false()),
         Index(f"{name}_unsettled", "seq", postgresql_where=text("state <> 'settled'")),
+        Index(f"{name}_unchecked", "seq", postgresql_where=text("unchecked")),
         schema=schema,
     )
 
 
 class PostgresOutbox:
-    """The outbox in the table that `outbox_table` made."""
+    """The outbox in the table that `outbox_table` made.
 
-    def __init__(self, table: Table) -> None:
+    If the server has lost data, relays publish again what was settled within `resend_window` before
+    and is missing. `prune` keeps that long what was settled last.
+    """
+
+    def __init__(self, table: Table, *, resend_window: timedelta = RESEND_WINDOW) -> None:
         self.table = table
+        self.resend_window = resend_window
+        self._server = table.metadata.tables[f"{table.fullname}_server"]
 
     @overload
     def record(
@@ -164,10 +192,17 @@ class PostgresOutbox:
         return found[0][0] if found else None
 
     async def prune(self, connection: AsyncConnection, before: datetime) -> int:
-        """Deletes batches that were settled before a time. Returns their number."""
+        """Deletes batches that were settled before a time. Returns their number.
+
+        It keeps those that were settled within `resend_window` before the last one.
+        """
         table = self.table
         done = await connection.execute(
-            table.delete().where(table.c.state == State.SETTLED, table.c.settled_at < before)
+            table.delete().where(
+                table.c.state == State.SETTLED,
+                table.c.settled_at < before,
+                table.c.settled_at <= self._window_begins(),
+            )
         )
         return done.rowcount
 
@@ -220,12 +255,17 @@ class PostgresOutbox:
             .values(problem=problem)
         )
 
-    async def settle(self, connection: AsyncConnection, result: IngestResult) -> bool:
+    async def settle(
+        self, connection: AsyncConnection, result: IngestResult, epoch: str | None = None
+    ) -> bool:
         """Stores `result` as the result of its batch. Returns False for an unknown uuid.
 
         An ingest wins over a rejection, in whatever order they arrive. Answers that the result says
-        are erased are deleted here as well.
+        are erased are deleted here as well. `epoch` is that of the message, if it has one: see
+        `saw`.
         """
+        if epoch is not None:
+            await self.saw(connection, epoch)
         columns, uuid = self.table.c, result.client_session_uuid
         own = columns.client_session_uuid == uuid
         found = await self._entries(connection, own, locked=True)
@@ -245,9 +285,136 @@ class PostgresOutbox:
                 "problem": None,
                 "settled_at": func.coalesce(columns.settled_at, func.now()),
             }
+            if epoch is not None:
+                values["unchecked"] = False
         if values:
             await connection.execute(update(self.table).where(own).values(values))
         return True
+
+    async def saw(self, connection: AsyncConnection, epoch: str) -> bool:
+        """Remembers the epoch of a message. If it is another one than that of the message before,
+        what was settled within `resend_window` before the last batch becomes unchecked. Returns
+        whether it is another one.
+        """
+        server, columns = self._server.c, self.table.c
+        known = await connection.scalar(select(server.epoch))
+        if known == epoch:
+            return False
+        if known is None:
+            first = insert(self._server).values(id=1, epoch=epoch).on_conflict_do_nothing()
+            await connection.execute(first)
+            return True
+        changed = await connection.execute(
+            update(self._server)
+            .where(server.epoch != epoch)
+            .values(epoch=epoch, ask_at=func.now(), tries=0)
+        )
+        if changed.rowcount:
+            await connection.execute(
+                update(self.table)
+                .where(
+                    columns.state == State.SETTLED,
+                    func.length(columns.body) > 0,
+                    columns.settled_at > self._window_begins(),
+                )
+                .values(unchecked=True)
+            )
+        return True
+
+    async def doubt(self, connection: AsyncConnection, since: datetime) -> int:
+        """What the server has answered since then, by its clock, becomes unchecked. Returns the
+        number of batches.
+        """
+        columns = self.table.c
+        received_at = cast(cast(columns.result, JSON)["received_at"].as_string(), _TIME)
+        done = await connection.execute(
+            update(self.table)
+            .where(
+                columns.state == State.SETTLED,
+                func.length(columns.body) > 0,
+                received_at >= since,
+            )
+            .values(unchecked=True)
+        )
+        await connection.execute(update(self._server).values(ask_at=func.now(), tries=0))
+        return done.rowcount
+
+    async def claim_check(
+        self, connection: AsyncConnection, settings: RelaySettings
+    ) -> tuple[list[UUID], float]:
+        """The batches to ask the server about now, which no other relay asks about meanwhile, and
+        the seconds until the next look.
+        """
+        columns, server = self.table.c, self._server.c
+        rest = settings.check_patience
+        some = await connection.scalars(
+            select(columns.client_session_uuid)
+            .where(columns.unchecked, func.length(columns.body) > 0)
+            .order_by(columns.seq)
+            .limit(MAX_CHECKED)
+        )
+        if not (uuids := [*some]):
+            return [], rest
+        # Where nobody has told an epoch, a recall alone has made them unchecked.
+        first = insert(self._server).values(id=1, epoch="").on_conflict_do_nothing()
+        await connection.execute(first)
+        one = await connection.execute(
+            select(
+                server.tries, extract("epoch", server.ask_at - func.now()).label("wait")
+            ).with_for_update()
+        )
+        tries, wait = one.one()
+        if wait > 0:
+            return [], min(float(wait), rest)
+        await self._ask_in(connection, patience(settings, tries), tries + 1)
+        return uuids, rest
+
+    async def take_checked(
+        self, connection: AsyncConnection, checked: Checked, settings: RelaySettings
+    ) -> int | None:
+        """Believes the server about the batches that are unchecked: it has them, or they are
+        pending again. Returns the number of those that are pending again.
+
+        An answer of another epoch than that of the message before may be late. It is only seen, and
+        None is returned.
+        """
+        columns = self.table.c
+        if await self.saw(connection, checked.epoch):
+            return None
+        await connection.execute(
+            update(self.table)
+            .where(columns.client_session_uuid.in_(checked.has), columns.unchecked)
+            .values(unchecked=False)
+        )
+        lost = await connection.execute(
+            update(self.table)
+            .where(
+                columns.client_session_uuid.in_(checked.missing),
+                columns.unchecked,
+                func.length(columns.body) > 0,
+            )
+            .values(
+                state=State.PENDING,
+                unchecked=False,
+                status=None,
+                result=None,
+                settled_at=None,
+                confirmed_at=None,
+                confirms=0,
+            )
+        )
+        await self._ask_in(connection, lost.rowcount / settings.resend_rate, 0)
+        return lost.rowcount
+
+    async def _ask_in(self, connection: AsyncConnection, seconds: float, tries: int) -> None:
+        at = func.now() + timedelta(seconds=seconds)
+        await connection.execute(update(self._server).values(ask_at=at, tries=tries))
+
+    def _window_begins(self) -> Any:
+        """It ends with the last batch, because nothing may have been published since."""
+        columns = self.table.c
+        last = select(func.max(columns.settled_at)).scalar_subquery()
+        return func.least(last, func.now()) - self.resend_window
 
     async def _entries(
         self,
@@ -331,8 +498,13 @@ class PostgresRelay(RelayBase):
 
     async def _session(self) -> None:
         """Runs one connection to the broker. It never returns without an error."""
-        async with self._connected() as (_, results, exchange):
-            await first_of(self._publish_all(exchange), self._settle_all(results), results.lost())
+        async with self._connected() as (connection, results, exchange):
+            await first_of(
+                self._publish_all(exchange),
+                self._settle_all(results),
+                results.lost(),
+                self._check_all(connection, self._claim_check),
+            )
 
     async def _publish_all(self, exchange: AbstractExchange) -> None:
         while True:
@@ -379,21 +551,24 @@ class PostgresRelay(RelayBase):
             await message.ack()  # only now is the result stored
 
     async def _settle(self, message: AbstractIncomingMessage) -> None:
-        result = read_result(message.type, message.body)
-        if result is None:
-            self.status.unreadable_results += 1
-            log.warning("a result of type %r can't be read: upgrade the viewer", message.type)
+        told = self._told(message)
+        if told is None:
             return
         async with self._engine.begin() as connection:
-            known = await self._outbox.settle(connection, result)
-        if not known:
-            self.status.unknown_results += 1
-            log.warning(
-                "a result for %s, which is not in this outbox: was it pruned, or does another"
-                " outbox use the viewer name %r?",
-                result.client_session_uuid,
-                self._viewer,
-            )
+            if isinstance(told, IngestResult):
+                if not await self._outbox.settle(connection, told, epoch_of(message)):
+                    self._note_unknown(told)
+            elif isinstance(told, Recall):
+                await self._outbox.doubt(connection, told.since)
+            else:
+                again = await self._outbox.take_checked(connection, told, self._settings)
+        if isinstance(told, Checked) and again is not None:
+            self._took_checked(again)
+        self._doubtful.set()
+
+    async def _claim_check(self) -> tuple[Sequence[UUID], float]:
+        async with self._engine.begin() as connection:
+            return await self._outbox.claim_check(connection, self._settings)
 
 
 def _entry(row: Any) -> Entry:

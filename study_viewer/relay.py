@@ -8,9 +8,11 @@ import asyncio
 import logging
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import UUID
 
@@ -20,13 +22,23 @@ from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed
 
 from study_viewer.asking import Plan, read, request, send, take, take_result, why
+from study_viewer.checking import (
+    MAY_NOT_CHECK,
+    NOBODY_CHECKS,
+    Pace,
+    check,
+    epoch_of,
+    is_about_check,
+)
 from study_viewer.errors import RelayStopped
 from study_viewer.lock import only_relay
 from study_viewer.outbox import Entry, Outbox, State
 from study_viewer.publishing import ingest_exchange, publish
-from study_viewer.results import Results, open_progress, open_results, read_result
+from study_viewer.results import Results, Told, open_progress, open_results, read_told
 from study_viewer.schemas.amqp import attempts_key
 from study_viewer.schemas.brokers import brokers
+from study_viewer.schemas.checks import MAX_CHECKED, Checked, Recall
+from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.progress import ProgressPage, ProgressRefusal
 from study_viewer.settings import RelaySettings
 
@@ -53,6 +65,12 @@ class RelayStatus:
     """
     unreadable_results: int = 0
     """The number of results that this version of the library can't read."""
+    resent: int = 0
+    """The number of batches that the server had lost, and that are published again."""
+    check_problem: str | None = None
+    """One sentence on why it is not known whether the server has lost batches. None if all is
+    well.
+    """
     progress_current: bool = False
     """Whether this device has all progress of its users, as far as the server has said."""
     progress_problem: str | None = None
@@ -79,6 +97,9 @@ class RelayBase:
         self._user_id = viewer if self._urls[0].user == viewer else None
         self._failures = 0
         self._woken = asyncio.Event()
+        self._doubtful = asyncio.Event()
+        """Set when there may be something to check."""
+        self._opening: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def _connected(
@@ -102,6 +123,8 @@ class RelayBase:
             self._show(None)
             yield connection, results, exchange
         finally:
+            if self._opening:
+                await asyncio.wait(self._opening, timeout=settings.close_timeout)
             with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
                 async with asyncio.timeout(settings.close_timeout):
                     await connection.close()
@@ -137,6 +160,87 @@ class RelayBase:
     def _announce(self) -> None:
         """Called after each change of the status."""
 
+    async def _opened(self, opening: Coroutine[Any, Any, T]) -> T:
+        """Awaits what opens a channel. If this is cancelled, that goes on until the connection is
+        closed, because aiormq warns of each request that is cancelled.
+        """
+        task = asyncio.create_task(opening)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
+
+    async def _check_all(
+        self,
+        connection: AbstractConnection,
+        claim: Callable[[], Awaitable[tuple[Sequence[UUID], float]]],
+    ) -> None:
+        """Asks the server which batches it still has, for as long as the connection lasts. Whatever
+        goes wrong with it, batches and results go on.
+
+        `claim` gives the batches to ask about now, and the seconds until it wants to be called
+        again. The answers come among the results.
+        """
+        while True:
+            try:
+                await first_of(self._check_on_one_channel(connection, claim))
+            except ChannelClosed:
+                self._show_check(MAY_NOT_CHECK)
+            except (*CONNECTION_EXCEPTIONS, TimeoutError) as error:
+                log.debug("a check was not sent: %s", error)
+            await asyncio.sleep(self._settings.check_patience)
+
+    async def _check_on_one_channel(
+        self,
+        connection: AbstractConnection,
+        claim: Callable[[], Awaitable[tuple[Sequence[UUID], float]]],
+    ) -> None:
+        exchange: AbstractExchange | None = None
+        while True:
+            self._doubtful.clear()
+            uuids, wait = await claim()
+            if uuids:
+                async with asyncio.timeout(self._settings.answer_timeout):
+                    if exchange is None:
+                        exchange = await self._opened(ingest_exchange(connection))
+                    problem = await send(exchange, self._viewer, check(uuids, self._user_id))
+                if problem is not None:
+                    self._show_check(NOBODY_CHECKS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._doubtful.wait()
+
+    def _took_checked(self, again: int) -> None:
+        """An answer was stored, and so many batches are pending again."""
+        if again:
+            log.warning("the server has lost %d batches: they are published again", again)
+            self.status.resent += again
+            self._woken.set()
+        self._show_check(None)
+
+    def _show_check(self, problem: str | None) -> None:
+        if problem is not None and problem != self.status.check_problem:
+            log.warning("%s", problem)
+        self.status.check_problem = problem
+        self._announce()
+
+    def _told(self, message: AbstractIncomingMessage) -> Told | None:
+        """What a message among the results says. None if this library can't read it."""
+        told = read_told(message.type, message.body)
+        if told is None:
+            self.status.unreadable_results += 1
+            log.warning("a result of type %r can't be read: upgrade the viewer", message.type)
+        return told
+
+    def _note_unknown(self, result: IngestResult) -> None:
+        self.status.unknown_results += 1
+        log.warning(
+            "a result for %s, which is not in this outbox: was it pruned, or does another"
+            " outbox use the viewer name %r?",
+            result.client_session_uuid,
+            self._viewer,
+        )
+
 
 class Relay(RelayBase):
     """Publishes the batches in `outbox` as `viewer`, and settles them when their results arrive.
@@ -163,10 +267,10 @@ class Relay(RelayBase):
         self._outbox = outbox
         self._users = users
         self._plan: Plan | None = None
+        self._pace = Pace(self._settings, time.monotonic)
         self._problems: dict[int | None, str] = {}
         self._warned: set[str] = set()
         self._asking = asyncio.Event()
-        self._opening: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -180,7 +284,9 @@ class Relay(RelayBase):
             held.enter_context(only_relay(self._outbox.path))
             # A separate connection that never waits. SQLite is called in the event loop, because
             # every call is one short statement, and locks are waited for outside of it.
-            store = held.enter_context(Outbox(self._outbox.path, lock_timeout=0))
+            window = self._outbox.resend_window
+            store = Outbox(self._outbox.path, lock_timeout=0, resend_window=window)
+            held.enter_context(store)
             self._held = held.pop_all()
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._work(store), name="study outbox relay")
@@ -294,11 +400,20 @@ class Relay(RelayBase):
                     self._settle_all(store, results),
                     results.lost(),
                     self._keep_current(store, connection),
+                    self._check_all(connection, partial(self._claim, store)),
                 )
             finally:
                 self._plan, self.status.progress_current = None, False
-                if self._opening:
-                    await asyncio.wait(self._opening, timeout=self._settings.close_timeout)
+
+    async def _claim(self, store: Outbox) -> tuple[Sequence[UUID], float]:
+        """The batches to ask about now, and the seconds until the next look."""
+        if wait := self._pace.wait():
+            return [], wait
+        uuids = await _unlocked(store.unchecked, MAX_CHECKED)
+        if not uuids:
+            return [], self._settings.check_patience
+        self._pace.asked()
+        return uuids, self._pace.wait()
 
     async def _publish_all(self, store: Outbox, exchange: AbstractExchange) -> None:
         """Publishes one batch at a time, so that none is sent before the previous one was
@@ -333,22 +448,22 @@ class Relay(RelayBase):
             await message.ack()
 
     async def _settle(self, store: Outbox, message: AbstractIncomingMessage) -> None:
-        result = read_result(message.type, message.body)
-        if result is None:
-            self.status.unreadable_results += 1
-            log.warning("a result of type %r can't be read: upgrade the viewer", message.type)
-        elif not await _unlocked(store.settle, result):
-            self.status.unknown_results += 1
-            log.warning(
-                "a result for %s, which is not in this outbox: was it pruned, or does another"
-                " outbox use the viewer name %r?",
-                result.client_session_uuid,
-                self._viewer,
-            )
-        if result is not None and self._plan is not None:
-            await _unlocked(take_result, store.progress, self._plan, result)
-            self.status.progress_current = self._plan.current
-            self._asking.set()
+        told, epoch = self._told(message), epoch_of(message)
+        if isinstance(told, IngestResult):
+            if not await _unlocked(store.settle, told, epoch):
+                self._note_unknown(told)
+            if self._plan is not None:
+                await _unlocked(take_result, store.progress, self._plan, told)
+                self.status.progress_current = self._plan.current
+                self._asking.set()
+        elif isinstance(told, Checked):
+            again = await _unlocked(store.take_checked, told)
+            if again is not None:
+                self._pace.answered(again)
+                self._took_checked(again)
+        elif isinstance(told, Recall):
+            await _unlocked(store.doubt, told.since)
+        self._doubtful.set()
         self._announce()
 
     async def _keep_current(self, store: Outbox, connection: AbstractConnection) -> None:
@@ -389,16 +504,6 @@ class Relay(RelayBase):
             self._ask(store, exchange, plan), self._apply(store, pages, plan), pages.lost()
         )
 
-    async def _opened(self, opening: Coroutine[Any, Any, T]) -> T:
-        """Awaits what opens a channel. If this is cancelled, that goes on until the connection is
-        closed, because aiormq warns of each request that is cancelled.
-        """
-        task = asyncio.create_task(opening)
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(task)
-
     def _ask_all(self, plan: Plan) -> None:
         users: set[int | None] = {*self._users, *self._outbox.progress.users()}
         for user in users or {None}:
@@ -424,7 +529,11 @@ class Relay(RelayBase):
             told = read(message)
             if told is None:
                 log.warning("progress of type %r can't be read: upgrade the viewer", message.type)
+            elif is_about_check(message):
+                self._show_check(NOBODY_CHECKS)  # an older worker, which refuses what it can't read
             else:
+                if not isinstance(told, ProgressRefusal) and await _unlocked(store.saw, told.epoch):
+                    self._doubtful.set()
                 problem = await _unlocked(take, store.progress, plan, told)
                 if isinstance(told, ProgressPage | ProgressRefusal):
                     user = None if told.user_id is None else int(told.user_id)

@@ -1,4 +1,4 @@
-"""The viewer's own queues, of results and of progress, and how to read one message."""
+"""The viewer's own queues, of results and of progress, and how to read one message of the first."""
 
 import asyncio
 import re
@@ -15,15 +15,27 @@ from aio_pika.exceptions import ChannelClosed
 from pydantic import ValidationError
 
 from study_viewer.schemas.amqp import (
+    CHECKED_TYPE,
+    INGEST_RESULT_TYPE,
+    RECALL_TYPE,
     RESULTS_EXCHANGE,
     progress_key,
     progress_queue,
     result_key,
     results_queue,
 )
+from study_viewer.schemas.checks import Checked, Recall
 from study_viewer.schemas.ingest_result import IngestResult
 
-_VERSION_1 = re.compile(r"study\.ingest_result\.v1(\.[0-9]{1,4})?")
+Told = IngestResult | Checked | Recall
+
+# Minor versions only add: `study.ingest_result.v1.1` is read like v1.
+_VERSION_1 = re.compile(r"(study\.[a-z_]+\.v1)(\.[0-9]{1,4})?")
+_MODELS: dict[str, type[Told]] = {
+    INGEST_RESULT_TYPE: IngestResult,
+    CHECKED_TYPE: Checked,
+    RECALL_TYPE: Recall,
+}
 
 
 class ResultsLost(ConnectionError):
@@ -112,11 +124,11 @@ async def _channel(connection: AbstractConnection) -> AbstractChannel:
     return channel
 
 
-def read_result(message_type: str | None, body: bytes) -> IngestResult | None:
-    """The result in a message. None if this library can't read it."""
-    if message_type is None or _VERSION_1.fullmatch(message_type) is None:
-        return None
+def read_told(message_type: str | None, body: bytes) -> Told | None:
+    """What a message in the queue of results says. None if this library can't read it."""
+    match = _VERSION_1.fullmatch(message_type or "")
+    model = None if match is None else _MODELS.get(match[1])
     try:
-        return IngestResult.model_validate_json(body)
+        return None if model is None else model.model_validate_json(body)
     except ValidationError:
         return None

@@ -71,5 +71,18 @@ class RelaySettings:
     result_timeout_max: float = 86_400.0
     """The longest wait for a result. Publishing once a day does not harm any backlog."""
 
+    check_patience: float = 10.0
+    """How long to wait for the server to say which batches it has, before asking again. The time
+    doubles up to `check_patience_max`.
+    """
+
+    check_patience_max: float = 3_600.0
+    """The longest such wait. An older server does not answer."""
+
+    resend_rate: float = 10.0
+    """How many batches that the server has lost are published again in a second, on average. After
+    a loss, many viewers do so at once.
+    """
+
     prefetch: int = 20
     """The number of results in hand at once. Each is one short write to SQLite."""

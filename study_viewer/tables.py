@@ -37,6 +37,14 @@ _VERSION_1: Final = (
     "CREATE INDEX study_outbox_state ON study_outbox (state, seq)",
 )
 
+# It has no version of its own, because older libraries, which leave it alone, must still open the
+# file.
+_CHECKS: Final = (
+    "ALTER TABLE study_outbox ADD COLUMN unchecked INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX study_outbox_unchecked ON study_outbox (seq) WHERE unchecked = 1",
+    "CREATE TABLE study_outbox_server (epoch TEXT NOT NULL)",
+)
+
 VERSIONS: Final = (_VERSION_1,)
 """The statements that lead from each version to the next. Append to them, and never edit them."""
 
@@ -47,7 +55,7 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
     `connection` must be in autocommit mode. Raises `OutboxTooNew` if a newer version of this
     library has upgraded them.
     """
-    if _version(connection) == len(VERSIONS):
+    if _version(connection) == len(VERSIONS) and _exists(connection, "study_outbox_server"):
         return
     connection.execute("BEGIN IMMEDIATE")
     with connection:
@@ -62,16 +70,23 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
         for statements in VERSIONS[found:]:
             for statement in statements:
                 connection.execute(statement)
+        if not _exists(connection, "study_outbox_server"):
+            for statement in _CHECKS:
+                connection.execute(statement)
         connection.execute("DELETE FROM study_outbox_version")
         connection.execute("INSERT INTO study_outbox_version VALUES (?)", (len(VERSIONS),))
 
 
 def _version(connection: sqlite3.Connection) -> int:
     """The version in the file. It is 0 if there are no tables yet."""
-    exists = connection.execute(
-        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'study_outbox_version'"
-    ).fetchone()
-    if exists is None:
+    if not _exists(connection, "study_outbox_version"):
         return 0
     row = connection.execute("SELECT version FROM study_outbox_version").fetchone()
     return int(row[0]) if row else 0
+
+
+def _exists(connection: sqlite3.Connection, table: str) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+    ).fetchone()
+    return found is not None

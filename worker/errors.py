@@ -7,6 +7,7 @@ IngestError                 every error that the worker reports to a person
 ├── TopologyError           the broker is not set up safely               exit 4
 ├── ViewerError             a viewer's name or grant is not usable        exit 2
 ├── ContentError            content is not valid, or has no such id       exit 1
+├── RecallError             erasures are missing or not valid             exit 2
 ├── RoleError               a database role cannot become a worker's      exit 2
 ├── NoHistory               the user has no history to report             exit 1
 ├── NoBatch                 nothing is stored about a batch               exit 1
@@ -88,6 +89,12 @@ class AnswersError(IngestError):
 
 class RoleError(IngestError):
     """Raised by `database-role` for a role that must not be reduced to a worker's rights."""
+
+    exit_code = 2
+
+
+class RecallError(IngestError):
+    """Raised by `recall` if the erasures since the backup are missing, or can't be made again."""
 
     exit_code = 2
 

@@ -137,7 +137,7 @@ export class Asking {
     } else if (message.reason !== undefined) {
       this.#finish(message.user_id ?? NAMELESS);
       console.warn(`no progress: ${message.detail}`);
-    } else if (await this.#store.lacks(message)) this.ask(message.user_id);
+    } else if (message.user_id !== undefined && (await this.#store.lacks(message))) this.ask(message.user_id);
   }
 
   /** After a result was stored. */

@@ -1,8 +1,10 @@
 """The published documents: current, the same each time, and true of the models."""
 
 import json
+from datetime import UTC
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import jsonschema
 import pytest
@@ -13,13 +15,17 @@ from pydantic import BaseModel
 from schemas import amqp
 from schemas.__main__ import PUBLISHED, main
 from schemas.attempt_batch import AttemptBatch
+from schemas.checks import MAX_CHECKED, Check, Checked, Recall
 from schemas.documents import (
     ATTEMPT_BATCH,
+    CHECK_SCHEMA,
+    CHECKED_SCHEMA,
     INGEST_RESULT,
     PROGRESS_NUDGE_SCHEMA,
     PROGRESS_PAGE_SCHEMA,
     PROGRESS_REFUSAL_SCHEMA,
     PROGRESS_REQUEST_SCHEMA,
+    RECALL_SCHEMA,
     asyncapi,
     documents,
     json_schema,
@@ -27,6 +33,7 @@ from schemas.documents import (
 from schemas.followups import KINDS
 from schemas.ingest_result import IngestResult
 from schemas.progress import (
+    MAX_REQUEST_BYTES,
     ProgressMark,
     ProgressPage,
     ProgressRefusal,
@@ -40,6 +47,9 @@ FILES: dict[str, type[BaseModel]] = {
     PROGRESS_PAGE_SCHEMA: ProgressPage,
     PROGRESS_REFUSAL_SCHEMA: ProgressRefusal,
     PROGRESS_NUDGE_SCHEMA: ProgressMark,
+    CHECK_SCHEMA: Check,
+    CHECKED_SCHEMA: Checked,
+    RECALL_SCHEMA: Recall,
     **{f"{kind.routing_key.replace('.', '_')}.v1.json": kind.model for kind in KINDS},
 }
 """The model of each message besides batch and result, by the name of its published schema."""
@@ -66,6 +76,7 @@ QUESTIONS = st.builds(
 MESSAGES: dict[type[BaseModel], st.SearchStrategy[BaseModel]] = {
     IngestResult: st.builds(IngestResult, progress=st.none() | MARKS),
     ProgressMark: MARKS,
+    Recall: st.builds(Recall, since=st.datetimes(timezones=st.just(UTC))),
     ProgressRequest: st.builds(ProgressRequest, user_id=st.none() | NUMBERS),
     ProgressRefusal: st.builds(
         ProgressRefusal, user_id=st.none() | NUMBERS, reason=st.sampled_from(RefusalReason)
@@ -155,6 +166,9 @@ def test_asyncapi_s_examples_are_what_the_models_accept() -> None:
         "progressPage": ProgressPage,
         "progressRefusal": ProgressRefusal,
         "progressNudge": ProgressMark,
+        "check": Check,
+        "checked": Checked,
+        "recall": Recall,
     }
     statuses = set()
     for name, model in models.items():
@@ -252,6 +266,9 @@ def test_asyncapi_tells_each_messages_properties() -> None:
         "progressPage": amqp.PROGRESS_PAGE_TYPE,
         "progressRefusal": amqp.PROGRESS_REFUSAL_TYPE,
         "progressNudge": amqp.PROGRESS_NUDGE_TYPE,
+        "check": amqp.CHECK_TYPE,
+        "checked": amqp.CHECKED_TYPE,
+        "recall": amqp.RECALL_TYPE,
         **{channel: kind.message_type for channel, kind in CHANNELS.items()},
     }
     messages = asyncapi()["components"]["messages"]
@@ -260,13 +277,20 @@ def test_asyncapi_tells_each_messages_properties() -> None:
         properties = message["x-amqp-properties"]
         assert set(properties["required"]) >= {"message_id", "timestamp"}
         assert properties["properties"]["type"] == {"const": types[name]}
-        mode = 1 if name.startswith("progress") else 2
+        mode = 1 if name.startswith(("progress", "check")) else 2
         assert properties["properties"]["delivery_mode"]["const"] == mode
         assert properties["properties"]["content_type"]["const"] == message["contentType"]
         assert message["bindings"]["amqp"]["messageType"] == types[name]
         assert amqp.TRACEPARENT_HEADER in message["headers"]["properties"]
+        stamped = mode == 2 and name != "attemptBatch"
+        assert (amqp.EPOCH_HEADER in message["headers"]["properties"]) is stamped
     for about_session in ("attemptBatch", "ingestResult"):
         assert messages[about_session]["headers"]["required"] == [amqp.CLIENT_SESSION_UUID_HEADER]
+
+
+def test_the_longest_check_is_no_longer_than_a_request_may_be() -> None:
+    longest = Check(client_session_uuids=tuple(UUID(int=n) for n in range(MAX_CHECKED)))
+    assert len(json.dumps(longest.model_dump(mode="json")).encode()) <= MAX_REQUEST_BYTES
 
 
 def _references(value: Any) -> Any:

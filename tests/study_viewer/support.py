@@ -12,10 +12,11 @@ from uuid import UUID, uuid4
 
 import aio_pika
 import httpx
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue, HeadersType
 
 from study_viewer import Outbox, Relay, RelaySettings
 from study_viewer.schemas.amqp import (
+    EPOCH_HEADER,
     INGEST_RESULT_TYPE,
     RESULTS_EXCHANGE,
     result_key,
@@ -23,6 +24,7 @@ from study_viewer.schemas.amqp import (
 )
 from study_viewer.schemas.attempt_batch import Attempt, AttemptBatch
 from study_viewer.schemas.ingest_result import IngestResult
+from study_viewer.schemas.model import WireModel
 from study_viewer.schemas.words import Status
 from tests.study_viewer.proxy import PATIENCE
 
@@ -104,12 +106,17 @@ class Broker:
         return UUID(json.loads((await self.next()).body)["client_session_uuid"])
 
     async def answer(
-        self, result: IngestResult | bytes, viewer: str = VIEWER, kind: str = INGEST_RESULT_TYPE
+        self,
+        result: WireModel | bytes,
+        viewer: str = VIEWER,
+        kind: str = INGEST_RESULT_TYPE,
+        epoch: str | None = None,
     ) -> None:
-        """Publishes a result, as a worker would."""
+        """Publishes a result, as a worker would, or what else goes where results go."""
         body = result if isinstance(result, bytes) else result.model_dump_json().encode()
         exchange = await self.channel.get_exchange(RESULTS_EXCHANGE, ensure=False)
-        message = aio_pika.Message(body, type=kind, message_id=str(uuid4()))
+        headers: HeadersType = {} if epoch is None else {EPOCH_HEADER: epoch}
+        message = aio_pika.Message(body, type=kind, message_id=str(uuid4()), headers=headers)
         await exchange.publish(message, result_key(viewer))
 
     async def count(self, queue: str) -> int:

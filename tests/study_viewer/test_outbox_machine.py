@@ -37,7 +37,7 @@ class OutboxMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = TemporaryDirectory()
         self.path = Path(self.folder.name) / "viewer.db"
-        self.outbox = Outbox(self.path)
+        self.outbox = Outbox(self.path, resend_window=timedelta())
         self.model: dict[UUID, Model] = {}
 
     def teardown(self) -> None:
@@ -98,7 +98,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.outbox.close()
-        self.outbox = Outbox(self.path)
+        self.outbox = Outbox(self.path, resend_window=timedelta())
 
     @invariant()
     def the_outbox_agrees(self) -> None:

@@ -173,7 +173,7 @@ def test_it_works_in_an_application_with_modules_of_the_same_names(
         text=True,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("too_large\nq-17 9\n", "")
+    assert (done.stdout, done.stderr) == ("too_large\nq-17 12\n", "")
 
 
 def test_it_checks_its_published_documents_where_it_is_installed(python: Path) -> None:

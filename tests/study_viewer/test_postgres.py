@@ -8,12 +8,14 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from aio_pika.abc import AbstractIncomingMessage
 from alembic.autogenerate import produce_migrations
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
@@ -23,10 +25,20 @@ from sqlalchemy.orm import Session
 
 from study_viewer import BatchRefused, NoTransaction, State, UuidReused
 from study_viewer.postgres import PostgresOutbox, PostgresRelay, outbox_table
+from study_viewer.schemas.amqp import (
+    CHECK_TYPE,
+    CHECKED_TYPE,
+    INGEST_EXCHANGE,
+    PROGRESS_QUEUE,
+    PROGRESS_REQUESTS_BINDING,
+)
 from study_viewer.schemas.attempt_batch import Attempt, AttemptBatch
+from study_viewer.schemas.checks import Check, Checked
 from study_viewer.schemas.words import Status
 from tests.broker_fixtures import until
 from tests.study_viewer.support import QUICK, VIEWER, Broker, make_batch, make_result
+
+QUICK = replace(QUICK, check_patience=0.2, resend_rate=1_000.0)
 
 APP = MetaData()
 MINE = Table("my_sessions", APP, Column("id", Integer, primary_key=True))
@@ -170,8 +182,10 @@ async def test_a_batch_is_published_and_settled_by_its_result(
         assert await OUTBOX.get(connection, uuid4()) is None
     async with app.begin() as connection:
         now = datetime.now(UTC)
-        assert await OUTBOX.prune(connection, now - timedelta(days=1)) == 0
-        assert await OUTBOX.prune(connection, now + timedelta(days=1)) == 1
+        assert await OUTBOX.prune(connection, now + timedelta(days=1)) == 0
+        forgetful = PostgresOutbox(OUTBOX.table, resend_window=timedelta())
+        assert await forgetful.prune(connection, now - timedelta(days=1)) == 0
+        assert await forgetful.prune(connection, now + timedelta(days=1)) == 1
 
 
 @pytest.mark.broker
@@ -255,6 +269,120 @@ async def test_an_ingest_wins_over_a_rejection_and_erased_answers_go(app: AsyncE
         entry = await OUTBOX.get(connection, uuid)
         assert entry is not None and entry.erased
         assert not await OUTBOX.settle(connection, make_result(uuid4()))
+
+
+async def test_what_another_server_may_have_lost_is_unchecked_until_it_has_said_so(
+    app: AsyncEngine,
+) -> None:
+    settings = replace(QUICK, check_patience=0.0, resend_rate=1e6)
+    old, lost, kept, gone = await recorded(app, *(make_batch() for _ in range(4)))
+    table = OUTBOX.table
+    async with app.begin() as connection:
+        for uuid in (old, lost, kept):
+            assert await OUTBOX.settle(connection, make_result(uuid), "one")
+        await OUTBOX.settle(connection, make_result(gone, erased_at=datetime.now(UTC)), "one")
+        two_days = timedelta(days=2)
+        await connection.execute(
+            table.update()
+            .where(table.c.client_session_uuid == old)
+            .values(settled_at=datetime.now(UTC) - two_days)
+        )
+    async with app.begin() as connection:
+        assert await OUTBOX.claim_check(connection, settings) == ([], 0.0)
+        assert not await OUTBOX.saw(connection, "one")
+        assert await OUTBOX.saw(connection, "two")
+    async with app.begin() as connection:
+        asked, _ = await OUTBOX.claim_check(connection, settings)
+        assert asked == [lost, kept]
+        former = Checked(epoch="one", has=(lost, kept), missing=())
+        assert await OUTBOX.take_checked(connection, former, settings) is None
+        answer = Checked(epoch="two", has=(kept,), missing=(lost, old, gone, uuid4()))
+        assert await OUTBOX.take_checked(connection, answer, settings) is None
+    for again in (1, 0):
+        async with app.begin() as connection:
+            assert await OUTBOX.take_checked(connection, answer, settings) == again
+    assert await states(app) == {"settled": 3, "pending": 1}
+    async with app.begin() as connection:
+        entry = await OUTBOX.get(connection, lost)
+        assert entry is not None and entry.state is State.PENDING and entry.result is None
+        # A recall goes by the server's clock, whatever the age and the epoch.
+        assert await OUTBOX.doubt(connection, datetime(2020, 1, 1, tzinfo=UTC)) == 2
+        assert await OUTBOX.doubt(connection, datetime.now(UTC) + two_days) == 0
+    async with app.begin() as connection:
+        asked, _ = await OUTBOX.claim_check(connection, settings)
+        assert asked == [old, kept]
+        # A result of this server needs no check, and nothing pruned comes back.
+        await OUTBOX.settle(connection, make_result(old), "two")
+        assert await OUTBOX.prune(connection, datetime.now(UTC)) == 1
+        asked, _ = await OUTBOX.claim_check(connection, settings)
+        assert asked == [kept]
+
+
+async def test_one_relay_asks_at_a_time_and_ever_more_slowly(app: AsyncEngine) -> None:
+    settings = replace(QUICK, check_patience=100.0, check_patience_max=150.0, resend_rate=0.01)
+    (uuid,) = await recorded(app, make_batch())
+    server = APP.tables["study_outbox_server"]
+    async with app.begin() as connection:
+        await OUTBOX.settle(connection, make_result(uuid), "one")
+        await OUTBOX.saw(connection, "two")
+
+    async def claim() -> list[UUID]:
+        async with app.begin() as connection:
+            return (await OUTBOX.claim_check(connection, settings))[0]
+
+    async def wait() -> float:
+        async with app.connect() as connection:
+            at: datetime = (await connection.execute(select(server.c.ask_at))).scalar_one()
+            return (at - datetime.now(UTC)).total_seconds()
+
+    claims = await asyncio.gather(*(claim() for _ in range(5)))
+    assert sorted(map(len, claims)) == [0, 0, 0, 0, 1]
+    assert 50 < await wait() <= 100
+    async with app.begin() as connection:
+        await connection.execute(server.update().values(ask_at=datetime.now(UTC)))
+    assert await claim() == [uuid]
+    assert 100 < await wait() <= 150
+    async with app.begin() as connection:
+        answer = Checked(epoch="two", has=(), missing=(uuid,))
+        assert await OUTBOX.take_checked(connection, answer, settings) == 1
+    assert 50 < await wait() <= 100  # one batch at this rate
+
+
+@pytest.mark.broker
+async def test_relays_find_out_what_is_missing_and_publish_it_once(
+    app: AsyncEngine, broker: Broker
+) -> None:
+    queue = await broker.channel.declare_queue(PROGRESS_QUEUE, durable=True)
+    await queue.bind(INGEST_EXCHANGE, PROGRESS_REQUESTS_BINDING)
+    uuids = await recorded(app, *(make_batch() for _ in range(250)))
+    async with app.begin() as connection:
+        for uuid in uuids:
+            await OUTBOX.settle(connection, make_result(uuid), "one")
+    lost = {*uuids[::10]}
+
+    async def answer(message: AbstractIncomingMessage) -> None:
+        assert message.type == CHECK_TYPE
+        asked = Check.model_validate_json(message.body).client_session_uuids
+        told = Checked(
+            epoch="two",
+            has=tuple(uuid for uuid in asked if uuid not in lost),
+            missing=tuple(uuid for uuid in asked if uuid in lost),
+        )
+        await broker.answer(told, kind=CHECKED_TYPE)
+
+    await queue.consume(answer, no_ack=True)
+    await broker.consume()
+    (new,) = await recorded(app, make_batch())
+    async with relaying(app, broker, 3) as relays:
+        assert await broker.next_uuid() == new
+        await broker.answer(make_result(new), epoch="two")
+        again = [await broker.next_uuid() for _ in lost]
+        assert {*again} == lost
+        for uuid in again:
+            await broker.answer(make_result(uuid), epoch="two")
+        await until(lambda: states(app), {"settled": 251}.__eq__)
+        assert sum(relay.status.resent for relay in relays) == len(lost)
+    assert broker.arrived.empty()
 
 
 @pytest.mark.broker

@@ -21,7 +21,7 @@ from worker.domain.records import Message
 from worker.errors import DatabaseAway
 from worker.relay.relay import Relay
 from worker.settings import Settings
-from worker.store import outbox
+from worker.store import outbox, versions
 from worker.store.driver import write
 from worker.store.engine import transaction
 from worker.store.outbox import Waiting
@@ -112,10 +112,20 @@ async def test_confirmed_rows_are_deleted_and_an_unconfirmed_one_stays_with_all_
     taken = [_job(), _job(REVIEW.routing_key), _job(), _result("ada")]
     refused = [_job("nobody.is.bound"), _job("nobody.is.bound")]
     await _recorded(engine, [taken[0], refused[0], *taken[1:], refused[1]])
+    results = await (await broker.channel()).declare_queue(amqp.results_queue("ada"), durable=True)
+    await results.bind(amqp.RESULTS_EXCHANGE, amqp.result_key("ada"))
 
     relay = Relay(engine, publisher, _SETTINGS)
     assert await relay.relay() == 4
     assert await _left(engine) == [each.message_id for each in refused]
+    # Each says which server had it, also where another session deletes the rows.
+    async with transaction(engine) as connection:
+        epoch = (await versions.draw(connection)).epoch
+    told = await broker.take(amqp.results_queue("ada"))
+    assert told.headers == {
+        amqp.CLIENT_SESSION_UUID_HEADER: str(SESSION),
+        amqp.EPOCH_HEADER: epoch,
+    }
     # Told is who was told, although the first transaction was rolled back.
     assert await _told(engine) == [[SESSION]]
     with pytest.raises(Unroutable):

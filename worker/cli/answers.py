@@ -124,6 +124,19 @@ class Erased(TypedDict):
     unattributed_dead_letters: int
 
 
+class Recalled(TypedDict):
+    """`viewers` get the message, but for those `without_queue`. Users were `erased` again, except
+    those whose erasure was known.
+    """
+
+    since: str
+    dry_run: bool
+    viewers: int
+    without_queue: int
+    erased: int
+    known_erasures: int
+
+
 class Imported(TypedDict):
     """`known` batches were already there."""
 
@@ -788,6 +801,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "void": Voided,
     "rescore": Rescored,
     "erase": Erased,
+    "recall": Recalled,
     "import": Imported,
     "report": Report,
     "due": Due,

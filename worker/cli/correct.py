@@ -1,5 +1,7 @@
 """Commands that correct the record: `void`, `rescore` and `erase`."""
 
+from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
@@ -7,6 +9,7 @@ import typer
 
 from worker.cli.answers import answer
 from worker.cli.asking import Json, Reason, Yes, bar, by, confirm, user_id
+from worker.cli.recall import noted
 from worker.cli.shared import engine_of, load_settings, run
 from worker.progress.nudging import nudging
 
@@ -129,6 +132,14 @@ def erase(
     user: Annotated[
         int, typer.Option("--user", parser=user_id, metavar="ID", help="The user to erase.")
     ],
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            help="Also append the erasure to this file, before it is committed. After a backup was"
+            " restored, `recall` needs it.",
+        ),
+    ] = None,
     reason: Reason = "",
     yes: Yes = False,
     as_json: Json = False,
@@ -146,6 +157,10 @@ def erase(
 
     settings = load_settings()
 
+    def note(at: datetime) -> None:
+        if record is not None:
+            noted(record, user, at)
+
     async def work() -> dict[str, int]:
         async with (
             engine_of(settings, connections=1, name="study-ingest erase") as engine,
@@ -159,7 +174,10 @@ def erase(
                 f" {len(found.letters)} dead letters of user {user} permanently?",
                 yes,
             )
-            erased, letters = await operation.erase(engine, user, found, by(reason), on_change)
+            erased, letters = await operation.erase(
+                *(engine, user, found, by(reason), on_change),
+                before_commit=note,
+            )
             return erased._asdict() | {
                 "dead_letters": letters,
                 "unattributed_dead_letters": found.unattributed,

@@ -23,6 +23,7 @@ from worker.cli import (
     export,
     old_answers,
     pause,
+    recall,
     repair,
     report,
     run,
@@ -70,6 +71,7 @@ doctor.add_to(app)
 pause.add_to(app)
 repair.add_to(app)
 correct.add_to(app)
+recall.add_to(app)
 batch.add_to(app)
 dead.add_to(app)
 export.add_to(app)

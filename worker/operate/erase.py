@@ -14,7 +14,7 @@ viewer's last grant must stay, because a viewer without grants may write for eve
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -92,13 +92,19 @@ async def erase(
     found: Survey,
     by: By,
     on_change: OnChange = lambda *_: None,
+    *,
+    at: datetime | None = None,
+    before_commit: Callable[[datetime], object] = lambda _: None,
 ) -> tuple[Erased, int]:
     """Erases what `survey` found, in one transaction; returns the rows gone, and the dead letters
     gone.
+
+    `at` is the moment of an earlier erasure that a restored database has forgotten. `before_commit`
+    is called with the moment.
     """
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
-        erased_at, mark = await erasures.remember(connection, user_id)
+        erased_at, mark = await erasures.remember(connection, user_id, at)
         told = await stored.told(connection, user_id)
         await stored.bury(connection, found.uuids)
         erased = await stored.erase(connection, user_id, found.uuids)
@@ -107,6 +113,7 @@ async def erase(
         # Also if nothing was found: from now on, nothing from before is stored.
         effect = erased._asdict() | {"dead_letters": len(found.letters)}
         await audit.record(connection, by, "erase", f"user {user_id}", effect)
+        before_commit(erased_at)
     on_change(user_id, mark)
     return erased, letters
 

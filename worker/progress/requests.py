@@ -1,4 +1,4 @@
-"""Requests for progress: read, and answered with pages or a refusal.
+"""Requests for progress, answered with pages or a refusal, and checks of batches.
 
 They have a queue, a connection to the broker and connections to the database of their own, so that
 they never wait for a batch, nor a batch for them. A request is acked when it arrives: if it is lost
@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
+from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
+from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
+from schemas.checks import MAX_CHECKED, Check
 from schemas.progress import MAX_REQUEST_BYTES, ProgressRefusal, ProgressRequest
 from schemas.words import RefusalReason
 from worker.broker import identity
@@ -31,7 +34,7 @@ from worker.progress.outgoing import passing
 from worker.progress.pages import QUESTIONS_IN_A_PAGE, QUESTIONS_IN_AN_ANSWER, pages
 from worker.progress.waiting import Waiting
 from worker.settings import Settings
-from worker.store import changed, listening
+from worker.store import changed, checked, listening
 from worker.store.engine import transaction
 from worker.telemetry import metrics
 
@@ -41,6 +44,7 @@ _PREFETCH: Final = 200
 _REST: Final = 0.01
 """Seconds between two looks at what has arrived: a flood is acked with fewer frames."""
 _TYPE: Final = re.compile(r"study\.progress_request\.v1(\.[0-9]{1,4})?")
+_CHECK_TYPE: Final = re.compile(r"study\.check\.v1(\.[0-9]{1,4})?")
 _INT64: Final = 2**63
 
 _log = structlog.get_logger(__name__)
@@ -54,6 +58,8 @@ class Request(NamedTuple):
     user_id: int | None = None
     """None for the only one that the viewer is granted."""
     cursor: str | None = None
+    check: tuple[UUID, ...] = ()
+    """The batches that are asked about, instead of progress."""
     refused: tuple[RefusalReason, str] | None = None
     """Why it can't be answered, as reason and detail."""
 
@@ -137,9 +143,10 @@ class Requests:
             await asyncio.sleep(_REST)
 
     def _let_wait(self, request: Request | None) -> None:
-        # Only the newest request for a user is of use, but each mistake gets its answer.
+        # Only the newest check, and the newest request for a user, is of use, but each mistake gets
+        # its answer.
         if request is not None:
-            about = object() if request.refused else request.user_id
+            about = object() if request.refused else (bool(request.check), request.user_id)
             if self._waiting.add(request.viewer, about, request):
                 return
         metrics.PROGRESS_REQUESTS.labels("dropped").inc()
@@ -196,6 +203,8 @@ async def answer(
     """
     if request.refused is not None:
         return [_refusal(request, *request.refused)]
+    if request.check:
+        return [await _check(engine, request)]
     async with transaction(engine) as connection:
         users = await listening.may_read(connection, request.viewer, request.user_id)
     if len(users) != 1:
@@ -225,6 +234,24 @@ async def answer(
     return told
 
 
+async def _check(engine: AsyncEngine, request: Request) -> Outgoing:
+    async with transaction(engine) as connection:
+        epoch, found = await checked.check(connection, request.viewer, request.check)
+    metrics.PROGRESS_REQUESTS.labels("answered").inc()
+    told = {
+        "epoch": epoch,
+        "has": [uuid for uuid in request.check if uuid in found],
+        "missing": [uuid for uuid in request.check if uuid not in found],
+    }
+    # Where results go: who keeps no progress takes nothing else.
+    return passing(
+        amqp.result_key(request.viewer),
+        amqp.CHECKED_TYPE,
+        to_json(told),
+        answers=request.message_id,
+    )
+
+
 def _kept(size: int) -> int:
     """How much of a body is kept: no more than a request may have."""
     return min(size, MAX_REQUEST_BYTES)
@@ -241,6 +268,9 @@ def read(delivery: Delivery, settings: Settings) -> Request | None:
         return None
     message_id = properties.message_id or None
     said = properties.message_type
+    # Through MQTT there is no type.
+    if _CHECK_TYPE.fullmatch(said) if said else b'"client_session_uuids"' in delivery.body:
+        return _read_check(viewer, message_id, delivery)
     if said and not _TYPE.fullmatch(said):
         why = f"The message's type is not {amqp.PROGRESS_REQUEST_TYPE}."
         return Request(viewer, message_id, refused=(RefusalReason.UNSUPPORTED_VERSION, why))
@@ -258,6 +288,20 @@ def read(delivery: Delivery, settings: Settings) -> Request | None:
         )
         return Request(viewer, message_id, refused=(RefusalReason.MALFORMED, why))
     return Request(viewer, message_id, user_id, request.cursor)
+
+
+def _read_check(viewer: str, message_id: str | None, delivery: Delivery) -> Request:
+    try:
+        if delivery.size > MAX_REQUEST_BYTES:
+            raise ValueError
+        check = Check.model_validate_json(delivery.body)
+    except ValueError:
+        why = (
+            f"The body is not a check: a JSON object with client_session_uuids, 1 to {MAX_CHECKED}"
+            f" uuids as text; {MAX_REQUEST_BYTES} bytes at most."
+        )
+        return Request(viewer, message_id, refused=(RefusalReason.MALFORMED, why))
+    return Request(viewer, message_id, check=tuple(dict.fromkeys(check.client_session_uuids)))
 
 
 def _not_granted(request: Request, users: Sequence[int]) -> tuple[RefusalReason, str]:

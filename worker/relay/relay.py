@@ -7,7 +7,7 @@ are still there: they are published again, with the same message ids.
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -21,7 +21,7 @@ from worker.domain.backoff import Backoff
 from worker.domain.records import Message
 from worker.errors import IngestError, Unconfirmed
 from worker.settings import Settings
-from worker.store import moments, outbox
+from worker.store import moments, outbox, versions
 from worker.store.engine import reason_of, transaction
 from worker.store.moments import Told
 from worker.store.outbox import Waiting
@@ -101,7 +101,8 @@ class Relay:
         try:
             async with transaction(self._engine) as connection:
                 rows = await outbox.take(connection, results=most, jobs=most, held=held)
-                confirmed, failure = await self._publish(rows)
+                epoch = await versions.epoch(connection) if rows else None
+                confirmed, failure = await self._publish(rows, epoch)
                 if failure is not None:
                     raise failure  # and the rows that were taken are there again
                 await moments.tell(connection, _told(rows, confirmed))
@@ -145,8 +146,12 @@ class Relay:
         metrics.OUTBOX_ROWS.set(waiting.messages)
         metrics.OUTBOX_AGE.set(waiting.oldest_age)
 
-    async def _publish(self, rows: Sequence[Waiting]) -> tuple[list[int], Unconfirmed | None]:
-        answers = await self._publisher.publish_all([_outgoing(row.message) for row in rows])
+    async def _publish(
+        self, rows: Sequence[Waiting], epoch: str | None
+    ) -> tuple[list[int], Unconfirmed | None]:
+        stamp = {amqp.EPOCH_HEADER: epoch} if epoch else {}
+        messages = [_outgoing(row.message, stamp) for row in rows]
+        answers = await self._publisher.publish_all(messages)
         fates = [_excused(row.message, answer) for row, answer in zip(rows, answers, strict=True)]
         metrics.RELAYED.labels("confirmed").inc(fates.count(None))
         metrics.RELAYED.labels("unconfirmed").inc(len(fates) - fates.count(None))
@@ -184,14 +189,15 @@ def _told(rows: Sequence[Waiting], confirmed: Collection[int]) -> list[Told]:
     ]
 
 
-def _outgoing(message: Message) -> Outgoing:
+def _outgoing(message: Message, stamp: Mapping[str, str]) -> Outgoing:
     return outgoing(
         message.exchange,
         message.routing_key,
         message.body.encode(),
         message_id=str(message.message_id),
         type=message.type,
-        headers=message.headers,
+        # Only now, because the row may be older than the server that has it.
+        headers={**message.headers, **stamp},
     )
 
 

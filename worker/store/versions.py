@@ -30,7 +30,22 @@ On a standby it is null, and no error: there the refusal to draw a version (2500
 because it ends the sessions on that server.
 """
 
+_EPOCH: Final = text(f"SELECT {EPOCH}")
+_KNOWN: Final = "study-ingest epoch"
+"""Where a session keeps it."""
+
 _DRAW: Final = text(f"SELECT {EPOCH}, {NEXT}")
+
+
+async def epoch(connection: AsyncConnection) -> str | None:
+    """The epoch, which is read once for each session with the server: it can't change while a
+    session lasts that may write. None on a standby.
+    """
+    known: str | None = connection.info.get(_KNOWN)
+    if known is None:
+        ((known,),) = await fetch(connection, _EPOCH, {})
+        connection.info[_KNOWN] = known
+    return known
 
 
 async def draw(connection: AsyncConnection) -> Mark:

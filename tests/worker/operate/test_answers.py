@@ -38,7 +38,7 @@ pytestmark = pytest.mark.broker
 
 PUBLISHED = Path(__file__).parents[3] / "docs" / "commands.schema.json"
 
-WITHOUT_JSON = {"worker", "relay", "console", "top", "export", "dead export"}
+WITHOUT_JSON = {"worker", "relay", "console", "top", "export", "erasures", "dead export"}
 """They run until they are stopped, show a terminal, or print JSON Lines in any case."""
 VIEWERS = "viewers.jsonl"
 """The file that `viewer import` reads."""
@@ -112,6 +112,7 @@ def _runs(viewer: str, role: str, pub_id: str, exported: Path) -> list[Run]:
         Run("import", (str(exported),)),
         Run("answers import", (str(exported.parent / OLD_ANSWERS),)),
         Run("erase", ("--user", str(USER), "--yes")),
+        Run("recall", ("--since", "1d", "--no-erasures", "--reason", "a test", "--yes")),
         Run("audit"),
     ]
 
@@ -184,6 +185,7 @@ CHANGES = {
     "viewer upgrade",
     *("reader-role", "content import", "content withdraw", "content restore"),
     "answers import",
+    "recall",
 }
 FINDS_SOMETHING = {"status", "verify", "answers import"}
 STREAMS = {"viewer import", "dead show", "dead export", "dead replay --dry-run"}
@@ -319,7 +321,11 @@ async def test_each_command_prints_its_shape_without_data(
     assert failed == {"batch show", "due", "report", "rescore", "void"}
 
 
-BROKER_IS_NEEDED = {"topology", *(name for name in COMMANDS if name.startswith("viewer "))}
+BROKER_IS_NEEDED = {
+    "topology",
+    "recall",
+    *(name for name in COMMANDS if name.startswith("viewer ")),
+}
 """Grants alone, which are rows, can be revoked without it."""
 NEITHER_IS_NEEDED = {"settings"}
 TELLS_OF_IT = {"status", "doctor"}

@@ -73,6 +73,26 @@ async def test_doctor_finds_problems_of_the_database(site: Site) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("synchronous", "standbys", "severity"),
+    [
+        ("", [], "ok"),
+        ("", [("spare", "async")], "note"),
+        ("", [(None, None)], "note"),  # as a role without rights sees it
+        ("first", [("first", "sync"), ("spare", "async")], "ok"),
+        ("ANY 1 (*)", [("first", "quorum")], "ok"),
+        ("first", [(None, None)], "ok"),
+        ("first", [("spare", "async")], "note"),
+    ],
+)
+def test_standbys_that_no_commit_waits_for_are_named(
+    synchronous: str, standbys: list[tuple[str | None, str | None]], severity: str
+) -> None:
+    found = database._replication(synchronous, standbys)
+    assert (found.check, found.severity) == ("replication", severity)
+    assert bool(found.remedy) is (severity == "note")
+
+
 async def test_attempts_of_0_1_0_with_times_that_cannot_be_true_are_counted(site: Site) -> None:
     async def said() -> list[str]:
         found = await examined(site)

@@ -1,6 +1,6 @@
 """The findings about the database: durability, schema, indexes, rights, connections, clock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import Row, UniqueConstraint, text
@@ -24,12 +24,21 @@ _MOST_COUNTED = 100_000
 _FACTS = text(
     "SELECT current_setting('synchronous_commit') AS synchronous_commit,"
     " current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,"
+    " current_setting('synchronous_standby_names') AS synchronous_names,"
     " pg_is_in_recovery() AS is_standby, clock_timestamp() AS clock,"
     " CAST(current_setting('max_connections') AS int) AS most,"
     " CAST(current_setting('superuser_reserved_connections') AS int) AS reserved,"
     " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS in_use,"
     " (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser,"
     " current_user AS role"
+)
+
+# Who decodes the log for another program is no standby. Only a role with the rights of pg_monitor
+# sees the state of each.
+_STANDBYS = text(
+    "SELECT application_name, sync_state FROM pg_stat_replication AS standby"
+    " WHERE state IS DISTINCT FROM 'backup' AND NOT EXISTS (SELECT FROM pg_replication_slots"
+    " AS slot WHERE slot.active_pid = standby.pid AND slot.slot_type = 'logical') ORDER BY 1"
 )
 
 _INDEXES = text(
@@ -59,6 +68,8 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
         facts = (await connection.execute(_FACTS)).one()
         now = datetime.now(UTC)
         found += [*_durability(facts), *_room(facts, settings), *_clock(facts.clock, now)]
+        standbys = [(row[0], row[1]) for row in await connection.execute(_STANDBYS)]
+        found.append(_replication(facts.synchronous_names, standbys))
         if found[0].severity == "ok":
             found.append(await _content(connection))
             found += await _indexes(connection)
@@ -135,6 +146,25 @@ def _durability(facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
             )
     if not wrong:
         yield Finding("durability", "ok", "Committed data survives a crash.")
+
+
+def _replication(synchronous: str, standbys: Sequence[tuple[str | None, str | None]]) -> Finding:
+    """About the standbys, each with its name and whether it is synchronous, where the role may see
+    that. `synchronous` names those whose confirmation a commit waits for.
+    """
+    if not standbys:
+        return Finding("replication", "ok", "No standby follows this server.")
+    if synchronous and any(state != "async" for _, state in standbys):
+        return Finding("replication", "ok", "Commits wait for a standby.")
+    named = ", ".join(sorted({name for name, _ in standbys if name})) or "of any name"
+    return Finding(
+        "replication",
+        "note",
+        f"No commit waits for a standby, and {len(standbys)} follow asynchronously ({named}): after"
+        " a failover, batches are missing that viewers were told are ingested.",
+        "Set synchronous_standby_names, or rely on the viewers, which send again what is missing:"
+        " see docs/high-availability.md.",
+    )
 
 
 def _room(facts: Row[tuple[object, ...]], settings: Settings) -> Iterator[Finding]:

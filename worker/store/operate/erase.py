@@ -5,6 +5,7 @@ the result that it was ingested, and nothing is stored.
 """
 
 from collections.abc import Collection
+from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -66,6 +67,17 @@ _TOLD: Final = text(
 _OWNER_OF_BATCH: Final = text(
     "SELECT user_id FROM ours.ingest_inbox WHERE client_session_uuid = :uuid"
 )
+
+
+_SINCE: Final = text(
+    "SELECT count(*) FROM ours.ingest_inbox WHERE user_id = :user_id AND received_at > :since"
+)
+
+
+async def ingested_since(connection: AsyncConnection, user_id: int, since: datetime) -> int:
+    """The number of the user's batches that were received after this moment."""
+    found = await connection.scalar(_SINCE, {"user_id": user_id, "since": since})
+    return int(found or 0)
 
 
 async def count(connection: AsyncConnection, user_id: int) -> tuple[int, int]:
