@@ -281,12 +281,7 @@ def asyncapi() -> Json:
                     examples={"request": PROGRESS_REQUEST},
                     persistent=False,
                     needs=("user_id",),
-                    more={
-                        "user_id": {
-                            "type": "string",
-                            "description": "The viewer's broker login, as for a batch.",
-                        }
-                    },
+                    more=_LOGIN,
                 ),
                 "progressPage": _message(
                     amqp.PROGRESS_PAGE_TYPE,
@@ -320,12 +315,7 @@ def asyncapi() -> Json:
                     examples={"check": CHECK},
                     persistent=False,
                     needs=("user_id",),
-                    more={
-                        "user_id": {
-                            "type": "string",
-                            "description": "The viewer's broker login, as for a batch.",
-                        }
-                    },
+                    more=_LOGIN,
                 ),
                 "checked": _message(
                     amqp.CHECKED_TYPE,
@@ -428,6 +418,9 @@ _RESULT_MESSAGES: Final = ("ingestResult", "checked", "recall")
 _REQUEST_MESSAGES: Final = ("progressRequest", "check")
 _PROGRESS_MESSAGES: Final = ("progressPage", "progressRefusal", "progressNudge")
 
+_LOGIN: Final[Json] = {
+    "user_id": {"type": "string", "description": "The viewer's broker login, as for a batch."}
+}
 _EXPIRATION: Final[Json] = {
     "type": "string",
     "description": "Milliseconds after which the broker drops the message.",

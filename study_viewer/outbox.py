@@ -7,8 +7,8 @@ then *settled*. This module depends on SQLite and on the message models.
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -25,7 +25,7 @@ from study_viewer.schemas.checks import Checked
 from study_viewer.schemas.errors import Rejection
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.words import RejectReason, SkipReason, Status
-from study_viewer.tables import ERASED, upgrade
+from study_viewer.tables import ERASED, transaction, upgrade
 from study_viewer.trace import checked_traceparent
 
 
@@ -311,8 +311,8 @@ class Outbox:
         """Believes the server about the batches that are unchecked: it has them, or they are
         pending again. Returns the number of those that are pending again.
 
-        An answer of another epoch than that of the message before may be late. It is only seen, and
-        None is returned.
+        An answer of another epoch than that of the message before may be late. Only its
+        epoch is remembered, and None is returned.
         """
         with self._transaction() as connection:
             if self._saw(checked.epoch):
@@ -399,12 +399,8 @@ class Outbox:
             (left_of(entry, result), ERASED, uuid),
         )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._one_at_a_time:
-            self._connection.execute("BEGIN IMMEDIATE")
-            with self._connection:
-                yield self._connection
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._connection, self._one_at_a_time)
 
     def _change(self, statement: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
         with self._one_at_a_time:

@@ -375,8 +375,8 @@ class PostgresOutbox:
         """Believes the server about the batches that are unchecked: it has them, or they are
         pending again. Returns the number of those that are pending again.
 
-        An answer of another epoch than that of the message before may be late. It is only seen, and
-        None is returned.
+        An answer of another epoch than that of the message before may be late. Only its
+        epoch is remembered, and None is returned.
         """
         columns = self.table.c
         if await self.saw(connection, checked.epoch):

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -17,7 +17,7 @@ from study_viewer.forgetting import SHORTEST_INTERVAL, due_from, recall
 from study_viewer.schemas.attempt_batch import Attempt, AttemptBatch
 from study_viewer.schemas.ingest_result import IngestResult
 from study_viewer.schemas.progress import ProgressMark, ProgressPage, QuestionProgress
-from study_viewer.tables import ERASED
+from study_viewer.tables import ERASED, transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,12 +374,8 @@ class ProgressStore:
         with self._one_at_a_time:
             return self._connection.execute(query, values).fetchall()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._one_at_a_time:
-            self._connection.execute("BEGIN IMMEDIATE")
-            with self._connection:
-                yield self._connection
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._connection, self._one_at_a_time)
 
 
 def _progress(

@@ -4,6 +4,8 @@ It sets no journal mode and no other pragma, because the file belongs to the vie
 """
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +77,20 @@ def upgrade(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
         connection.execute("DELETE FROM study_outbox_version")
         connection.execute("INSERT INTO study_outbox_version VALUES (?)", (len(VERSIONS),))
+
+
+@contextmanager
+def transaction(
+    connection: sqlite3.Connection, one_at_a_time: AbstractContextManager[object]
+) -> Iterator[sqlite3.Connection]:
+    """A transaction that writes, while no other thread uses the connection.
+
+    `connection` must be in autocommit mode. Raises sqlite3.OperationalError if the file is locked.
+    """
+    with one_at_a_time:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            yield connection
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -91,6 +91,7 @@ _ENABLE_HASH: Final = (
 QUEUES: Final = r"^study\.(attempts|followups)|^study\.progress$"
 """The names of the queues that `wanted` may have, and never of a viewer's."""
 _PARTITIONS: Final = rf"^{re.escape(amqp.ATTEMPTS_QUEUE)}\.[0-9]+$"
+_RESULTS_QUEUE: Final = re.compile(r"study\.results\.(.+)|mqtt-subscription-(.+)qos[01]")
 _COUNTED_WITHIN: Final = 12.0
 """Seconds after which the broker's count of a queue shows what was there before. It counts every 5
 seconds, and its management API asks every 5 seconds."""
@@ -184,6 +185,14 @@ def delay_of(queue: str) -> float | None:
     """The seconds that a deferred message waits in this queue; None if it is no retry queue."""
     milliseconds = queue.removeprefix(amqp.RETRY_QUEUE_PREFIX)
     return int(milliseconds) / 1000 if milliseconds != queue and milliseconds.isdigit() else None
+
+
+def viewer_of_results(queue: str) -> str | None:
+    """The viewer for whose results a queue is: by AMQP, or a subscription by MQTT. None for any
+    other queue.
+    """
+    found = _RESULTS_QUEUE.fullmatch(queue)
+    return None if found is None else found[1] or found[2]
 
 
 def wanted(settings: Settings) -> Topology:

@@ -87,10 +87,10 @@ def recall(
 ) -> None:
     """Asks all viewers to send again what the database has lost, after a backup was restored.
 
-    Run it before workers start. It first erases again whom the file names, and refuses to run
-    without, because viewers would send their answers too. Viewers get the message when they are
-    next online. They ask which of their batches are missing, and publish those. You can run it
-    again.
+    Run it before workers start. It first erases the users in the file again, and refuses to run
+    without the file, because viewers would send their answers too. Viewers get the message when
+    they are next online. They ask which of their batches are missing, and publish those. You can
+    run it again.
 
     Example: study-ingest recall --since 2026-11-28T02:00 --erasures erasures.jsonl
     """
@@ -101,7 +101,8 @@ def recall(
     settings = load_settings()
     if (erasures is None) is not no_erasures or (no_erasures and not reason.strip()):
         raise RecallError(
-            "Nothing says who was erased since the backup, whose answers viewers would send again",
+            "There is no list of the users who were erased since the backup, and viewers would send"
+            " their answers again",
             "give their list with --erasures FILE, or --no-erasures and a --reason.",
         )
     made = _read(erasures)

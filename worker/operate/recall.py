@@ -6,7 +6,6 @@ is then skipped, whoever publishes it.
 """
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from schemas import amqp
 from schemas.checks import Recall
+from worker.broker import topology
 from worker.broker.management import Management
 from worker.domain.records import Message, OnChange
 from worker.errors import RecallError
@@ -30,10 +30,6 @@ from worker.store.engine import transaction
 from worker.store.operate import grants
 from worker.store.operate.erase import ingested_since
 
-_RESULTS_QUEUE: Final = re.compile(
-    r"study\.results\.([A-Za-z0-9_-]{1,64})|mqtt-subscription-([A-Za-z0-9_-]{1,64})qos[01]"
-)
-"""In which a viewer gets its results, by AMQP or by MQTT."""
 _AT_ONCE: Final = 1_000
 """Messages in one statement."""
 _MOMENT: Final = TypeAdapter(AwareDatetime)
@@ -86,7 +82,7 @@ def read_erasures(lines: Iterable[str]) -> list[Erasure]:
                 raise ValueError
         except (ValueError, TypeError, KeyError, ValidationError):
             raise RecallError(
-                f"Line {number} is no erasure",
+                f"Line {number} is not an erasure",
                 "give a file that `study-ingest erasures` or `erase --record` wrote.",
             ) from None
         last[user_id] = max(erased_at, last.get(user_id, erased_at))
@@ -150,8 +146,8 @@ async def _viewers(engine: AsyncEngine, management: Management, done: Recalled) 
     """All viewers, by name: those with a queue for results, which the broker has even if they were
     made after the backup, and those with a grant.
     """
-    queues = map(_RESULTS_QUEUE.fullmatch, await management.queue_names())
-    there = {queue[1] or queue[2] for queue in queues if queue}
+    names = map(topology.viewer_of_results, await management.queue_names())
+    there = {name for name in names if name is not None and amqp.is_viewer(name)}
     async with transaction(engine) as connection:
         granted = {name for name in await grants.all_of(connection) if amqp.is_viewer(name)}
     done.without_queue = len(granted - there)

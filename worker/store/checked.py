@@ -1,4 +1,4 @@
-"""Which of a viewer's batches the server has, after another server has answered it."""
+"""Which of a viewer's batches the server has. Viewers ask when another server has taken over."""
 
 from collections.abc import Collection
 from typing import Final

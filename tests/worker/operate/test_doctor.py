@@ -74,23 +74,29 @@ async def test_doctor_finds_problems_of_the_database(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("synchronous", "standbys", "severity"),
+    ("synchronous", "commit", "standbys", "severity"),
     [
-        ("", [], "ok"),
-        ("", [("spare", "async")], "note"),
-        ("", [(None, None)], "note"),  # as a role without rights sees it
-        ("first", [("first", "sync"), ("spare", "async")], "ok"),
-        ("ANY 1 (*)", [("first", "quorum")], "ok"),
-        ("first", [(None, None)], "ok"),
-        ("first", [("spare", "async")], "note"),
+        ("", "on", [], "ok"),
+        ("", "on", [("spare", "async")], "note"),
+        ("", "on", [(None, None)], "note"),  # as a role without rights sees it
+        ("first", "on", [("first", "sync"), ("spare", "async")], "ok"),
+        ("ANY 1 (*)", "remote_apply", [("first", "quorum")], "ok"),
+        ("first", "on", [(None, None)], "ok"),
+        ("first", "local", [("first", "sync")], "note"),
+        ("first", "on", [("spare", "async")], "danger"),
+        ("first", "on", [], "danger"),
+        ("first", "local", [], "ok"),
     ],
 )
-def test_standbys_that_no_commit_waits_for_are_named(
-    synchronous: str, standbys: list[tuple[str | None, str | None]], severity: str
+def test_standbys_that_no_commit_waits_for_are_named_and_those_that_are_missing(
+    synchronous: str,
+    commit: str,
+    standbys: list[tuple[str | None, str | None]],
+    severity: str,
 ) -> None:
-    found = database._replication(synchronous, standbys)
+    found = database._replication(synchronous, standbys, commit)
     assert (found.check, found.severity) == ("replication", severity)
-    assert bool(found.remedy) is (severity == "note")
+    assert bool(found.remedy) is (severity != "ok")
 
 
 async def test_attempts_of_0_1_0_with_times_that_cannot_be_true_are_counted(site: Site) -> None:

@@ -62,7 +62,7 @@ def test_erasures_are_read_from_their_own_file_and_from_an_export() -> None:
     ],
 )
 def test_a_line_that_is_no_erasure_is_named(line: str) -> None:
-    with pytest.raises(RecallError, match=r"^Line 2 is no erasure"):
+    with pytest.raises(RecallError, match=r"^Line 2 is not an erasure"):
         read_erasures(["", line])
 
 

@@ -69,7 +69,7 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
         now = datetime.now(UTC)
         found += [*_durability(facts), *_room(facts, settings), *_clock(facts.clock, now)]
         standbys = [(row[0], row[1]) for row in await connection.execute(_STANDBYS)]
-        found.append(_replication(facts.synchronous_names, standbys))
+        found.append(_replication(facts.synchronous_names, standbys, facts.synchronous_commit))
         if found[0].severity == "ok":
             found.append(await _content(connection))
             found += await _indexes(connection)
@@ -148,22 +148,34 @@ def _durability(facts: Row[tuple[object, ...]]) -> Iterator[Finding]:
         yield Finding("durability", "ok", "Committed data survives a crash.")
 
 
-def _replication(synchronous: str, standbys: Sequence[tuple[str | None, str | None]]) -> Finding:
+def _replication(
+    synchronous: str, standbys: Sequence[tuple[str | None, str | None]], synchronous_commit: str
+) -> Finding:
     """About the standbys, each with its name and whether it is synchronous, where the role may see
-    that. `synchronous` names those whose confirmation a commit waits for.
+    that. `synchronous` names those whose confirmation a commit waits for, unless
+    `synchronous_commit` says that it waits for none.
     """
+    waits = synchronous and synchronous_commit not in ("off", "local")
+    if waits and any(state != "async" for _, state in standbys):
+        return Finding("replication", "ok", "Commits wait for a standby.")
+    if waits:
+        return Finding(
+            "replication",
+            "danger",
+            f"Commits wait for a standby of synchronous_standby_names ({synchronous}), and none is"
+            " connected: nothing is ingested meanwhile.",
+            "Bring the standby back, or change synchronous_standby_names.",
+        )
     if not standbys:
         return Finding("replication", "ok", "No standby follows this server.")
-    if synchronous and any(state != "async" for _, state in standbys):
-        return Finding("replication", "ok", "Commits wait for a standby.")
     named = ", ".join(sorted({name for name, _ in standbys if name})) or "of any name"
     return Finding(
         "replication",
         "note",
         f"No commit waits for a standby, and {len(standbys)} follow asynchronously ({named}): after"
         " a failover, batches are missing that viewers were told are ingested.",
-        "Set synchronous_standby_names, or rely on the viewers, which send again what is missing:"
-        " see docs/high-availability.md.",
+        "Set synchronous_standby_names, with synchronous_commit on, or rely on the viewers, which"
+        " send again what is missing: see docs/high-availability.md.",
     )
 
 

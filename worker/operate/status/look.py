@@ -4,7 +4,6 @@ It looks at both servers at once and changes nothing. A server that is away is p
 """
 
 import asyncio
-import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -149,19 +148,13 @@ async def _broker(settings: Settings, management: Management) -> BrokerStatus:
         key=lambda queue: [part.zfill(12) for part in queue.name.split(".")],
     )
     ours = [await _with_consumers(queue, settings) for queue in ours]
-    listening = frozenset(filter(None, map(_viewer_of, names)))
+    listening = frozenset(filter(None, map(topology.viewer_of_results, names)))
     older = (
         viewer
         for viewer in listening
         if amqp.results_queue(viewer) in names and amqp.progress_queue(viewer) not in names
     )
     return BrokerStatus(version, tuple(ours), listening, older=frozenset(older))
-
-
-def _viewer_of(queue: str) -> str | None:
-    """The viewer for whose results a queue is: by AMQP, or a subscription by MQTT."""
-    found = _RESULTS_QUEUE.fullmatch(queue)
-    return None if found is None else found[1] or found[2]
 
 
 def _is_moving(broker: BrokerStatus | None) -> bool:
@@ -200,7 +193,6 @@ def _is_forbidden(error: BaseException) -> bool:
 _SILENT: Final = 20.0
 """Seconds after which a worker is silent: it says every five seconds that it is there."""
 _INSUFFICIENT_PRIVILEGE: Final = "42501"
-_RESULTS_QUEUE: Final = re.compile(r"study\.results\.(.+)|mqtt-subscription-(.+)qos[01]")
 
 
 def _queue(found: Json) -> QueueStatus:
