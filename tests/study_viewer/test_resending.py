@@ -20,6 +20,7 @@ from study_viewer.schemas.amqp import (
     PROGRESS_PAGE_TYPE,
     PROGRESS_QUEUE,
     PROGRESS_REFUSAL_TYPE,
+    PROGRESS_REQUEST_TYPE,
     PROGRESS_REQUESTS_BINDING,
     RECALL_TYPE,
     RESULTS_EXCHANGE,
@@ -45,11 +46,22 @@ async def asked(broker: Broker) -> AsyncIterator[asyncio.Queue[AbstractIncomingM
     yield arrived
 
 
-async def next_check(asked: asyncio.Queue[AbstractIncomingMessage]) -> AbstractIncomingMessage:
+async def next_of(
+    asked: asyncio.Queue[AbstractIncomingMessage], kind: str
+) -> AbstractIncomingMessage:
     async with asyncio.timeout(PATIENCE):
-        while (message := await asked.get()).type != CHECK_TYPE:
+        while (message := await asked.get()).type != kind:
             pass
     return message
+
+
+async def next_check(asked: asyncio.Queue[AbstractIncomingMessage]) -> AbstractIncomingMessage:
+    return await next_of(asked, CHECK_TYPE)
+
+
+async def progress_is_consumed(asked: asyncio.Queue[AbstractIncomingMessage]) -> None:
+    """Waits until the viewer has its queue of progress, because only then it asks for progress."""
+    await next_of(asked, PROGRESS_REQUEST_TYPE)
 
 
 def uuids_in(message: AbstractIncomingMessage) -> list[UUID]:
@@ -132,6 +144,7 @@ async def test_an_older_worker_refuses_and_neither_batches_nor_progress_mind(
     await broker.consume()
     exchange = await broker.channel.get_exchange(RESULTS_EXCHANGE, ensure=False)
     async with relaying(outbox, broker, replace(QUICK, keep_progress=True)) as relay:
+        await progress_is_consumed(asked)
         check = await next_check(asked)
         refusal = ProgressRefusal(reason=RefusalReason.UNSUPPORTED_VERSION, detail="What is that?")
         message = aio_pika.Message(
@@ -161,8 +174,7 @@ async def test_a_page_of_progress_tells_of_another_epoch(
         user_id="1", cursor="c", epoch="two", version=1, decay=0.1542, next=Next.NOTHING
     )
     async with relaying(outbox, broker, replace(QUICK, keep_progress=True)):
-        async with asyncio.timeout(PATIENCE):
-            await asked.get()  # its queue is there
+        await progress_is_consumed(asked)
         message = aio_pika.Message(page.model_dump_json().encode(), type=PROGRESS_PAGE_TYPE)
         await exchange.publish(message, progress_key(VIEWER))
         assert uuids_in(await next_check(asked)) == [uuid]
