@@ -7,9 +7,11 @@ from typing import Final
 
 WORKLOADS: Final = (
     *("late", "hot_user", "even", "flood", "rescore", "shared_bank"),
-    *("rejected", "dead", "asking", "two_viewers", "old_names"),
+    *("rejected", "dead", "asking", "two_viewers", "old_names", "capacity"),
 )
-"""Those of `bench.busy`, `bench.letters` and `bench.devices`, each of which can run alone."""
+"""Those of `bench.busy`, `bench.letters`, `bench.devices` and `bench.capacity`, each of which can
+run alone.
+"""
 
 
 def parser() -> argparse.ArgumentParser:

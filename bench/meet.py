@@ -13,6 +13,8 @@ from rich.console import Console
 from bench import courses, floor, latency, race, round_trips, tuning
 from bench.busy import Busy
 from bench.busy import Sizes as BusySizes
+from bench.capacity import Capacity
+from bench.capacity import Sizes as CapacitySizes
 from bench.contenders import PEERS, Contender, ours, set_based, usual, usual_publishing
 from bench.devices import Devices
 from bench.devices import Sizes as DevicesSizes
@@ -30,7 +32,7 @@ Laps = dict[str, dict[str, list[Lap]]]
 """By state and contender, a lap for each round."""
 
 _ONE, _TWO, _USUAL, _SET_BASED, _FLOOR = "ours_1", "ours_2", "usual", "set_based", "floor"
-_LONG: Final = ("dead", "asking", "two_viewers", "old_names")
+_LONG: Final = ("dead", "asking", "two_viewers", "old_names", "capacity")
 """The workloads that take minutes, only with `--full`."""
 _WAITING: Final = 15_000
 """Batches to take from, for a round's wait."""
@@ -52,6 +54,7 @@ class Sizes(NamedTuple):
     busy: BusySizes = BusySizes()
     letters: LettersSizes = LettersSizes()
     devices: DevicesSizes = DevicesSizes()
+    capacity: CapacitySizes = CapacitySizes()
 
     @classmethod
     def tiny(cls) -> "Sizes":
@@ -64,6 +67,7 @@ class Sizes(NamedTuple):
             BusySizes(shape, (2, 5), 60, 40, (1, 2, 3), 60, 3, 10, (3, 6), 20, (2, 4)),
             LettersSizes(shape, 60, (300,), 20),
             DevicesSizes(shape, Shape(users=4, questions=400), 60, 40, 0.5, 20, 1, 3, 60, 2_000),
+            CapacitySizes(shape, 100),
         )
 
     def with_batches(self, count: int) -> "Sizes":
@@ -89,6 +93,7 @@ class Meet:
             **Busy(self._stage, sizes.busy, self._say).workloads,
             **Letters(self._stage, sizes.letters, self._say).workloads,
             **Devices(self._stage, sizes.devices, self._say).workloads,
+            **Capacity(self._stage, sizes.capacity, self._say).workloads,
         }
 
     async def run(

@@ -14,6 +14,8 @@ def show(measured: Mapping[str, Any], console: Console) -> None:
     console.print(_busy(measured))
     if "dead" in measured:
         console.print(_dead(measured["dead"]))
+    if "capacity" in measured:
+        console.print(_capacity(measured["capacity"]))
     if "raw" not in measured:
         return
     console.print(_headlines(measured))
@@ -60,6 +62,18 @@ def _busy(measured: Mapping[str, Any]) -> Table:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
             table.add_row(name, f"{value:.3g}", goal)
+    return table
+
+
+def _capacity(found: Mapping[str, Any]) -> Table:
+    table = Table("of each batch", "bytes", title="What a batch leaves behind")
+    for name in ("for_good", "for_30_days", "wal"):
+        table.add_row(name, f"{found[name]:,.0f}")
+    for name, size in sorted(found["by_part"].items(), key=lambda each: -each[1]):
+        if size >= 1:
+            table.add_row(f"  {name}", f"{size:,.0f}")
+    for kind, count in found["messages"].items():
+        table.add_row(f"messages: {kind}", f"{count:,.2f}")
     return table
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from migrations.versions import v0005_references_by_set as references
 from migrations.versions import v0020_versions_of_progress as versions
 from migrations.versions import v0021_leaner_views as views
+from migrations.versions import v0025_pruning as pruning
 from migrations.versions.v0017_views_for_applications import VIEWS
 from worker.errors import SchemaError
 from worker.store import content as stored
@@ -87,6 +88,7 @@ def _install(connection: Connection, theirs: Collection[str]) -> None:
         if reference.target not in theirs:
             _refer(reference)
     versions.make()
+    pruning.make()
     for view in VIEWS.values():
         op.execute(view)
     views.make()
@@ -101,6 +103,7 @@ def _remove(theirs: Collection[str]) -> None:
     for view in VIEWS:
         op.execute(f"DROP VIEW {view}")
     versions.remove()
+    pruning.remove()
     for table in reversed(METADATA.sorted_tables):
         if table.name not in theirs:
             op.execute(f"DROP TABLE {table.name}")

@@ -90,6 +90,11 @@ class IngestResult(WireModel):
         description="Set where the person's history was erased, and answers of this batch with it:"
         " those that `skipped` lists as erased, or all where it lists none. Keep them no longer.",
     )
+    pruned: bool | None = Field(
+        default=None,
+        description="True if the batch was ingested, and its result is not kept any more: nothing"
+        " else is known of it, so keep the result that you have.",
+    )
     reason: Open[RejectReason] | None = Field(
         default=None, description="Present only with the status rejected."
     )

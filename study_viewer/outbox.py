@@ -265,8 +265,9 @@ class Outbox:
 
         An ingest wins over a rejection, in whatever order they arrive, because an operator may have
         replayed the rejected batch. Of two ingests the later wins: it repeats the first, unless an
-        answer key was corrected in between. Answers that the result says are erased are deleted
-        here as well. `epoch` is that of the message, if it has one: see `saw`.
+        answer key was corrected in between, or the worker has pruned the result: a pruned one
+        never replaces that of an ingest. Answers that the result says are erased are deleted here
+        as well. `epoch` is that of the message, if it has one: see `saw`.
         """
         with self._transaction():
             if epoch is not None:
@@ -362,10 +363,12 @@ class Outbox:
                 settled_at = coalesce(settled_at, :now),
                 unchecked = CASE WHEN :epoch IS NULL THEN unchecked ELSE 0 END
             WHERE client_session_uuid = :uuid
-              AND (state <> 'settled' OR :status <> 'rejected')
+              AND (state <> 'settled'
+                OR :status <> 'rejected' AND (NOT :pruned OR status = 'rejected'))
             """,
             {
                 "status": str(result.status),
+                "pruned": bool(result.pruned),
                 "result": result.model_dump_json(),
                 "now": time.time(),
                 "uuid": uuid,

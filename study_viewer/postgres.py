@@ -260,9 +260,9 @@ class PostgresOutbox:
     ) -> bool:
         """Stores `result` as the result of its batch. Returns False for an unknown uuid.
 
-        An ingest wins over a rejection, in whatever order they arrive. Answers that the result says
-        are erased are deleted here as well. `epoch` is that of the message, if it has one: see
-        `saw`.
+        An ingest wins over a rejection, in whatever order they arrive, and a pruned result never
+        replaces that of an ingest. Answers that the result says are erased are deleted here as
+        well. `epoch` is that of the message, if it has one: see `saw`.
         """
         if epoch is not None:
             await self.saw(connection, epoch)
@@ -275,7 +275,8 @@ class PostgresOutbox:
         erased: dict[str, Any] = {}
         if result.erased_at is not None and entry.body:
             erased = {"body": left_of(entry, result), "digest": ERASED}
-        if entry.state is State.SETTLED and result.status is Status.REJECTED:
+        is_less = result.status is Status.REJECTED or (result.pruned and not entry.rejected)
+        if entry.state is State.SETTLED and is_less:
             values = erased
         else:
             values = erased | {

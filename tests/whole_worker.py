@@ -22,6 +22,7 @@ from worker.operate import viewers
 from worker.operate.viewers import Access
 from worker.progress.nudges import Nudges
 from worker.progress.requests import Requests
+from worker.relay.prune import Pruner
 from worker.relay.relay import Relay
 from worker.relay.replays import Replays
 from worker.settings import Settings
@@ -64,8 +65,10 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
             gate_open=Gate(engine),
         )
         presence = Presence(engine, consumer, WORKER)
+        pruner = Pruner(engine, settings, WORKER)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(presence.run())
+            tasks.create_task(pruner.run())
             tasks.create_task(relay.run())
             tasks.create_task(consumer.run())
             tasks.create_task(replays.run())
@@ -78,6 +81,7 @@ async def working(settings: Settings, engine: AsyncEngine) -> AsyncIterator[Cons
             finally:
                 await consumer.drain()
                 presence.stop()
+                pruner.stop()
                 relay.stop()
                 replays.stop()
                 collector.stop()

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 
 from schemas import amqp
 from tests import factories
@@ -14,6 +15,7 @@ from tests.broker_fixtures import Broker, make_settings
 from tests.security.test_identity import body_for, publish_as, result_of
 from tests.whole_worker import Viewers, working
 from worker.errors import RoleError
+from worker.relay.prune import Pruner
 from worker.settings import Settings
 from worker.store import schema
 from worker.store.engine import make_engine, transaction
@@ -41,6 +43,25 @@ async def as_worker(database_url: str, role: str) -> AsyncIterator[AsyncEngine]:
     engine = make_engine(make_settings("amqp://unused", database_url=url), connections=5, name="w")
     yield engine
     await engine.dispose()
+
+
+async def test_it_may_prune(engine: AsyncEngine, as_worker: AsyncEngine) -> None:
+    await factories.execute(
+        engine,
+        "INSERT INTO ingest_audit (happened_at, actor, operation, subject, reason, effect)"
+        " VALUES (now() - interval '40 days', 'a', 'void', 's', '', '{}')",
+    )
+    await factories.execute(
+        engine,
+        "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, received_at,"
+        " summary) VALUES (gen_random_uuid(), sha256('x'), 1, now() - interval '40 days', '{}')",
+    )
+    keeping = make_settings("amqp://unused", keep_results=30, keep_audit=30)
+    with capture_logs() as logs:
+        await Pruner(as_worker, keeping, "w")._prune()
+    assert logs == [
+        {"event": "prune.finished", "log_level": "info", "results": 1, "audit": 1, "moments": 0}
+    ]
 
 
 @pytest.mark.broker
@@ -103,6 +124,8 @@ async def test_a_workers_role_may_do_nothing_else(
         "SELECT pg_read_file('postgresql.conf')",
         "SELECT rolpassword FROM pg_authid",
         "SELECT * FROM ingest_audit",
+        "SELECT subject FROM ingest_audit",
+        "UPDATE ingest_audit SET actor = 'me'",
         "DELETE FROM study_question_attempts",
         "UPDATE study_question_attempts SET outcome = 'correct'",
         "DELETE FROM study_question_progress",

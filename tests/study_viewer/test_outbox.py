@@ -287,6 +287,28 @@ def test_new_batches_go_before_repeated_ones(outbox: Outbox) -> None:
     assert due.batch == new
 
 
+def test_a_pruned_result_never_replaces_that_of_an_ingest(outbox: Outbox) -> None:
+    held, refused, new = made = [make_batch() for _ in range(3)]
+    for each in made:
+        record(outbox, each)
+    first = make_result(held.client_session_uuid)
+    outbox.settle(first)
+    outbox.settle(rejected(refused.client_session_uuid, "not yet"))
+    for each in made:
+        pruned = make_result(each.client_session_uuid, Status.ALREADY_INGESTED, pruned=True)
+        assert outbox.settle(pruned)
+    results = [entry.result for each in made if (entry := outbox.get(each.client_session_uuid))]
+    assert results[0] == first
+    # It counts, whatever was told before.
+    assert [each and (each.pruned, each.status) for each in results[1:]] == [
+        (True, Status.ALREADY_INGESTED)
+    ] * 2
+    whole = make_result(new.client_session_uuid, Status.ALREADY_INGESTED)
+    outbox.settle(whole)
+    entry = outbox.get(new.client_session_uuid)
+    assert entry is not None and entry.result == whole
+
+
 def test_pruning_forgets_only_what_was_settled_long_ago(outbox: Outbox) -> None:
     kept, gone = make_batch(), make_batch()
     record(outbox, kept, gone)

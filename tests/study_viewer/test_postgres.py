@@ -255,7 +255,7 @@ async def test_a_refusal_is_shown_and_the_batch_stays(app: AsyncEngine, broker: 
         await until(lambda: states(app), {"confirmed": 1}.__eq__)
 
 
-async def test_an_ingest_wins_over_a_rejection_and_erased_answers_go(app: AsyncEngine) -> None:
+async def test_an_ingest_wins_over_less_and_erased_answers_go(app: AsyncEngine) -> None:
     (uuid,) = await recorded(app, make_batch())
     rejected = make_result(uuid, Status.REJECTED, reason="nothing_resolved", detail="x")
     ingested = make_result(uuid)
@@ -265,10 +265,22 @@ async def test_an_ingest_wins_over_a_rejection_and_erased_answers_go(app: AsyncE
             assert await OUTBOX.settle(connection, result)
         entry = await OUTBOX.get(connection, uuid)
         assert entry is not None and entry.state is State.SETTLED and not entry.rejected
+        pruned = make_result(uuid, Status.ALREADY_INGESTED, pruned=True)
+        assert await OUTBOX.settle(connection, pruned)
+        assert (kept := await OUTBOX.get(connection, uuid)) is not None
+        assert kept.result == ingested
         await OUTBOX.settle(connection, erased)
         entry = await OUTBOX.get(connection, uuid)
         assert entry is not None and entry.erased
         assert not await OUTBOX.settle(connection, make_result(uuid4()))
+    (again,) = await recorded(app, make_batch())
+    async with app.begin() as connection:
+        for result in (rejected, pruned):
+            await OUTBOX.settle(
+                connection, result.model_copy(update={"client_session_uuid": again})
+            )
+        entry = await OUTBOX.get(connection, again)
+        assert entry is not None and entry.result is not None and entry.result.pruned
 
 
 async def test_what_another_server_may_have_lost_is_unchecked_until_it_has_said_so(

@@ -204,6 +204,38 @@ class KindBacklog(TypedDict):
     since: str
 
 
+class KeptSize(TypedDict):
+    """A kind of rows with its indexes. `rows` is an estimate, and null before there is one.
+    `oldest` is null where there is none, or where nobody knows.
+    """
+
+    what: str
+    bytes: int
+    rows: int | None
+    oldest: str | None
+
+
+class Growth(TypedDict):
+    """Batches of up to a week, and what each leaves for good, over all that there are."""
+
+    batches_per_day: float
+    bytes_per_batch: float
+    bytes_per_day: float
+
+
+class Pruning(TypedDict):
+    """What has been pruned since ever. `worker` is the one that does it now. No result from before
+    `results_before` is kept.
+    """
+
+    worker: str | None
+    finished_at: str | None
+    results_before: str | None
+    results: int
+    audit: int
+    moments: int
+
+
 class DeadLetters(TypedDict):
     """`leaving` counts the replays that are not published yet."""
 
@@ -229,6 +261,9 @@ class Database(TypedDict):
     refusal: str | None
     other_schedules: float
     jobs: list[KindBacklog]
+    sizes: list[KeptSize]
+    growth: Growth | None
+    pruning: Pruning | None
 
 
 class AttentionItem(TypedDict):
@@ -294,6 +329,17 @@ class Audit(TypedDict):
     """The newest entry first."""
 
     entries: list[AuditEntry]
+
+
+class Pruned(TypedDict):
+    """How much has gone or, with --dry-run, would go. Null stands for what is kept for ever."""
+
+    results: int
+    audit: int
+    moments: int
+    results_before: str | None
+    audit_before: str | None
+    dry_run: bool
 
 
 class ViewerMade(TypedDict):
@@ -763,7 +809,8 @@ class BatchShown(TypedDict):
     """What is stored about a batch. `status` is `rejected` if there are only dead letters.
 
     `result_waits_since` is null once the viewer's result is published. `published_at` and what
-    follows, up to `told_at`, are null where they are not known: they are kept for 30 days.
+    follows, up to `told_at`, are null where they are not known: they are kept for 30 days. What was
+    skipped is not known once the result is pruned.
     """
 
     client_session_uuid: str
@@ -772,6 +819,7 @@ class BatchShown(TypedDict):
     user_id: int | None
     received_at: str | None
     erased_at: str | None
+    result_pruned: bool
     result_waits_since: str | None
     published_at: str | None
     published_by: str | None
@@ -806,6 +854,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "report": Report,
     "due": Due,
     "audit": Audit,
+    "prune": Pruned,
     "batch list": BatchList,
     "batch show": BatchShown,
     "dead list": LetterList,

@@ -142,6 +142,8 @@ def _lines(life: "Life") -> list[str]:
         lines.append(f"Received {_when(receipt.received_at)} from {receipt.viewer or '-'}{whose}.")
         if receipt.erased_at is not None:
             lines.append(f"Its person's history was erased {_when(receipt.erased_at)}.")
+        if life.result_is_pruned:
+            lines.append("Its result is pruned, and with it what was skipped.")
         if life.result_waits_since is not None:
             lines.append(f"Its result waits in the outbox since {_when(life.result_waits_since)}.")
     lines += _noted(life)
@@ -218,6 +220,7 @@ def _shown(life: "Life") -> dict[str, Any]:
         "user_id": receipt and receipt.user_id,
         "received_at": receipt and receipt.received_at.isoformat(),
         "erased_at": _iso(receipt and receipt.erased_at),
+        "result_pruned": life.result_is_pruned,
         "result_waits_since": _iso(life.result_waits_since),
         "published_at": _iso(life.moment.published_at),
         "published_by": life.moment.app,

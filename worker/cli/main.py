@@ -23,6 +23,7 @@ from worker.cli import (
     export,
     old_answers,
     pause,
+    prune,
     recall,
     repair,
     report,
@@ -81,6 +82,7 @@ viewer.add_to(app)
 due.add_to(app)
 report.add_to(app)
 audit.add_to(app)
+prune.add_to(app)
 
 
 def _end(error: IngestError, said: bool = False) -> NoReturn:

@@ -42,6 +42,7 @@ from worker.ingest.trial import try_writing
 from worker.progress import requests
 from worker.progress.nudges import Nudges
 from worker.progress.requests import Requests
+from worker.relay.prune import Pruner
 from worker.relay.relay import Relay
 from worker.relay.replays import Replays
 from worker.settings import Settings
@@ -52,9 +53,9 @@ from worker.telemetry.http import served
 _log = structlog.get_logger(__name__)
 
 _BESIDE_THE_LANES = 4 + requests.CONCURRENT
-"""Database connections of a worker besides its lanes: one for the relay, one for checks, leases and
-signs of life, one for dead letters that are collected or replayed, one for nudges, and those for
-requests for progress."""
+"""Database connections of a worker besides its lanes: one for the relay, one for checks, leases,
+signs of life and pruning, one for dead letters that are collected or replayed, one for nudges, and
+those for requests for progress."""
 
 _TOPOLOGY_EVERY = 6
 """The number of consumer checks for each check of the topology, which lists all queues of the
@@ -123,6 +124,7 @@ async def run_worker(settings: Settings) -> None:
         )
         partitions = Partitions(engine, management, consumer, settings, name)
         presence = Presence(engine, consumer, name)
+        pruner = Pruner(engine, settings, name)
         watch = Watch(consumer, settings)
         async with _watched(settings, watch, engine):
             with _cancelled_by_signals():
@@ -132,6 +134,7 @@ async def run_worker(settings: Settings) -> None:
                     tasks.create_task(collector.run())
                     tasks.create_task(partitions.run())
                     tasks.create_task(presence.run())
+                    tasks.create_task(pruner.run())
                     tasks.create_task(asked.run())
                     tasks.create_task(nudges.run())
                     if settings.relay_in_worker:
@@ -142,6 +145,7 @@ async def run_worker(settings: Settings) -> None:
                     watching.cancel()
                     partitions.stop()
                     presence.stop()
+                    pruner.stop()
                     relay.stop()
                     replays.stop()
                     collector.stop()
@@ -241,23 +245,25 @@ async def run_relay(settings: Settings) -> None:
     logs.configure(settings)
     decoders.install()
     async with (
-        engine_of(settings, connections=2, name="study-ingest relay") as engine,
+        engine_of(settings, connections=3, name="study-ingest relay") as engine,
         Management(settings) as management,
         Publisher(settings, "relay") as outgoing,
         Publisher(settings, "replays") as replayed,
     ):
         relay = Relay(engine, outgoing, settings)
         replays = Replays(engine, replayed, settings)
+        pruner = Pruner(engine, settings, new_name())
 
         async def stop() -> None:
             relay.stop()
             replays.stop()
+            pruner.stop()
 
         async with _watched(settings, RelayWatch(relay), engine):
             with _cancelled_by_signals():
                 await _ready(settings, engine, management)
             with _on_signals(stop):
-                await asyncio.gather(relay.run(), replays.run())
+                await asyncio.gather(relay.run(), replays.run(), pruner.run())
     _log.info("relay.stopped")
 
 

@@ -146,6 +146,13 @@ def _fields(seen: "Status") -> dict[str, Any]:
         fields["database"]["pause"] = None if pause is None else pause._asdict()
         fields["database"]["outbox"] = None if outbox is None else outbox._asdict()
         fields["database"]["jobs"] = [each._asdict() for each in seen.database.jobs]
+        fields["database"]["sizes"] = [each._asdict() for each in seen.database.sizes]
+        growth, pruning = seen.database.growth, seen.database.pruning
+        fields["database"]["growth"] = growth and {
+            **growth._asdict(),
+            "bytes_per_day": growth.bytes_per_day,
+        }
+        fields["database"]["pruning"] = pruning and pruning._asdict()
     fields["attention"] = [each._asdict() for each in seen.attention]
     return {"healthy": seen.is_healthy, **_plain(fields)}
 
@@ -180,6 +187,8 @@ def _shown(seen: "Status", console: Console) -> Group:
         parts += [Text(f"{seen.others} more {are} of a version that is not listed."), Text()]
     if seen.database is not None:
         parts += _database(seen.database)
+        if seen.database.sizes:
+            parts += [Text(), fitting(console, _kept(seen.database)), *_grows(seen.database)]
     return Group(*parts)
 
 
@@ -248,6 +257,41 @@ def _database(database: "DatabaseStatus") -> Iterator[Text]:
         yield Text(f"outbox        {waiting.messages} wait{oldest}")
     yield Text(f"ingest        {'paused' if database.pause else 'open'}")
     yield Text(f"schema        {database.schema or 'none'}")
+
+
+def _kept(database: "DatabaseStatus") -> Table:
+    from worker.operate.status.facts import sized
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("kept")
+    for name in ("size", "rows, about"):
+        table.add_column(name, justify="right")
+    table.add_column("since")
+    for each in database.sizes:
+        table.add_row(
+            each.what,
+            sized(each.bytes),
+            "-" if each.rows is None else f"{each.rows:,}",
+            "-" if each.oldest is None else f"{each.oldest:%Y-%m-%d}",
+        )
+    return table
+
+
+def _grows(database: "DatabaseStatus") -> Iterator[Text]:
+    from worker.operate.status.facts import sized
+
+    if (growth := database.growth) is not None:
+        yield Text(
+            f"growth        {sized(growth.bytes_per_day)} a day:"
+            f" {growth.batches_per_day:,.0f} batches of {growth.bytes_per_batch:,.0f} bytes"
+        )
+    if (pruning := database.pruning) is not None:
+        last = "never" if pruning.finished_at is None else f"{_ago(pruning.finished_at)} ago"
+        at_work = "" if pruning.worker is None else f"; {printable(pruning.worker)} is at work"
+        yield Text(
+            f"pruned        {pruning.results:,} results and {pruning.audit:,} entries of the audit;"
+            f" a worker last finished {last}{at_work}"
+        )
 
 
 def _ago(then: datetime) -> str:

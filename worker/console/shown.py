@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse
 from worker import __version__
 from worker.console.asked import AGE_WORDS, address
 from worker.console.who import Role
+from worker.operate.status.facts import sized
 
 HERE: Final = Path(__file__).parent
 SAID: Final = "study-console-said"
@@ -136,6 +137,7 @@ _templates.filters |= {
     "duration": duration,
     "pretty": pretty,
     "sentence": sentence,
+    "sized": sized,
 }
 _templates.globals |= {
     "address": address,

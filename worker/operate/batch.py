@@ -41,6 +41,12 @@ class Life:
     letters: list[Brief]
 
     @property
+    def result_is_pruned(self) -> bool:
+        """Whether its result, and with it what was skipped, is not kept any more."""
+        receipt = self.receipt
+        return receipt is not None and receipt.erased_at is None and receipt.summary is None
+
+    @property
     def skipped(self) -> list[dict[str, Any]]:
         """The attempts that were skipped, as the result tells it."""
         summary = None if self.receipt is None else self.receipt.summary

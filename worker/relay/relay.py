@@ -133,16 +133,13 @@ class Relay:
         self.trouble = problem
 
     async def _measure(self) -> None:
-        """Measures from time to time what waits, even if nothing can be published, and forgets
-        what is noted for a while only.
-        """
+        """Measures from time to time what waits, even if nothing can be published."""
         now = time.monotonic()
         if now - self._measured_at < _MEASURE_INTERVAL:
             return
         self._measured_at = now
         async with transaction(self._engine) as connection:
             waiting = await outbox.backlog(connection)
-            await moments.forget(connection)
         metrics.OUTBOX_ROWS.set(waiting.messages)
         metrics.OUTBOX_AGE.set(waiting.oldest_age)
 

@@ -160,6 +160,31 @@ class _Erasure(BaseModel):
     )
 
 
+class _Keeping(BaseModel):
+    """Keeping
+
+    Workers prune once a day what is older, and `study-ingest prune` at once:
+    [operators.md](operators.md#years-of-data).
+    """
+
+    keep_results: float | None = Field(
+        default=None,
+        ge=1,
+        le=36_500,
+        description="For how many days the result of a batch is kept, to be sent again if the "
+        "batch comes again. After that such a duplicate is still recognised, and its viewer is "
+        "told that the result is pruned. If it is not set, results are kept for ever. Set it when "
+        "no worker of version 0.1.0 runs any more.",
+    )
+    keep_audit: float | None = Field(
+        default=None,
+        ge=30,
+        le=36_500,
+        description="For how many days the audit is kept. What tells of an erasure stays for ever, "
+        "because whoever restores a backup needs it. If it is not set, everything stays for ever.",
+    )
+
+
 class _Limits(BaseModel):
     """Limits of a batch and of the queue"""
 
@@ -493,6 +518,7 @@ class Settings(
     _Limits,
     _Times,
     _Erasure,
+    _Keeping,
     _Consuming,
     _Retries,
     _Timeouts,

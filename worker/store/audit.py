@@ -34,8 +34,9 @@ class Entry(NamedTuple):
 
 _RECORD: Final = text(
     "INSERT INTO ours.ingest_audit (actor, operation, subject, reason, effect)"
-    " VALUES (:actor, :operation, :subject, :reason, CAST(:effect AS jsonb))"
+    " VALUES (:actor, :operation, :subject, :reason, CAST(:effect AS jsonb)) RETURNING id"
 )
+_AMEND: Final = text("UPDATE ours.ingest_audit SET effect = CAST(:effect AS jsonb) WHERE id = :id")
 
 
 def counted(words: Iterable[str | None]) -> dict[str, int]:
@@ -45,9 +46,9 @@ def counted(words: Iterable[str | None]) -> dict[str, int]:
 
 async def record(
     connection: AsyncConnection, by: By, operation: str, subject: str, effect: Mapping[str, object]
-) -> None:
-    """Adds one row. `effect` contains counts, or the old and the new value."""
-    await connection.execute(
+) -> int:
+    """Adds one row, and returns its id. `effect` contains counts, or the old and the new value."""
+    id = await connection.scalar(
         _RECORD,
         {
             "actor": by.actor,
@@ -57,6 +58,12 @@ async def record(
             "effect": json.dumps(dict(effect)),
         },
     )
+    return int(id)
+
+
+async def amend(connection: AsyncConnection, id: int, effect: Mapping[str, object]) -> None:
+    """Replaces the effect of an action that takes many transactions, in each of them."""
+    await connection.execute(_AMEND, {"id": id, "effect": json.dumps(dict(effect))})
 
 
 _ENTRIES: Final = text(

@@ -21,7 +21,8 @@ class Known(NamedTuple):
     """An ingested batch: the digest of its content, its principal, and the result that its viewer
     got.
 
-    An erased batch has no digest and no principal, and its result only says that it was ingested.
+    An erased batch has no digest and no principal. Its result, and one that is pruned, only says
+    that it was ingested.
     """
 
     content_digest: bytes | None
@@ -107,6 +108,7 @@ def _told(
         status=Status.ALREADY_INGESTED,
         received_at=received_at,
         erased_at=erased_at,
+        pruned=True if erased_at is None else None,
     )
 
 

@@ -1,5 +1,5 @@
 """What only the moment knows: which worker committed a batch, when it was published, and when its
-viewer was told. It is kept for 30 days.
+viewer was told. It is kept for 30 days (`worker.store.prune`).
 
 One row tells it of a whole group, and one of the results that a relay took together, so that it
 costs ingest next to nothing. Rows are found by the time of receipt of their batches, in whose order
@@ -15,9 +15,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from worker.store.driver import Write, fetch
-
-KEPT_DAYS: Final = 30
-_FORGOTTEN_AT_ONCE: Final = 1_000
 
 
 class Published(NamedTuple):
@@ -54,23 +51,6 @@ _TELL: Final = text(
 )
 
 
-def _delete_old(table: str) -> str:
-    return (
-        f"DELETE FROM ours.{table} WHERE (SELECT free FROM alone) AND (received_at, id) IN"
-        f" (SELECT received_at, id FROM ours.{table}"
-        f" WHERE received_at < now() - interval '{KEPT_DAYS} days'"
-        f" ORDER BY received_at, id LIMIT {_FORGOTTEN_AT_ONCE})"
-    )
-
-
-# Nobody waits for another one that deletes the same rows.
-_FORGET: Final = text(
-    "WITH alone AS MATERIALIZED (SELECT"
-    " pg_try_advisory_xact_lock(hashtextextended('study-ingest moments', 0)) AS free),"
-    f" groups AS ({_delete_old('ingest_groups')}) {_delete_old('ingest_told')}"
-)
-
-
 def noting(worker: str, deliveries: int, batches: Sequence[Published]) -> list[Write]:
     """The writes that note who commits these batches, in a group of so many deliveries, for
     `write`.
@@ -94,8 +74,3 @@ async def tell(connection: AsyncConnection, told: Collection[Told]) -> None:
         return
     times, uuids = zip(*told, strict=True)
     await fetch(connection, _TELL, {"times": times, "uuids": uuids})
-
-
-async def forget(connection: AsyncConnection) -> None:
-    """Deletes some of the rows that are older than 30 days, if there are any: the oldest first."""
-    await fetch(connection, _FORGET, {})

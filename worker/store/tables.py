@@ -421,3 +421,19 @@ ingest_audit = Table(
     Column("reason", Text, nullable=False),
     Column("effect", JSONB, nullable=False),
 )
+
+# Who prunes, and how much has gone since ever: see `worker.store.prune`.
+ingest_pruning = Table(
+    "ingest_pruning",
+    METADATA,
+    Column("single", Boolean, primary_key=True, server_default=text("true")),
+    Column("worker", Text),
+    Column("stepped_at", _TIME),
+    Column("finished_at", _TIME),
+    # Results that were received before are gone.
+    Column("results_before", _TIME),
+    Column("results", BigInteger, nullable=False, server_default=text("0")),
+    Column("audit", BigInteger, nullable=False, server_default=text("0")),
+    Column("moments", BigInteger, nullable=False, server_default=text("0")),
+    CheckConstraint("single", name="single"),
+)

@@ -136,6 +136,9 @@ LETTERS_PER_VIEWER: Final = Gauge(
     "study_ingest_dead_letters_per_viewer_max",
     "The number of dead letters from which a viewer's hopeless ones are cut.",
 )
+PRUNED: Final = Counter(
+    "study_ingest_pruned", "What went after its time, by kind: results, audit, moments.", ["kind"]
+)
 OUTBOX_ROWS: Final = Gauge(
     "study_ingest_outbox_waiting_messages", "Outbox rows that are not relayed yet (up to 100,000)."
 )

@@ -113,6 +113,7 @@ def _runs(viewer: str, role: str, pub_id: str, exported: Path) -> list[Run]:
         Run("answers import", (str(exported.parent / OLD_ANSWERS),)),
         Run("erase", ("--user", str(USER), "--yes")),
         Run("recall", ("--since", "1d", "--no-erasures", "--reason", "a test", "--yes")),
+        Run("prune", ("--results", "1d", "--yes")),
         Run("audit"),
     ]
 
@@ -180,7 +181,7 @@ def one(shape: str, text: str) -> dict[str, Any]:
 
 CHANGES = {
     *("database-role", "pause", "resume", "rebuild", "rescore", "void", "import", "erase"),
-    *("export", "dead export", "discard", "replay"),
+    *("export", "dead export", "discard", "replay", "prune"),
     *("viewer add", "viewer import", "viewer grant", "viewer rotate", "viewer revoke"),
     "viewer upgrade",
     *("reader-role", "content import", "content withdraw", "content restore"),

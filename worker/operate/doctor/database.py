@@ -7,7 +7,7 @@ from sqlalchemy import Row, UniqueConstraint, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.errors import SchemaError, TransientFault
-from worker.operate.doctor import session
+from worker.operate.doctor import kept, session
 from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
 from worker.store import content, schema
@@ -78,6 +78,7 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
     if found[0].severity == "ok":
         found.append(await _times(settings, engine))
         found.append(await _schedules(engine))
+        found += await kept.examine(settings, engine)
     return found
 
 

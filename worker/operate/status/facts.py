@@ -6,8 +6,10 @@ from datetime import datetime
 from schemas import amqp
 from worker.store.leases import Lease
 from worker.store.operate.dead import Overview
+from worker.store.operate.sizes import Growth, Size
 from worker.store.outbox import Backlog, KindBacklog
 from worker.store.pause import Pause
+from worker.store.prune import Pruned
 from worker.store.workers import Worker
 
 
@@ -105,3 +107,18 @@ class DatabaseStatus:
     """Those that say that they are there."""
     leases: tuple[Lease, ...] = ()
     """Which worker consumes which queue, where there are partitions."""
+    sizes: tuple[Size, ...] = ()
+    """What is kept, and how large it is."""
+    growth: Growth | None = None
+    """How fast that grows; None while it is not known."""
+    pruning: Pruned | None = None
+    """Who prunes, and how much has gone."""
+
+
+def sized(count: float) -> str:
+    """A number of bytes, in units of 1,000."""
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while count >= 999.5 and unit != "TB":
+        count, unit = count / 1_000, next(units)
+    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 99.95 else f"{count:.1f} {unit}"

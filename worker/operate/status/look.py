@@ -25,9 +25,9 @@ from worker.operate.status.facts import (
     WorkerStatus,
 )
 from worker.settings import Settings
-from worker.store import leases, outbox, pause, schema, workers
+from worker.store import leases, outbox, pause, prune, schema, workers
 from worker.store.engine import transaction
-from worker.store.operate import dead, grants, schedules, viewers
+from worker.store.operate import dead, grants, schedules, sizes, viewers
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +230,7 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
         return DatabaseStatus(at, head, None, None, None, 0)
     async with transaction(engine) as connection:
         granted = frozenset(await grants.all_of(connection))
+        kept = await sizes.sizes(connection)
         return DatabaseStatus(
             at,
             head,
@@ -243,4 +244,7 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
             silent=tuple(await viewers.fallen_silent(connection, granted)),
             workers=tuple(await workers.present(connection)),
             leases=tuple(await leases.live(connection)),
+            sizes=tuple(kept),
+            growth=await sizes.growth(connection, kept),
+            pruning=await prune.find(connection),
         )

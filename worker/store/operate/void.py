@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.ingest_result import IngestResult
+from schemas.words import Status
 
 
 class Voided(NamedTuple):
@@ -32,8 +33,8 @@ _VOID: Final = text(
 
 
 _TOLD: Final = text(
-    "SELECT CAST(summary AS text), viewer, now() FROM ours.ingest_inbox"
-    " WHERE client_session_uuid = :uuid AND summary IS NOT NULL"
+    "SELECT CAST(summary AS text), received_at, viewer, now() FROM ours.ingest_inbox"
+    " WHERE client_session_uuid = :uuid AND erased_at IS NULL"
 )
 
 
@@ -46,11 +47,19 @@ async def principal(connection: AsyncConnection, client_session_uuid: UUID) -> i
 async def told(
     connection: AsyncConnection, client_session_uuid: UUID
 ) -> tuple[IngestResult, str | None, datetime] | None:
-    """The result that the batch's viewer got, the viewer, and the transaction's time. None if the
-    inbox has no result.
+    """The result that the batch's viewer got, as far as it is kept, the viewer, and the
+    transaction's time. None if the batch is not in the inbox, or is erased.
     """
     row = (await connection.execute(_TOLD, {"uuid": client_session_uuid})).first()
-    return None if row is None else (IngestResult.model_validate_json(row[0]), row[1], row[2])
+    if row is None:
+        return None
+    summary, received_at, viewer, now = row
+    if summary is not None:
+        return IngestResult.model_validate_json(summary), viewer, now
+    pruned = IngestResult(
+        client_session_uuid=client_session_uuid, status=Status.INGESTED, received_at=received_at
+    )
+    return pruned, viewer, now
 
 
 async def void(connection: AsyncConnection, client_session_uuid: UUID) -> Voided:
