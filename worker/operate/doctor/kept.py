@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from asyncpg import PostgresError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from worker.errors import TransientFault
 from worker.operate.doctor.finding import Finding
 from worker.operate.status.facts import sized
 from worker.settings import Settings
-from worker.store.engine import transaction
+from worker.store.engine import reason_of, transaction
 from worker.store.operate import sizes as stored
 from worker.store.operate.sizes import Growth, Size
 from worker.store.prune import MOMENTS_KEPT
@@ -24,9 +26,19 @@ _OVERDUE: Final = MOMENTS_KEPT + timedelta(days=3)
 
 async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
     """The findings. The first says how large everything is."""
-    async with transaction(engine) as connection:
-        kept = await stored.sizes(connection)
-        growth = await stored.growth(connection, kept)
+    try:
+        async with transaction(engine) as connection:
+            kept = await stored.sizes(connection)
+            growth = await stored.growth(connection, kept)
+    except (PostgresError, TransientFault) as error:  # a policy that hides rows, say
+        return [
+            Finding(
+                "kept",
+                "note",
+                f"How large everything is was not found out ({reason_of(error)}).",
+                "See what else was found.",
+            )
+        ]
     by_name = {each.what: each for each in kept}
     return [_whole(kept, growth), *_amiss(by_name, settings, datetime.now(UTC))]
 
