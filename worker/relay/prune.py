@@ -76,7 +76,8 @@ class Pruner:
                 return
         async with transaction(self._engine) as connection:
             await stored.finish(connection, self._name)
-        _log.info("prune.finished", **gone)
+        if any(gone.values()):
+            _log.info("prune.finished", **gone)
 
     async def _claim(self, connection: AsyncConnection) -> None:
         await stored.claim(connection, self._name)
