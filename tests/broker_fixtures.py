@@ -7,6 +7,7 @@ until it is as wanted. It is the only function that uses a clock.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -201,9 +202,9 @@ def make_settings(amqp_url: str, **changed: Any) -> Settings:
     )
 
 
-@pytest.fixture
-async def bare_broker() -> AsyncIterator[Broker]:
-    """A new vhost with nothing in it."""
+@asynccontextmanager
+async def new_vhost() -> AsyncIterator[Broker]:
+    """A vhost with nothing in it, until the block ends."""
     server = os.environ.get("INGEST_AMQP_URL")
     if server is None:
         pytest.fail("INGEST_AMQP_URL is not set: run the tests with ./dev test.")
@@ -221,6 +222,13 @@ async def bare_broker() -> AsyncIterator[Broker]:
         finally:
             await broker.close()
             (await api.delete(f"vhosts/{name}", timeout=60)).raise_for_status()
+
+
+@pytest.fixture
+async def bare_broker() -> AsyncIterator[Broker]:
+    """A new vhost with nothing in it."""
+    async with new_vhost() as broker:
+        yield broker
 
 
 @pytest.fixture

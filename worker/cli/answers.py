@@ -138,10 +138,11 @@ class Recalled(TypedDict):
 
 
 class Imported(TypedDict):
-    """`known` batches were already there."""
+    """`known` batches were already there. `erased` of them were erased here, and stay erased."""
 
     batches: int
     known: int
+    erased: int
     attempts: int
     users: int
 

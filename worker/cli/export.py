@@ -15,6 +15,7 @@ from worker.cli.asking import Json, Reason, User, bar, by
 from worker.cli.files import written
 from worker.cli.shared import engine_of, load_settings, run
 from worker.errors import IngestError
+from worker.progress.nudging import nudging
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -126,9 +127,13 @@ def import_file(
     settings = load_settings()
 
     async def work(lines: Iterator[str]) -> json_lines.Imported:
-        async with engine_of(settings, connections=1, name="study-ingest import") as engine:
+        async with (
+            engine_of(settings, connections=1, name="study-ingest import") as engine,
+            nudging(engine, settings) as on_change,
+        ):
             await schema.check(engine)
-            return await json_lines.import_lines(engine, lines, settings.policy(), by(reason))
+            policy = settings.policy()
+            return await json_lines.import_lines(engine, lines, policy, by(reason), on_change)
 
     try:
         with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as source:
@@ -138,13 +143,19 @@ def import_file(
     except (OSError, UnicodeDecodeError) as error:
         raise IngestError(f"{file} can't be read: {error}.") from None
     if as_json:
-        counts = {"batches": done.batches, "known": done.known, "attempts": done.attempts}
-        answer(counts | {"users": len(done.users)})
+        counts = {"batches": done.batches, "known": done.known, "erased": done.erased}
+        answer(counts | {"attempts": done.attempts, "users": len(done.users)})
     else:
         typer.echo(
             f"Added {done.attempts} attempts in {done.batches} batches of {len(done.users)} users."
             f" {done.known} batches were already there."
         )
+        if done.erased:
+            typer.echo(
+                f"{done.erased} of those were erased here, and stay erased: what the export has of"
+                " them is not in this database.",
+                err=True,
+            )
 
 
 def _watched(source: TextIO, size: int, progress: Callable[[int, int], None]) -> Iterator[str]:

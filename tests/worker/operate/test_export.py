@@ -214,6 +214,45 @@ async def test_an_import_again_or_after_being_stopped_adds_what_is_missing(
     assert await _all(other_engine) == await _all(engine)
 
 
+async def test_what_was_erased_here_stays_erased_and_is_counted(
+    engine: AsyncEngine, other_engine: AsyncEngine
+) -> None:
+    """As where a user moves back into a cell that has erased them."""
+    await _a_life(engine)
+    lines = await _lines(engine)
+    await _import(other_engine, lines)
+    async with transaction(other_engine) as connection:
+        await erase(connection, 7, [])
+
+    done = await _import(other_engine, lines)
+
+    assert (done.batches, done.known, done.erased) == (0, 6, 4)
+    attempts = await make.rows(other_engine, "SELECT user_id FROM study_question_attempts")
+    assert {row["user_id"] for row in attempts} == {8}
+
+
+async def test_a_long_history_is_imported_where_the_statistics_do_not_know_its_user(
+    engine: AsyncEngine, other_engine: AsyncEngine
+) -> None:
+    """PostgreSQL plans for few rows then, and no plan may be quadratic: one took minutes here."""
+    for each, sessions in ((engine, 5_000), (other_engine, 500)):
+        (question,) = await make.publish(each)
+        await make.execute(each, "UPDATE published SET pub_id = 'q'")
+        await Ingest(each, POLICY)([sent(right(replace(question, pub_id="q")))])
+        await _multiply(each, sessions)
+        await make.execute(
+            each, "UPDATE study_question_attempts SET answered_at_sent = answered_at"
+        )
+    for table in ("ingest_inbox", "study_quiz_sessions", "study_question_attempts"):
+        await make.execute(other_engine, f"UPDATE {table} SET user_id = 2")
+    await make.execute(other_engine, "ANALYZE")
+
+    done = await _import(other_engine, await _lines(engine))
+
+    assert (done.batches, done.attempts) == (5_001, 5_001)
+    assert await verify(other_engine, 1, POLICY) == []
+
+
 async def test_importing_a_file_that_is_no_export_fails_with_one_sentence(
     engine: AsyncEngine,
 ) -> None:
@@ -371,7 +410,7 @@ async def test_export_and_import_as_typed(
         "8",
     ]
     imported = json.loads(await typed(other_engine, "import", str(file), "--json"))
-    assert imported == {"batches": 6, "known": 0, "attempts": 11, "users": 2}
+    assert imported == {"batches": 6, "known": 0, "erased": 0, "attempts": 11, "users": 2}
     assert await _all(other_engine) == await _all(engine)
     (line,) = await make.rows(other_engine, "SELECT operation, effect FROM ingest_audit")
     assert line["operation"] == "import" and line["effect"]["users"] == 2

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from worker.domain.policy import Policy
+from worker.domain.records import OnChange
 from worker.errors import IngestError
 from worker.operate.repair import rebuild
 from worker.store import audit, content, principals
@@ -56,11 +57,17 @@ class Imported:
     attempts: int = 0
     known: int = 0
     """Batches that were already there. They stay as they were."""
+    erased: int = 0
+    """Those of them that were erased here, and not where the export is from."""
     users: set[int] = field(default_factory=set)
 
 
 async def import_lines(
-    engine: AsyncEngine, lines: Iterable[str], policy: Policy, by: By
+    engine: AsyncEngine,
+    lines: Iterable[str],
+    policy: Policy,
+    by: By,
+    on_change: OnChange = lambda *_: None,
 ) -> Imported:
     """Adds what is in the export and not yet in the database, and then updates all progress.
 
@@ -73,7 +80,7 @@ async def import_lines(
     rebuilt = False
     for kind, last, some in _grouped(lines):
         if kind == "explanation_requested" and not rebuilt:
-            rebuilt = await _rebuild(engine, done, policy)
+            rebuilt = await _rebuild(engine, done, policy, on_change)
         try:
             async with transaction(engine) as connection:
                 match kind:
@@ -94,6 +101,8 @@ async def import_lines(
                         done.attempts += await stored.add_attempts(connection, some, uuids)
                         done.batches += len(uuids)
                         done.known += len(some) - len(uuids)
+                        if len(uuids) < len(some):
+                            done.erased += await stored.buried(connection, some)
                         done.users |= users
                     case "explanation_requested":
                         await stored.request_explanations(connection, some)
@@ -104,7 +113,7 @@ async def import_lines(
                 f" {problem}."
             ) from None
     if not rebuilt:
-        await _rebuild(engine, done, policy)
+        await _rebuild(engine, done, policy, on_change)
     async with transaction(engine) as connection:
         for table in ("study_topics", "study_questions"):
             if await content.is_ours(connection, table):
@@ -135,9 +144,11 @@ async def _check_questions(connection: AsyncConnection, some: list[str]) -> None
             )
 
 
-async def _rebuild(engine: AsyncEngine, done: Imported, policy: Policy) -> bool:
+async def _rebuild(
+    engine: AsyncEngine, done: Imported, policy: Policy, on_change: OnChange
+) -> bool:
     for user_id in sorted(done.users):
-        await rebuild(engine, user_id, policy)
+        await rebuild(engine, user_id, policy, on_change)
     return True
 
 

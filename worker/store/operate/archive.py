@@ -193,9 +193,18 @@ _REQUEST: Final = text(
     " AND progress.study_question_id = line.study_question_id AND NOT explanation_requested"
 )
 
+_BURIED: Final = text(
+    f"SELECT count(*) FROM {_LINES} AS line (client_session_uuid uuid, erased_at timestamptz)"
+    " JOIN ours.ingest_inbox AS here USING (client_session_uuid)"
+    " WHERE here.erased_at IS NOT NULL AND line.erased_at IS NULL"
+)
+
+# An id beyond the range of the sequence comes from a cell that has another range.
 _SEQUENCES: Final = {
     table: text(
-        f"SELECT setval(sequence, greatest(nextval(sequence), (SELECT max(id) FROM ours.{table})))"
+        "SELECT setval(sequence, greatest(nextval(sequence), (SELECT max(id)"
+        f" FROM ours.{table} WHERE id <= (SELECT seqmax FROM pg_sequence"
+        " WHERE seqrelid = CAST(sequence AS regclass)))))"
         f" FROM pg_get_serial_sequence('ours.{table}', 'id') AS sequence"
     )
     for table in ("study_topics", "study_questions")
@@ -266,6 +275,11 @@ async def add_attempts(
     return (await connection.execute(_ADD_ATTEMPTS, values)).rowcount
 
 
+async def buried(connection: AsyncConnection, some: Sequence[str]) -> int:
+    """The number of these batches that were erased here, and not where the export is from."""
+    return int(await connection.scalar(_BURIED, _array(some)) or 0)
+
+
 async def request_explanations(connection: AsyncConnection, some: Sequence[str]) -> None:
     """Marks progress rows for which an explanation was requested."""
     await connection.execute(_REQUEST, _array(some))
@@ -273,7 +287,7 @@ async def request_explanations(connection: AsyncConnection, some: Sequence[str])
 
 async def advance_sequence(connection: AsyncConnection, table: str) -> None:
     """Advances the sequence of `study_topics` or `study_questions`, so that new rows get ids beyond
-    the added ones.
+    the added ones that are in its range.
     """
     await connection.execute(_SEQUENCES[table])
 

@@ -42,14 +42,17 @@ _UNJUDGED: Final = (
     " OR attempt.answered_at_sent <> attempt.answered_at OR attempt.answered_at_sent < :earliest)"
 )
 
+# Materialized: after an import the statistics may not know the user, and a plan for a user with one
+# session would search all sessions again for each session.
 _SESSIONS: Final = text(
-    "SELECT session.client_session_uuid, session.finalized_at, attempt.id,"
-    " attempt.answered_at_sent, attempt.time_was FROM ours.study_quiz_sessions AS session"
-    " JOIN ours.study_question_attempts AS attempt ON attempt.quiz_session_id = session.id"
-    " WHERE session.user_id = :user_id AND session.client_session_uuid IN"
-    " (SELECT one.client_session_uuid FROM ours.study_quiz_sessions AS one"
+    "WITH batch AS MATERIALIZED (SELECT DISTINCT one.client_session_uuid AS uuid"
+    " FROM ours.study_quiz_sessions AS one"
     " JOIN ours.study_question_attempts AS attempt ON attempt.quiz_session_id = one.id"
     f" WHERE one.user_id = :user_id AND {_UNJUDGED})"
+    " SELECT session.client_session_uuid, session.finalized_at, attempt.id,"
+    " attempt.answered_at_sent, attempt.time_was"
+    " FROM batch JOIN ours.study_quiz_sessions AS session ON session.client_session_uuid = uuid"
+    " JOIN ours.study_question_attempts AS attempt ON attempt.quiz_session_id = session.id"
     " ORDER BY session.client_session_uuid, attempt.position"
 )
 
