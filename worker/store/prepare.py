@@ -40,6 +40,9 @@ _INDEXES: Final = {
     "ingest_inbox_viewer_received_at_idx": _Index(
         "ingest_inbox", "viewer, received_at", "0023", needs="0002"
     ),
+    "study_question_attempts_quiz_session_id_idx": _Index(
+        "study_question_attempts", "quiz_session_id", "0026"
+    ),
 }
 # Not a lock to wait for: who waits has a snapshot, and the index waits for all older snapshots.
 _TRY: Final = text("SELECT pg_try_advisory_lock(hashtextextended('study-ingest prepare', 0))")

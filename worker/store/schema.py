@@ -27,27 +27,30 @@ _REFUSED: Final = {
 _MIGRATIONS: Final = Path(migrations.__file__).parent
 
 
-def _known() -> list[str]:
-    """All versions, the oldest first. A migration's file begins with its version, as v0001_."""
-    return sorted(file.name[1:5] for file in _MIGRATIONS.glob("versions/v[0-9]*.py"))
+def versions(since: str = "") -> list[str]:
+    """All versions from `since` on, the oldest first. A migration's file begins with its version, as
+    v0001_.
+    """
+    found = sorted(file.name[1:5] for file in _MIGRATIONS.glob("versions/v[0-9]*.py"))
+    return [version for version in found if version >= since]
 
 
 def head() -> str:
     """The version that this program needs."""
-    return _known()[-1]
+    return versions()[-1]
 
 
 async def current(engine: AsyncEngine) -> str | None:
     """The version of the database. None if nothing was ever migrated."""
     try:
         async with transaction(engine) as connection:
-            return await connection.run_sync(version.read, _known())
+            return await connection.run_sync(version.read, versions())
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _NO_TABLE:
             raise
     # A migration moved the version to another table in between, which happens once.
     async with transaction(engine) as connection:
-        return await connection.run_sync(version.read, _known())
+        return await connection.run_sync(version.read, versions())
 
 
 async def check(engine: AsyncEngine) -> None:
@@ -65,7 +68,7 @@ async def check(engine: AsyncEngine) -> None:
             "The database has no schema",
             "run `study-ingest migrate`.",
         )
-    if found in _known():
+    if found in versions():
         raise SchemaError(
             f"The database's schema {found} is older than this program's {wanted}",
             "run `study-ingest migrate`.",
@@ -86,14 +89,14 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
     Raises `DatabaseAway`, or `SchemaError` if an operator can remove the obstacle. If it raises,
     the schema is unchanged.
     """
-    if target not in {"head", "base", *_known()}:
+    if target not in {"head", "base", *versions()}:
         raise SchemaError(
             f"There is no version {target!r}",
-            f"use head, base or one of {', '.join(_known())}.",
+            f"use head, base or one of {', '.join(versions())}.",
         )
     await _check_encoding(engine)
     before = await current(engine)
-    if before is not None and before not in _known():
+    if before is not None and before not in versions():
         raise _newer(before)
     try:
         async with prepared(engine, before, target), engine.connect() as plain:
@@ -102,7 +105,7 @@ async def migrate(engine: AsyncEngine, target: str = "head") -> tuple[str | None
             await connection.begin()
             await connection.run_sync(_run, before, target)
             # Before the commit, because another migration may follow at once.
-            after = await connection.run_sync(version.read, _known())
+            after = await connection.run_sync(version.read, versions())
             await connection.commit()
     except DBAPIError as error:
         if said := _REFUSED.get(getattr(error.orig, "sqlstate", None) or ""):

@@ -146,7 +146,6 @@ study_question_attempts = Table(
     Column("duration_ms", Integer),
     # Null means that nothing was ever corrected: see `worker.store.operate.replaced`.
     Column("replaced", JSONB),
-    UniqueConstraint("quiz_session_id", "position"),
     CheckConstraint("position >= 0", name="position"),
     CheckConstraint(f"outcome IN {_OUTCOMES}", name="outcome"),
     CheckConstraint(
@@ -168,6 +167,7 @@ study_question_attempts = Table(
     ),
     CheckConstraint("jsonb_typeof(replaced) = 'array'", name="replaced"),
     Index(None, "study_question_id", "user_id"),
+    Index(None, "quiz_session_id"),
 )
 
 study_question_progress = Table(

@@ -794,14 +794,14 @@ async def test_another_uniqueness_than_the_inboxs_is_a_fault(
     (question,) = await make.publish(engine)
     delivery = sent(right(question))
     await ingest([delivery])
-    for lost, wall in (
-        (["ingest_inbox", "outbox"], "study_quiz_sessions_pkey|_quiz_session_id_position_key"),
-        (["study_question_attempts", "study_question_progress"], "study_quiz_sessions_pkey"),
+    for lost in (
+        ["ingest_inbox", "outbox"],
+        ["study_question_attempts", "study_question_progress"],
     ):
         for table in lost:
             await make.execute(engine, f"DELETE FROM {table}")
         before = await make.contents(engine)
-        with pytest.raises(UniqueViolationError, match=wall):
+        with pytest.raises(UniqueViolationError, match="study_quiz_sessions_pkey"):
             await ingest([delivery])
         assert await make.contents(engine) == before
 

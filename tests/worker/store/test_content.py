@@ -113,7 +113,8 @@ async def test_a_schema_beside_an_application_s_content_moves_like_any_other(
 
     assert await schema.migrate(engine, "0015") == (schema.head(), "0015")
     older = await _objects(engine)
-    assert older < before
+    replaced = "study_question_attempts_quiz_session_id_position_key"
+    assert {each for each in older if replaced not in each} < before
     with pytest.raises(SchemaError, match=r"^Schema 0015 beside the application's own content"):
         await schema.migrate(engine, "base")
     assert await _objects(engine) == older
