@@ -28,8 +28,8 @@ _MIGRATIONS: Final = Path(migrations.__file__).parent
 
 
 def versions(since: str = "") -> list[str]:
-    """All versions from `since` on, the oldest first. A migration's file begins with its version, as
-    v0001_.
+    """All versions from `since` on, the oldest first. A migration's file begins with its version,
+    as v0001_.
     """
     found = sorted(file.name[1:5] for file in _MIGRATIONS.glob("versions/v[0-9]*.py"))
     return [version for version in found if version >= since]
