@@ -46,6 +46,7 @@ def main() -> int:
             patience=arguments.patience,
             only=arguments.only,
             partitions=arguments.partitions,
+            failover=arguments.failover,
             folder=folder,
             say=lambda line: console.print(line, soft_wrap=True, highlight=False),
         )

@@ -40,5 +40,11 @@ def parser() -> argparse.ArgumentParser:
         help="partitions of the queue at the start; with more than 1, their number changes during"
         " the run (default 1)",
     )
+    made.add_argument(
+        "--failover",
+        action="store_true",
+        help="run a primary with a synchronous replica and three nodes of the broker, and lose some"
+        " of them for good",
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return made

@@ -376,6 +376,14 @@ def nothing_waits(case: Case) -> Iterator[Violation]:
             yield lost(f"{count} messages still wait in {place}.")
 
 
+def operators_were_shown_what_happened(case: Case) -> Iterator[Violation]:
+    """Each look during a fault showed what it had to show."""
+    for look in case.found.looks:
+        if look.must not in look.shown:
+            shown = ", ".join(look.shown) or "nothing"
+            yield wrong(f"{look.what} said {shown} during {look.during}, and not {look.must}.")
+
+
 RULES: Final[tuple[Callable[[Case], Iterator[Violation]], ...]] = (
     outboxes_hold_what_was_played,
     every_batch_came_to_its_end,
@@ -389,6 +397,7 @@ RULES: Final[tuple[Callable[[Case], Iterator[Violation]], ...]] = (
     strangers_were_answered,
     letters_are_kept_once,
     nothing_waits,
+    operators_were_shown_what_happened,
 )
 
 

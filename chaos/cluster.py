@@ -115,7 +115,7 @@ async def run(folder: Path, say: Callable[[str], None]) -> Outcome:
             await asyncio.to_thread(node.remember_queues)
         say(f"three nodes; the queue's members are {outcome.members}")
 
-        env = stage.environment(postgres.port, broker.port, api.port)
+        env = stage.environment([postgres.port], [broker.port], [api.port])
         workers = [
             Actor(name, [PROGRAM, "worker"], env, folder / f"{name}.log")
             for name in ("worker-1", "worker-2")
@@ -123,7 +123,7 @@ async def run(folder: Path, say: Callable[[str], None]) -> Outcome:
         phones = [_phone(number, stage, broker.port) for number in range(1, _VIEWERS + 1)]
         actors = [*workers, *phones]
         stack.push_async_callback(_abort, actors)
-        pulse = Pulse(postgres.url)
+        pulse = Pulse(stage)
         watching = asyncio.create_task(pulse.run())
         stack.callback(watching.cancel)
         await asyncio.gather(*(actor.start() for actor in actors))
@@ -167,7 +167,7 @@ def _phone(number: int, stage: Stage, port: int) -> Actor:
         viewer=name,
         outbox=str(stage.folder / f"{name}.sqlite"),
         bank=str(stage.folder / "bank.json"),
-        url=stage.amqp_url(port),
+        url=stage.amqp_url([port]),
         seed=number,
         users=[number, number % _VIEWERS + 1],
         began=time.time(),
@@ -176,7 +176,7 @@ def _phone(number: int, stage: Stage, port: int) -> Actor:
         impatience=20.0,
     )
     argv = [sys.executable, "-m", "chaos.phone", plan.as_argument()]
-    return Actor(name, argv, stage.environment(0, 0, 0), stage.folder / f"{name}.log")
+    return Actor(name, argv, stage.environment([0], [0], [0]), stage.folder / f"{name}.log")
 
 
 def _pause(pulse: Pulse, killed_at: float) -> float:

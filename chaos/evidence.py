@@ -91,6 +91,18 @@ class Parked(NamedTuple):
     message: bytes | None = None
 
 
+class Look(NamedTuple):
+    """What an operator was shown during a fault, where one thing must be shown.
+
+    `what` was looked at, such as the command `status`.
+    """
+
+    during: str
+    what: str
+    must: str
+    shown: list[str]
+
+
 @dataclass(slots=True)
 class Evidence:
     """All evidence. `waiting` is the number of messages in queues or tables that should be
@@ -112,6 +124,7 @@ class Evidence:
     held: list[Held] = field(default_factory=list)
     granted: dict[str, set[int]] = field(default_factory=dict)
     waiting: dict[str, int] = field(default_factory=dict)
+    looks: list[Look] = field(default_factory=list)
 
 
 MARK_WORD: Final = "chaos-mark"

@@ -8,7 +8,7 @@ import asyncio
 import json
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -36,16 +36,22 @@ from devtools.small_disk import small_disk
 
 Which = Literal["broker", "database"]
 Inflict = Callable[[World, random.Random], AbstractAsyncContextManager[str]]
+Repair = Callable[[World, random.Random], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`seconds` is the shortest and the longest duration. It is 0 for a fault that ends at once."""
+    """`seconds` is the shortest and the longest duration. It is 0 for a fault that ends at once.
+
+    `afterwards` is what remains to be repaired once its cause has ended, before another fault may
+    hit the same server. It returns what it did.
+    """
 
     kind: str
     seconds: tuple[float, float]
     occupies: Which | None
     inflict: Inflict
+    afterwards: Repair | None = None
 
 
 # Processes.
@@ -288,6 +294,7 @@ async def _long_transaction(world: World, rng: random.Random) -> AsyncIterator[s
         await connection.close(timeout=5)
 
 
+OUT_OF_DISK: Final = "database out of disk"
 _FULL: Final = "ingest_inbox"
 """The table on the small disk: each batch writes to it."""
 
@@ -315,6 +322,7 @@ async def _full_tablespace(world: World, rng: random.Random) -> AsyncIterator[st
             await sql("DROP TABLESPACE small")
 
 
+MOVED_ADDRESS: Final = "address leads to a standby"
 _MOVED: Final = 3.0
 """Seconds for which sessions on the standby stay open after the address has moved."""
 
@@ -322,7 +330,7 @@ _MOVED: Final = 3.0
 @asynccontextmanager
 async def _moved_address(world: World, rng: random.Random) -> AsyncIterator[str]:
     """The address leads to a standby, and then to the primary again, which ends no session."""
-    links = [link for (_, to), link in world.links.items() if to == "database"]
+    links = world.links_to("database")
     primary = world.stage.postgres
     standby = await asyncio.to_thread(standby_of, primary)
     try:
@@ -379,7 +387,7 @@ def _partition(*whom: str) -> Inflict:
 
     @asynccontextmanager
     async def inflict(world: World, rng: random.Random) -> AsyncIterator[str]:
-        links = [link for (_, to), link in world.links.items() if to in whom]
+        links = world.links_to(*whom)
         for link in links:
             link.black_hole()
         try:
@@ -440,8 +448,8 @@ FAULTS: Final = (
     Fault("database read-only", _LONG, "database", _read_only),
     Fault("database out of connections", _LONG, "database", _no_connections),
     Fault("database locked", _LONG, "database", _long_transaction),
-    Fault("database out of disk", _LONG, "database", _full_tablespace),
-    Fault("address leads to a standby", _LONG, "database", _moved_address),
+    Fault(OUT_OF_DISK, _LONG, "database", _full_tablespace),
+    Fault(MOVED_ADDRESS, _LONG, "database", _moved_address),
     Fault("sessions terminated", _AT_ONCE, "database", _end_sessions),
     Fault("link cut", _AT_ONCE, None, _link(lambda link, _: link.cut())),
     Fault("link reset", _AT_ONCE, None, _link(lambda link, _: link.reset())),

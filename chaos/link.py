@@ -8,15 +8,16 @@ Direction = Literal["to_server", "to_client"]
 
 
 class Link(ABC):
-    """Accepts clients at `port` of the loopback interface while it is entered."""
+    """Accepts clients at `port` of a loopback address while it is entered."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: str = "127.0.0.1") -> None:
+        self._at = at
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._listener = await asyncio.start_server(self._accept, self._at, 0)
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
 

@@ -8,7 +8,7 @@ import asyncio
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ import httpx
 from chaos import bank
 from chaos.checker import Violation, check
 from chaos.evidence import Evidence, read_database, read_outbox, read_queues
+from chaos.failover import FAILOVER, IMPOSSIBLE
 from chaos.faults import FAULTS, PARTITIONS_CHANGED, Fault
 from chaos.phone import current_mark, quiet_mark
 from chaos.pulse import Pulse
@@ -79,6 +80,7 @@ async def run(
     patience: float,
     only: Collection[str] | None,
     partitions: int,
+    failover: bool,
     folder: Path,
     say: Say,
 ) -> Outcome:
@@ -86,18 +88,25 @@ async def run(
 
     `rate` is the number of sessions per second of each viewer. There is a fault every `pace`
     seconds, with `only` just of these kinds. `patience` limits the drain. With more than one of
-    `partitions` their number changes from time to time.
+    `partitions` their number changes from time to time. With `failover` there are several servers,
+    and some are lost.
     """
     outcome = Outcome(seed, seconds)
     questions = bank.made_up(seed, _USERS, _QUESTIONS_EACH)
     bank.save(folder / "bank.json", questions)
-    usual = {fault.kind for fault in FAULTS if fault.kind != PARTITIONS_CHANGED or partitions > 1}
-    chosen = usual if only is None else only
-    kinds = {fault.kind: fault.seconds for fault in FAULTS if fault.kind in chosen}
+    faults = {fault.kind: fault for fault in (*FAULTS, *FAILOVER)}
+    unfit: tuple[str, ...] = IMPOSSIBLE if failover else tuple(each.kind for each in FAILOVER)
+    if only is None and partitions == 1:
+        unfit = (*unfit, PARTITIONS_CHANGED)
+    kinds = {
+        kind: fault.seconds
+        for kind, fault in faults.items()
+        if kind not in unfit and (only is None or kind in only)
+    }
     plan = schedule(seed, seconds, kinds, pace)
-    async with stage(folder, questions, partitions) as servers:
+    async with stage(folder, questions, partitions, failover=failover) as servers:
         say("the servers are ready")
-        pulse = Pulse(servers.postgres.url)
+        pulse = Pulse(servers)
         async with world(
             servers,
             viewers=_VIEWERS,
@@ -114,7 +123,7 @@ async def run(
                 await _first_commit(pulse)
                 say("the first batches are ingested; the faults begin")
                 began = time.monotonic()
-                await _hurt(everything, plan, seconds, outcome, say)
+                await _hurt(everything, faults, plan, seconds, outcome, say)
                 say("healing")
                 ended = time.monotonic()
                 await everything.heal()
@@ -134,6 +143,7 @@ async def run(
                     _recovered(each, outcome.inflicted, pulse, began) for each in outcome.inflicted
                 ]
                 outcome.found.strange = [*stranger.sent, *everything.strange]
+                outcome.found.looks = everything.looks
                 await _collect(outcome.found, everything, queues)
             finally:
                 for task in (watching, odd):
@@ -151,10 +161,14 @@ async def _first_commit(pulse: Pulse) -> None:
 
 
 async def _hurt(
-    world: World, plan: list[Planned], seconds: float, outcome: Outcome, say: Say
+    world: World,
+    faults: Mapping[str, Fault],
+    plan: list[Planned],
+    seconds: float,
+    outcome: Outcome,
+    say: Say,
 ) -> None:
     """Causes the planned faults, each in a task of its own, and sees each to its end."""
-    faults = {fault.kind: fault for fault in FAULTS}
     turns = {"broker": asyncio.Lock(), "database": asyncio.Lock()}
     began = time.monotonic()
 
@@ -172,6 +186,9 @@ async def _hurt(
                     say(f"{started:6.1f} s  {fault.kind}: {hit}")
                     await asyncio.sleep(planned.seconds)
                 outcome.inflicted.append(Inflicted(fault.kind, hit, started, now()))
+                if fault.afterwards is not None:
+                    done = await fault.afterwards(world, random.Random(planned.seed))
+                    say(f"{now():6.1f} s  {done}")
             except Exception as error:  # noqa: BLE001  # a missed fault is only reported
                 outcome.missed.append(f"{fault.kind}: {type(error).__name__}: {error}")
                 say(f"{now():6.1f} s  {outcome.missed[-1]}")

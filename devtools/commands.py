@@ -21,7 +21,7 @@ from typing import NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import demo
-from devtools import environment, postgres, servers
+from devtools import environment, matrix, postgres, servers
 from devtools.causes import DISK_FULL
 from devtools.errors import DevError
 from devtools.places import CHECKOUT, beside, home, in_home, log_file, writable
@@ -120,7 +120,7 @@ def psql(words: Sequence[str]) -> int:
             login, _, address = url.netloc.rpartition("@")
             url = url._replace(netloc=f"{login.partition(':')[0]}@{address}")
         database = url._replace(path=f"/{demo.DATABASE}").geturl()
-        program = shutil.which("psql") or str(postgres.binaries() / "psql")
+        program = shutil.which("psql") or str(postgres.binaries(postgres.default_suite()) / "psql")
         code = _foreground([program, database, *words], Path.cwd(), env)
     if code == 2:
         say(f"run ./dev demo first, which creates and fills the database {demo.DATABASE}")
@@ -185,6 +185,25 @@ def tests(words: Sequence[str]) -> int:
     return _with_servers(argv, CHECKOUT)
 
 
+def versions(words: Sequence[str]) -> int:
+    """Run the tests that depend on the servers with all supported versions, or with these pairs."""
+    asked = [word for word in words if word != "--write"]
+    if asked and "--write" in words:
+        raise Usage("--write needs the results of all pairs")
+    try:
+        chosen = matrix.pairs(asked)
+    except ValueError as error:
+        raise Usage(str(error)) from None
+    results = []
+    for pair in chosen:
+        results.append(matrix.run(*pair))
+        say(f"{'ok' if results[-1].ok else 'not ok'}: {results[-1].counts}")
+    print(matrix.table(results))
+    if "--write" in words:
+        matrix.write(results)
+    return 0 if all(each.ok for each in results) else 1
+
+
 def _module(name: str) -> Callable[[Sequence[str]], int]:
     """The command that runs a module of this checkout. Its arguments are checked before the servers
     start.
@@ -209,6 +228,12 @@ COMMANDS = (
         _module("demo"),
     ),
     Command("test", "[PYTEST ARGS]", "run the tests against real servers", tests),
+    Command(
+        "matrix",
+        "[--write] [PAIR]",
+        "run the tests of the servers with all supported versions, or with pairs such as 15/4.0",
+        versions,
+    ),
     Command("check", "", "check lint, format, types and the direction of imports", check),
     Command("bench", "[ARGS]", "the benchmark", _module("bench")),
     Command(
@@ -242,6 +267,7 @@ stops the servers that it started, except for `up`.
 
   INGEST_DATABASE_URL, INGEST_AMQP_URL   use this server or fail (also INGEST_MANAGEMENT_URL)
   DEV_BACKEND=auto|embedded|docker       which servers to start if no URL is set
+  DEV_POSTGRES_SUITE=bookworm|trixie     PostgreSQL 15 or 17, from this suite of Debian
   DEV_RABBITMQ_SUITE=bookworm|trixie|forky   RabbitMQ 3.10, 4.0 or 4.3, from this suite
 
 examples:

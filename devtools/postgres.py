@@ -1,6 +1,7 @@
-"""A private PostgreSQL 18: started, stopped, killed, paused, in a folder of its own.
+"""A private PostgreSQL: started, stopped, killed, paused, in a folder of its own.
 
-The programs come from a pinned wheel and are called directly.
+The programs of PostgreSQL 18 come from a pinned wheel, those of older versions from Debian's
+packages. They are called directly.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from devtools import environment
+from devtools import environment, postgres_packages
 from devtools.errors import DevError
 from devtools.places import in_home, remove, unprivileged
 from devtools.probe import postgres_ready
@@ -27,8 +28,26 @@ REMEDY = "see the log, or set INGEST_DATABASE_URL to a PostgreSQL of yours"
 NEVER_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
-def binaries() -> Path:
-    """The folder of PostgreSQL's programs. The wheel is fetched at the first call."""
+def default_suite() -> str | None:
+    """The Debian suite from which to take PostgreSQL: DEV_POSTGRES_SUITE. None: from the wheel.
+
+    Raises DevError for a suite that has none of the versions.
+    """
+    asked = os.environ.get("DEV_POSTGRES_SUITE") or None
+    if asked and asked not in postgres_packages.VERSIONS:
+        known = " or ".join(postgres_packages.VERSIONS)
+        raise DevError(
+            f"DEV_POSTGRES_SUITE is {asked!r}: give {known}, or leave it out for PostgreSQL 18."
+        )
+    return asked
+
+
+def binaries(suite: str | None = None) -> Path:
+    """The folder of the programs of this suite's PostgreSQL, or of the wheel's, which are fetched
+    at the first call.
+    """
+    if suite:
+        return postgres_packages.unpacked(suite)
     pin = (environment.PINS / "postgres.txt").read_bytes()
     target = in_home("tools") / f"postgres-{hashlib.sha256(pin).hexdigest()[:8]}"
     with locked(target.with_suffix(".lock")):
@@ -46,7 +65,8 @@ class Postgres(Server):
     """One server. `with Postgres() as server:` creates a private one and removes it at the end.
 
     `folder` keeps the data; None means a disposable one. `durable=False` is for tests that do not
-    depend on crashes: commits do not wait for the disk. `settings` are PostgreSQL's own.
+    depend on crashes: commits do not wait for the disk. `settings` are PostgreSQL's own. `suite` is
+    the Debian release that the programs come from; None: DEV_POSTGRES_SUITE, else the wheel.
     """
 
     name = "postgres"
@@ -59,8 +79,10 @@ class Postgres(Server):
         database: str = "study",
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
+        suite: str | None = None,
     ) -> None:
         super().__init__(folder)
+        self.suite = suite or default_suite()
         self.database = database
         self._settings = {
             "listen_addresses": "127.0.0.1",
@@ -117,8 +139,9 @@ class Postgres(Server):
             os.chown(self.folder, user.pw_uid, user.pw_gid)
         fresh = self.folder / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        how = ("-U", USER, "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-        initdb, postgres = binaries() / "initdb", binaries() / "postgres"
+        # Checksums, as by default from 18 on: pg_rewind needs them.
+        how = ("-U", USER, "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-k")
+        initdb, postgres = binaries(self.suite) / "initdb", binaries(self.suite) / "postgres"
         env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
         run_step("initdb", (initdb, "-D", fresh, *how), REMEDY, env=env, cwd=Path("/"), user=user)
         if self.database != "postgres":
@@ -129,18 +152,19 @@ class Postgres(Server):
 
     def _launch(self) -> None:
         data = self.folder / "data"
-        self._discard_stale_lock(data / "postmaster.pid")
+        self.discard_stale_lock()
         port = ports(self.folder / "ports.json", ["sql"])["sql"]
-        argv: list[str | Path] = [binaries() / "postgres", "-D", data, "-p", str(port)]
+        argv: list[str | Path] = [binaries(self.suite) / "postgres", "-D", data, "-p", str(port)]
         for name, value in self._settings.items():
             argv += ["-c", f"{name}={value}"]
         env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
         leave_running(argv, self.folder / "server.pid", self.log, env=env, user=unprivileged())
 
-    def _discard_stale_lock(self, lock: Path) -> None:
+    def discard_stale_lock(self) -> None:
         """Delete a stale lock: PostgreSQL takes any living process with the old id for its
         rival.
         """
+        lock = self.folder / "data/postmaster.pid"
         if our_process(lock, self.folder) is None:
             with suppress(OSError, ValueError, IndexError):
                 os.kill(int(lock.read_text().split()[0]), 0)
@@ -153,18 +177,38 @@ class Postgres(Server):
             subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)
 
 
-def standby_of(primary: Postgres) -> Postgres:
+def standby_of(primary: Postgres, standby: Postgres | None = None) -> Postgres:
     """A hot standby of a running server, not started yet: it follows, and lets clients read.
 
+    A `standby` that is given is stopped, and gets a copy of the primary's data in place of its own.
     Raises DevError where the copy fails.
     """
-    standby = Postgres(database=primary.database)
+    standby = standby or Postgres(database=primary.database, suite=primary.suite)
     user = unprivileged()
+    standby.stop()
     standby.folder.mkdir(parents=True, exist_ok=True)
     if user is not None:
         os.chown(standby.folder, user.pw_uid, user.pw_gid)
-    argv = (binaries() / "pg_basebackup", "-D", standby.folder / "data", "-R", "--no-sync")
+    remove(standby.folder / "data")
     server = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", USER, "--checkpoint=fast")
-    env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
-    run_step("pg_basebackup", (*argv, *server), REMEDY, env=env, cwd=Path("/"), user=user)
+    _make_follow("pg_basebackup", standby, *server)
     return standby
+
+
+def rewound(primary: Postgres, former: Postgres) -> Postgres:
+    """The former primary, which has ended, as a standby of the one that was promoted in its place.
+
+    What only it had is gone. It is not started yet. Raises DevError where that fails.
+    """
+    former.discard_stale_lock()
+    source = f"host=127.0.0.1 port={primary.port} user={USER} dbname={primary.database}"
+    _make_follow("pg_rewind", former, f"--source-server={source}")
+    return former
+
+
+def _make_follow(program: str, standby: Postgres, *words: str) -> None:
+    data = standby.folder / "data"
+    argv: list[str | Path] = [binaries(standby.suite) / program, "-D", data, "-R", "--no-sync"]
+    argv += words
+    env = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
+    run_step(program, argv, REMEDY, env=env, cwd=Path("/"), user=unprivileged())

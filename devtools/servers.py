@@ -20,6 +20,7 @@ from devtools.erlang import default_suite, installed
 from devtools.errors import DevError
 from devtools.places import candidates, home, in_home, remove, size
 from devtools.postgres import Postgres
+from devtools.postgres import default_suite as postgres_suite
 from devtools.probe import broker_trouble, database_trouble
 from devtools.processes import at_once
 from devtools.progress import say
@@ -127,18 +128,19 @@ def _told(made: Mapping[str, Choice]) -> str:
 
 
 def _key(name: str, choice: Choice) -> str:
-    """The name of a private server in the ledger and of its folder. For brokers it contains the
-    suite.
+    """The name of a private server in the ledger and of its folder. It contains the suite, if the
+    server comes from one.
     """
     if choice.source == "docker":
         return f"docker-{name}"
-    return name if name == "postgres" else f"{name}-{default_suite()}"
+    suite = postgres_suite() if name == "postgres" else default_suite()
+    return f"{name}-{suite}" if suite or name == "rabbitmq" else name
 
 
 def _server(key: str) -> Postgres | RabbitMQ | ComposePostgres | ComposeRabbitMQ:
     folder = in_home("pair") / key
-    if key == "postgres":
-        return Postgres(folder)
+    if key == "postgres" or key.startswith("postgres-"):
+        return Postgres(folder, suite=key.partition("-")[2] or None)
     if key == "docker-postgres":
         return ComposePostgres(folder)
     if key == "docker-rabbitmq":

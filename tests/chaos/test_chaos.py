@@ -1,40 +1,62 @@
-"""One minute of chaos: nothing is lost, nothing is doubled, and no message is left behind."""
+"""One minute of chaos, and half a minute of failovers: nothing is lost, nothing is doubled, and no
+message is left behind.
+"""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chaos.failover import FAILOVER
 from devtools.places import CHECKOUT
 
-_SEED = "2"
 _PATIENCE = 300
 """Seconds for the whole: a minute of storm, and servers made, healed and drained on a busy
 machine."""
 
 
-@pytest.mark.chaos
-def test_a_minute_of_faults() -> None:
-    command = [sys.executable, "-m", "chaos", "--seconds", "60", "--seed", _SEED, "--json"]
+def _chaos(seed: str, *words: str) -> dict[str, Any]:
+    """The report of a run in which the law held."""
+    command = [sys.executable, "-m", "chaos", "--seed", seed, "--json", *words]
     done = subprocess.run(
         command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=_PATIENCE
     )
     told = (done.stdout.splitlines() or ["nothing"])[-1]
     assert done.returncode == 0, f"{told}\n{done.stderr[-4_000:]}"
-    report = json.loads(told)
+    report: dict[str, Any] = json.loads(told)
+    assert (report["lost"], report["doubled"], report["wrong"]) == (0, 0, 0)
+    assert _left_behind(seed) == []
+    return report
+
+
+@pytest.mark.chaos
+def test_a_minute_of_faults() -> None:
+    report = _chaos("2", "--seconds", "60")
     assert report["kinds_of_fault"] >= 12
     assert report["batches_ingested"] > 50
     assert report["redeliveries"] > 0
     assert report["progress_held_by_viewers"] > 50
     assert report["duplicates_seen_by_database"] > 0
-    assert (report["lost"], report["doubled"], report["wrong"]) == (0, 0, 0)
-    assert _left_behind() == []
 
 
-def _left_behind() -> list[int]:
+@pytest.mark.chaos
+def test_servers_are_lost_and_others_take_over() -> None:
+    kinds = [fault.kind for fault in FAILOVER]
+    only = [word for kind in kinds for word in ("--only", kind)]
+    report = _chaos("3", "--failover", "--seconds", "30", "--pace", "4", *only)
+    assert set(report["faults"]) == set(kinds), report["faults_missed"]
+    assert report["batches_ingested"] > 50
+    assert report["looks_of_operators"] >= 4
+    # No process was started again; each ended when it was asked to.
+    ends = {name: set(each) for name, each in report["exits"].items() if "viewer" not in name}
+    assert set().union(*ends.values()) == {"asked"}, ends
+
+
+def _left_behind(seed: str) -> list[int]:
     """Processes of ours that still run: they have the run's folder in their command line."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -43,6 +65,6 @@ def _left_behind() -> list[int]:
                 words = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if f"/chaos/{_SEED}-".encode() in words:
+            if f"/chaos/{seed}-".encode() in words:
                 found.append(int(entry.name))
     return found

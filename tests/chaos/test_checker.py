@@ -26,6 +26,7 @@ from chaos.evidence import (
     PLAYED_TABLE,
     Evidence,
     Job,
+    Look,
     Parked,
     Strange,
     Told,
@@ -450,6 +451,10 @@ def _leave_waiting(found: Evidence) -> None:
     found.waiting["the queue study.attempts"] = 1
 
 
+def _show_nothing(found: Evidence) -> None:
+    found.looks = [Look("replica away", "study-ingest status", "commits_hang", ["queue_grows"])]
+
+
 _TAMPERINGS: tuple[tuple[Callable[[Evidence], None], str], ...] = (
     (_lose_outbox_row, "lost"),
     (_double_outbox_row, "doubled"),
@@ -528,6 +533,7 @@ _TAMPERINGS: tuple[tuple[Callable[[Evidence], None], str], ...] = (
     (_park_echo, "wrong"),
     (_ignore_echo, "lost"),
     (_park_unsent, "wrong"),
+    (_show_nothing, "wrong"),
     (_leave_waiting, "lost"),
 )
 

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from devtools import commands, debian, environment, erlang, places, processes
+from devtools import (
+    commands,
+    debian,
+    environment,
+    erlang,
+    matrix,
+    places,
+    postgres,
+    processes,
+)
 from devtools.errors import DevError
 
 DEV = str(places.CHECKOUT / "dev")
@@ -121,7 +130,28 @@ def test_a_suite_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
         erlang.default_suite()
 
 
-WRONG: list[list[str]] = [[], ["dance"], ["up", "north"], ["run"], ["run", "--"], ["reset", "all"]]
+def test_a_suite_without_a_postgresql_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEV_POSTGRES_SUITE", "forky")
+    with pytest.raises(DevError, match=r"^DEV_POSTGRES_SUITE is 'forky': give bookworm or trixie"):
+        postgres.default_suite()
+
+
+def test_the_matrix_has_all_pairs_or_those_that_are_asked_for() -> None:
+    assert len(matrix.pairs([])) == 9
+    assert matrix.pairs(["18/3.10", "15/4.3"]) == [("15", "4.3"), ("18", "3.10")]
+    with pytest.raises(ValueError, match=r"no pair '14/4\.0'"):
+        matrix.pairs(["14/4.0"])
+
+
+WRONG: list[list[str]] = [
+    [],
+    ["dance"],
+    ["up", "north"],
+    ["run"],
+    ["run", "--"],
+    ["reset", "all"],
+    ["matrix", "15/4.0", "--write"],
+]
 
 
 @pytest.mark.parametrize("words", [*WRONG, ["test", "tests/nowhere.py::test_x"]])

@@ -3,15 +3,18 @@
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from chaos.proxy import Proxy
 from schemas import amqp
 from study_viewer import Outbox, Relay
 from tests.broker_fixtures import PATIENCE, VIEWER, Broker
@@ -67,6 +70,87 @@ async def test_each_host_of_the_database_has_the_whole_timeout(
         async with transaction(none):
             pass
     await none.dispose()
+
+
+def at(host: str, port: int, url: str) -> str:
+    """The URL with this server in place of its own."""
+    parts = urlsplit(url)
+    login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return parts._replace(netloc=f"{login}{host}:{port}").geturl()
+
+
+async def all_connect(settings: Settings, folder: Path) -> None:
+    """A worker's sessions, connections and calls, and a viewer's relay."""
+    ours = make_engine(settings, connections=1, name="tests")
+    async with transaction(ours) as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+    await ours.dispose()
+    await close(await connect(settings, "test"), 1.0)
+    async with Management(settings) as management:
+        assert await management.version()
+    with Outbox(folder / "outbox.db") as outbox:
+        url = settings.amqp_url.get_secret_value()
+        async with Relay(outbox, url, VIEWER, QUICK) as relay:
+            await asyncio.wait_for(relay.until(lambda: relay.status.connected), PATIENCE)
+
+
+async def test_hosts_may_be_addresses_of_ipv6(
+    broker: Broker, database_url: str, refusing: str, tmp_path: Path
+) -> None:
+    async with Management(broker.settings) as alone:
+        management_url = str(alone.http.base_url).removesuffix("/api/")
+    amqp_url = broker.settings.amqp_url.get_secret_value()
+    login = amqp_url.split("//")[1].rsplit("@", 1)[0]
+    own = {
+        "database_url": database_url,
+        "amqp_url": amqp_url,
+        "management_url": management_url.replace("//", f"//{login}@"),
+    }
+    async with AsyncExitStack() as stack:
+        given = {}
+        for name, url in own.items():
+            parts = urlsplit(url)
+            link = Proxy(parts.hostname or "", parts.port or 0, at="::1")
+            try:
+                await stack.enter_async_context(link)
+            except OSError:
+                pytest.skip("this machine has no IPv6")
+            given[name] = at("[::1]", link.port, url)
+        settings = broker.settings.model_dump(exclude_unset=True)
+        await all_connect(Settings.model_validate(settings | given), tmp_path)
+        several = {name: among(url, refusing, "[::1]:9") for name, url in given.items()}
+        several["database_url"] += "?target_session_attrs=read-write"
+        found = Settings.model_validate(settings | several)
+        await all_connect(found, tmp_path)
+        named = {each.found.split(" ")[0] for each in await servers.examine(found)}
+        assert named == {"[::1]:9", refusing}
+
+
+async def test_a_name_may_have_several_addresses(
+    broker: Broker, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens at the first of them."""
+    resolve = socket.getaddrinfo
+
+    def both(host: Any, *arguments: Any, **words: Any) -> list[Any]:
+        if host not in ("several.example", b"several.example"):
+            return resolve(host, *arguments, **words)
+        found = (resolve(each, *arguments, **words) for each in ("127.0.0.2", own.hostname))
+        return [each for some in found for each in some]
+
+    own = urlsplit(database_url)
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    async with Management(broker.settings) as alone:
+        api = alone.http.base_url
+    amqp_url = broker.settings.amqp_url.get_secret_value()
+    login = amqp_url.split("//")[1].rsplit("@", 1)[0]
+    given = {
+        "database_url": at("several.example", own.port or 0, database_url),
+        "amqp_url": at("several.example", urlsplit(amqp_url).port or 0, amqp_url),
+        "management_url": f"http://{login}@several.example:{api.port}",
+    }
+    settings = broker.settings.model_dump(exclude_unset=True) | given
+    await all_connect(Settings.model_validate(settings), tmp_path)
 
 
 async def test_without_a_host_that_can_be_written_to_the_error_says_so(

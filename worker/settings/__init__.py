@@ -320,7 +320,7 @@ class _Retries(BaseModel):
         "Each further delay is about twice as long, with jitter.",
     )
     pause_delay_max: Seconds = Field(
-        default=10.0,
+        default=4.0,
         description="The longest delay before a worker tries an unreachable server again.",
     )
     hold_timeout: Seconds = Field(

@@ -251,12 +251,30 @@ def test_an_ack_timeout_below_ours_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("version", "severity"),
-    [("3.10.8", "note"), ("4.0.5", None), ("4.3.0", "warning"), ("4.3.3", None)],
+    [
+        ("3.9.29", "danger"),
+        ("3.10.8", "note"),
+        ("4.0.5", None),
+        ("4.3.0", "warning"),
+        ("4.3.3", None),
+        ("4.4.0", "note"),
+        ("5.0.0", "note"),
+    ],
 )
 def test_versions(version: str, severity: str | None) -> None:
     found = [finding for finding in broker._version(version) if finding.check == "version"]
     assert [finding.severity for finding in found] == ([severity] if severity else [])
     assert any(finding.check == "returns" for finding in broker._version(version))
+
+
+@pytest.mark.parametrize(
+    ("version", "severity"),
+    [("14.19", "danger"), ("15.0", "ok"), ("18.4", "ok"), ("19beta1", "note")],
+)
+def test_versions_of_the_database(version: str, severity: str) -> None:
+    found = database._version(version, int(version[:2]))
+    assert (found.check, found.severity) == ("version", severity)
+    assert version in found.found
 
 
 def test_clocks_apart_are_found() -> None:

@@ -17,6 +17,8 @@ from worker.errors import BrokerAway, TopologyError
 from worker.operate.doctor.finding import Finding, of_error
 from worker.settings import Settings
 
+_OLDEST, _NEWEST = (3, 10), (4, 3)
+"""The versions that the tests run with; docs/versions.md names them all."""
 _ACK_TIMEOUT = 1_800.0
 """The broker's default, in seconds. If an operator has changed it, the broker does not say so."""
 _SKEW = 5.0
@@ -98,7 +100,25 @@ def _version(version: str) -> list[Finding]:
     else:
         counts = "counts every return, even if a worker returns messages or loses its connection"
     found = [Finding("returns", "ok", f"RabbitMQ {version} {counts}.")]
-    if (4, 3) <= numbers < (4, 3, 3):
+    if numbers < _OLDEST:
+        found.append(
+            Finding(
+                "version",
+                "danger",
+                f"RabbitMQ {version} is not supported: 3.10 is the oldest version that is.",
+                "Upgrade it to 4.x.",
+            )
+        )
+    elif numbers[:2] > _NEWEST:
+        found.append(
+            Finding(
+                "version",
+                "note",
+                f"This program is not tested with RabbitMQ {version}, which is newer than 4.3.",
+                "Try it before you rely on it, or use a version that docs/versions.md names.",
+            )
+        )
+    elif (4, 3) <= numbers < (4, 3, 3):
         found.append(
             Finding(
                 "version",

@@ -17,6 +17,8 @@ from worker.store.operate.roles import RIGHTS
 from worker.store.ours import schema_of
 from worker.store.tables import METADATA
 
+_OLDEST, _NEWEST = 15, 18
+"""The versions that the tests run with; docs/versions.md names them all."""
 _BESIDE_THE_LANES = 6
 _SKEW = 2.0
 _MOST_COUNTED = 100_000
@@ -25,6 +27,8 @@ _FACTS = text(
     "SELECT current_setting('synchronous_commit') AS synchronous_commit,"
     " current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,"
     " current_setting('synchronous_standby_names') AS synchronous_names,"
+    " current_setting('server_version') AS version,"
+    " CAST(current_setting('server_version_num') AS int) / 10000 AS major,"
     " pg_is_in_recovery() AS is_standby, clock_timestamp() AS clock,"
     " CAST(current_setting('max_connections') AS int) AS most,"
     " CAST(current_setting('superuser_reserved_connections') AS int) AS reserved,"
@@ -67,6 +71,7 @@ async def examine(settings: Settings, engine: AsyncEngine) -> list[Finding]:
     async with transaction(engine) as connection:
         facts = (await connection.execute(_FACTS)).one()
         now = datetime.now(UTC)
+        found.append(_version(facts.version, facts.major))
         found += [*_durability(facts), *_room(facts, settings), *_clock(facts.clock, now)]
         standbys = [(row[0], row[1]) for row in await connection.execute(_STANDBYS)]
         found.append(_replication(facts.synchronous_names, standbys, facts.synchronous_commit))
@@ -125,6 +130,24 @@ async def _schedules(engine: AsyncEngine) -> Finding:
         " another scheduler, which other versions of this program use.",
         "When no worker of another version runs any more, run `study-ingest rebuild`.",
     )
+
+
+def _version(version: str, major: int) -> Finding:
+    if major < _OLDEST:
+        return Finding(
+            "version",
+            "danger",
+            f"PostgreSQL {version} is not supported: {_OLDEST} is the oldest version that is.",
+            f"Upgrade it to {_NEWEST}.",
+        )
+    if major > _NEWEST:
+        return Finding(
+            "version",
+            "note",
+            f"This program is not tested with PostgreSQL {version}, which is newer than {_NEWEST}.",
+            "Try it before you rely on it, or use a version that docs/versions.md names.",
+        )
+    return Finding("version", "ok", f"PostgreSQL {version} is supported.")
 
 
 def _durability(facts: Row[tuple[object, ...]]) -> Iterator[Finding]:

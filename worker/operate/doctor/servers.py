@@ -33,7 +33,7 @@ async def examine(settings: Settings) -> list[Finding]:
 async def _reached(variable: str, servers: list[Server], seconds: float) -> list[Finding]:
     there = await asyncio.gather(*(_is_there(server, seconds) for server in servers))
     away = [
-        f"{host}:{port}"
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         for (host, port), is_there in zip(servers, there, strict=True)
         if not is_there
     ]
