@@ -376,6 +376,13 @@ def nothing_waits(case: Case) -> Iterator[Violation]:
             yield lost(f"{count} messages still wait in {place}.")
 
 
+def viewers_missed_nothing(case: Case) -> Iterator[Violation]:
+    """No server that took over told a viewer that it lacks a batch which the viewer was told of."""
+    for answer in case.found.checked:
+        for uuid in answer["missing"]:
+            yield lost(f"Batch {uuid} had been told of, and the server that took over lacked it.")
+
+
 def operators_were_shown_what_happened(case: Case) -> Iterator[Violation]:
     """Each look during a fault showed what it had to show."""
     for look in case.found.looks:
@@ -397,6 +404,7 @@ RULES: Final[tuple[Callable[[Case], Iterator[Violation]], ...]] = (
     strangers_were_answered,
     letters_are_kept_once,
     nothing_waits,
+    viewers_missed_nothing,
     operators_were_shown_what_happened,
 )
 

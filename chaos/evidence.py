@@ -107,7 +107,7 @@ class Look(NamedTuple):
 class Evidence:
     """All evidence. `waiting` is the number of messages in queues or tables that should be
     empty. `held` is the progress that viewers keep, and `granted` the users of each viewer that
-    may have any.
+    may have any. `checked` are the answers to viewers that asked which batches the server has.
     """
 
     recorded: list[Recorded] = field(default_factory=list)
@@ -119,6 +119,7 @@ class Evidence:
     attempts: list[Row] = field(default_factory=list)
     progress: list[Row] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
+    checked: list[Row] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
@@ -150,6 +151,8 @@ _LETTERS: Final = "SELECT client_session_uuid, reason, properties, body FROM ing
 _MARK: Final = re.compile(MARK_WORD.encode() + rb"\W+([\w-]+)")
 _MESSAGE_ID: Final = re.compile(rb"\x0amessage_idS\x00\x00\x00.([\w-]+)")
 """As a field table of AMQP has it: its name, its type, its length, and itself."""
+_CHECKED: Final = "study.checked.v1"
+"""The type of an answer to a viewer that asks which of its batches the server has."""
 _DRAINED_AFTER: Final = 15.0
 """Seconds for one answer of the broker while a queue is being emptied."""
 
@@ -209,7 +212,10 @@ async def read_queues(
             queue = await channel.get_queue(name)
             evidence.waiting[f"the queue {name}"] = queue.declaration_result.message_count or 0
         for message in await _drain(channel, results):
-            evidence.told.append(Told(*_addressed(message)))
+            if message.type == _CHECKED:
+                evidence.checked.append(json.loads(message.body))
+            else:
+                evidence.told.append(Told(*_addressed(message)))
         for message in await _drain(channel, jobs):
             evidence.jobs.append(Job(*_addressed(message)))
 

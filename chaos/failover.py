@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from chaos.evidence import Look
 from chaos.faults import MOVED_ADDRESS, OUT_OF_DISK, Fault
-from chaos.stage import PROGRAM, ROLE, follow, promote
+from chaos.stage import PROGRAM, ROLE, follow, operate, promote
 from chaos.world import World
 from devtools.postgres import rewound, standby_of
 from schemas import amqp
@@ -121,12 +121,14 @@ async def _lose_node(world: World, rng: random.Random) -> AsyncIterator[str]:
 async def _forget_it(world: World, rng: random.Random) -> str:
     """The operator finds out that it is missing, and removes it from the cluster.
 
-    Until then nobody can use the viewers' queues that lay on it.
+    Until then nobody can use the classic queues that it had, and then they are gone. `topology`
+    makes those that workers need, and viewers make their own.
     """
     await asyncio.sleep(_KNOWN_WITHIN)
     await _look(world, "broker node gone", "doctor", "findings", "check", "replicas", "warning")
     name = world.stage.gone[-1].node
     await asyncio.to_thread(world.stage.broker.ctl, "forget_cluster_node", name)
+    await operate(world.stage, "topology")
     return f"{name} is removed from the cluster"
 
 

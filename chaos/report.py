@@ -54,6 +54,7 @@ def figures(outcome: Outcome, folder: Path) -> dict[str, Any]:
         "results_repeated_on_the_wire": len(found.told) - len(results),
         "jobs": len({job.message_id for job in found.jobs}),
         "jobs_repeated_on_the_wire": len(found.jobs) - len({job.message_id for job in found.jobs}),
+        "viewers_asked_what_is_there": len(found.checked),
         "looks_of_operators": len(found.looks),
         **_logged(folder),
         "lost": kinds["lost"],

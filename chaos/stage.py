@@ -184,7 +184,7 @@ async def prepare(stage: Stage, questions: list[bank.Question]) -> None:
     """Prepares two empty servers for a run."""
     await stage.sql(f"CREATE ROLE {ROLE} LOGIN")
     await stage.sql(f"GRANT CREATE ON SCHEMA public TO {ROLE}")
-    await asyncio.gather(_run(stage, "migrate"), _run(stage, "topology"))
+    await asyncio.gather(operate(stage, "migrate"), operate(stage, "topology"))
     await bank.publish(stage.postgres.url, questions)
     await _tap(stage.broker.url)
 
@@ -230,7 +230,7 @@ async def _synchronous(server: Postgres, names: str) -> None:
 
 async def partition(stage: Stage, number: int) -> None:
     """Divides the queue into so many partitions, which survive that the broker is killed."""
-    await _run(stage, "topology", INGEST_PARTITIONS=str(number))
+    await operate(stage, "topology", INGEST_PARTITIONS=str(number))
     await _remember_queues(stage)
 
 
@@ -238,7 +238,8 @@ async def _remember_queues(stage: Stage) -> None:
     await asyncio.to_thread(at_once, [node.remember_queues for node in stage.nodes])
 
 
-async def _run(stage: Stage, command: str, **settings: str) -> None:
+async def operate(stage: Stage, command: str, **settings: str) -> None:
+    """Runs a command as an operator does. Raises RuntimeError if it fails."""
     process = await asyncio.create_subprocess_exec(
         PROGRAM,
         command,

@@ -230,8 +230,8 @@ COMMANDS = (
     Command("test", "[PYTEST ARGS]", "run the tests against real servers", tests),
     Command(
         "matrix",
-        "[--write] [PAIR]",
-        "run the tests of the servers with all supported versions, or with pairs such as 15/4.0",
+        "[--write]",
+        "run the tests of the servers with each version that is supported",
         versions,
     ),
     Command("check", "", "check lint, format, types and the direction of imports", check),

@@ -451,6 +451,10 @@ def _leave_waiting(found: Evidence) -> None:
     found.waiting["the queue study.attempts"] = 1
 
 
+def _miss_a_batch(found: Evidence) -> None:
+    found.checked = [{"has": [], "missing": [str(found.recorded[0].client_session_uuid)]}]
+
+
 def _show_nothing(found: Evidence) -> None:
     found.looks = [Look("replica away", "study-ingest status", "commits_hang", ["queue_grows"])]
 
@@ -533,6 +537,7 @@ _TAMPERINGS: tuple[tuple[Callable[[Evidence], None], str], ...] = (
     (_park_echo, "wrong"),
     (_ignore_echo, "lost"),
     (_park_unsent, "wrong"),
+    (_miss_a_batch, "lost"),
     (_show_nothing, "wrong"),
     (_leave_waiting, "lost"),
 )
@@ -562,6 +567,8 @@ def test_every_rule_can_fail(story: Evidence) -> None:
         checker.strangers_were_answered: _park_unsent,
         checker.letters_are_kept_once: _keep_twice,
         checker.nothing_waits: _leave_waiting,
+        checker.viewers_missed_nothing: _miss_a_batch,
+        checker.operators_were_shown_what_happened: _show_nothing,
     }
     assert {*fails} == {*checker.RULES}
     for rule, tamper in fails.items():

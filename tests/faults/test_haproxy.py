@@ -38,7 +38,7 @@ def haproxy() -> Path:
     if suite is None:
         pytest.skip("HAProxy comes from Debian, and this is no Debian")
     packages = ["haproxy", "liblua5.4-0", "liblua5.3-0", "libpcre2-8-0", "libcrypt1"]
-    packages.append("libopentracing-c-wrapper0|libpcre2-8-0")
+    packages += ["libopentracing-c-wrapper0|libpcre2-8-0", "libopentracing1|libpcre2-8-0"]
     return debian.unpacked("haproxy", "HAProxy", packages, suite=suite, megabytes=3, on_disk=9)
 
 
@@ -100,6 +100,7 @@ async def test_it_follows_the_server_that_can_be_written_to(
                         await asyncio.to_thread(server.kill)
                         await broker.publish(make.batch(make.right(question)).model_dump_json())
                         await ask(standby, "ALTER SYSTEM RESET synchronous_standby_names")
+                        await ask(standby, "SELECT pg_reload_conf()")
                         await ask(standby, "SELECT pg_promote()")
                         await reach(consumer, ingested=3)
                 finally:

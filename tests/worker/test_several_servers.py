@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from httpcore._backends.anyio import AnyIOStream
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -205,6 +206,19 @@ async def test_the_next_management_api_is_asked(broker: Broker, refusing: str, s
             # It stays with the one that answered.
             async with asyncio.timeout(0.9):
                 assert await management.queue_names()
+
+
+async def test_a_connection_that_is_reset_at_once_is_a_broker_that_is_away(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_a_stream_that_is_gone(stream: Any, _: str) -> None:
+        stream._stream._transport.abort()
+        raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+
+    monkeypatch.setattr(AnyIOStream, "get_extra_info", of_a_stream_that_is_gone)
+    async with Management(broker.settings) as management:
+        with pytest.raises(BrokerAway):
+            await management.version()
 
 
 async def test_what_may_have_been_carried_out_is_not_asked_of_another_broker(

@@ -65,7 +65,12 @@ class _AnyBroker(httpx.AsyncBaseTransport):
     async def _ask(self, base: httpx.URL, request: httpx.Request) -> httpx.Response:
         request.url = request.url.copy_with(host=base.host, port=base.port)
         request.headers["Host"] = base.netloc.decode("ascii")
-        return await self._transport.handle_async_request(request)
+        try:
+            return await self._transport.handle_async_request(request)
+        except AttributeError as error:
+            # What the client makes of a connection that was reset as soon as it was open: it asks
+            # a socket for its peer that is gone.
+            raise httpx.ConnectError("it was reset at once", request=request) from error
 
     async def aclose(self) -> None:
         await self._transport.aclose()
