@@ -28,6 +28,7 @@ from chaos.schedule import Planned, schedule
 from chaos.stage import JOBS_TAP, RESULTS_TAP, stage
 from chaos.stranger import Stranger
 from chaos.world import World, world
+from devtools.errors import DevError
 from schemas import amqp
 
 _VIEWERS: Final = 5
@@ -98,11 +99,10 @@ async def run(
     unfit: tuple[str, ...] = IMPOSSIBLE if failover else tuple(each.kind for each in FAILOVER)
     if only is None and partitions == 1:
         unfit = (*unfit, PARTITIONS_CHANGED)
-    kinds = {
-        kind: fault.seconds
-        for kind, fault in faults.items()
-        if kind not in unfit and (only is None or kind in only)
-    }
+    kinds = {kind: fault.seconds for kind, fault in faults.items() if kind not in unfit}
+    if unknown := set(only or ()) - kinds.keys():
+        raise DevError(f"This run has no fault {min(unknown)!r}, but {', '.join(sorted(kinds))}.")
+    kinds = {kind: seconds for kind, seconds in kinds.items() if only is None or kind in only}
     plan = schedule(seed, seconds, kinds, pace)
     async with stage(folder, questions, partitions, failover=failover) as servers:
         say("the servers are ready")

@@ -136,9 +136,10 @@ def _hosts(ports: Sequence[int]) -> str:
 _FOLLOWS_WITHIN: Final = 60.0
 """Seconds for a replica to get everything that the primary has."""
 _REPLICATED: Final = {
-    "wal_retrieve_retry_interval": "500ms",  # a replica that lost its primary looks more often
-    "wal_keep_size": "512MB",  # enough for any absence within a run
+    "wal_retrieve_retry_interval": "'500ms'",  # a replica that lost its primary looks more often
+    "wal_keep_size": "'512MB'",  # enough for any absence within a run
 }
+"""They are kept in the data, where `pg_rewind` finds them as well when it recovers a server."""
 
 
 @asynccontextmanager
@@ -150,8 +151,7 @@ async def stage(
     With `failover` there are a primary with a synchronous replica, and three nodes of the broker.
     """
     await asyncio.to_thread(instances.sweep)  # what a killed run has left behind
-    settings = {"max_connections": "60", **(_REPLICATED if failover else {})}
-    databases = [Postgres(settings=settings) for _ in range(2 if failover else 1)]
+    databases = [Postgres(settings={"max_connections": "60"}) for _ in range(2 if failover else 1)]
     brokers = RabbitMQCluster(plugins=(MANAGEMENT, HASHING)) if failover else RabbitMQ()
     nodes = brokers.nodes if isinstance(brokers, RabbitMQCluster) else [brokers]
     try:
@@ -159,6 +159,7 @@ async def stage(
         made = Stage(databases[0], nodes[0], folder, others=nodes[1:])
         await prepare(made, questions)
         for replica in databases[1:]:
+            await _set(databases[0], _REPLICATED)
             made.replica = replica
             await follow(made, standby_of)
         if partitions > 1:
@@ -197,7 +198,7 @@ async def follow(stage: Stage, make: Callable[[Postgres, Postgres], object]) -> 
     assert stage.replica is not None
     await asyncio.to_thread(make, stage.postgres, stage.replica)
     await asyncio.to_thread(stage.replica.start)
-    await _synchronous(stage.postgres, "'*'")
+    await _set(stage.postgres, {"synchronous_standby_names": "'*'"})
     (now,) = (await stage.sql("SELECT CAST(pg_current_wal_flush_lsn() AS text)"))[0]
     has_all = (
         "SELECT 1 FROM pg_stat_replication"  # noqa: S608
@@ -214,15 +215,17 @@ async def promote(stage: Stage) -> None:
     Nobody is left to confirm its commits, so they wait for nobody until the other server follows.
     """
     assert stage.replica is not None
-    await _synchronous(stage.replica, "''")
+    await _set(stage.replica, {"synchronous_standby_names": "''"})
     stage.postgres, stage.replica = stage.replica, stage.postgres
     await stage.sql("SELECT pg_promote()")
 
 
-async def _synchronous(server: Postgres, names: str) -> None:
+async def _set(server: Postgres, settings: Mapping[str, str]) -> None:
+    """Changes settings of the server. The values are literals of SQL."""
     connection = await asyncpg.connect(server.url, timeout=5)
     try:
-        await connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = {names}")
+        for name, value in settings.items():
+            await connection.execute(f"ALTER SYSTEM SET {name} = {value}")
         await connection.execute("SELECT pg_reload_conf()")
     finally:
         await connection.close(timeout=5)

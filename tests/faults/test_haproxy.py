@@ -38,6 +38,7 @@ def haproxy() -> Path:
     if suite is None:
         pytest.skip("HAProxy comes from Debian, and this is no Debian")
     packages = ["haproxy", "liblua5.4-0", "liblua5.3-0", "libpcre2-8-0", "libcrypt1"]
+    # Only in bookworm. Later suites have nothing in their place, so another name stands there.
     packages += ["libopentracing-c-wrapper0|libpcre2-8-0", "libopentracing1|libpcre2-8-0"]
     return debian.unpacked("haproxy", "HAProxy", packages, suite=suite, megabytes=3, on_disk=9)
 
