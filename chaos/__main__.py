@@ -69,7 +69,7 @@ def _folder(seed: int) -> Path:
     """A folder for this run. It deletes those of runs that have ended."""
     for old in in_home("chaos").iterdir():
         if started_at(int(old.name.rpartition("-")[2])) is None:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # another run may do the same
     return in_home("chaos", f"{seed}-{os.getpid()}")
 
 
