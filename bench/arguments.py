@@ -7,10 +7,10 @@ from typing import Final
 
 WORKLOADS: Final = (
     *("late", "hot_user", "even", "flood", "rescore", "shared_bank"),
-    *("rejected", "dead", "asking", "two_viewers", "old_names", "capacity"),
+    *("rejected", "dead", "asking", "two_viewers", "old_names", "capacity", "consoles"),
 )
-"""Those of `bench.busy`, `bench.letters`, `bench.devices` and `bench.capacity`, each of which can
-run alone.
+"""Those of `bench.busy`, `bench.letters`, `bench.devices`, `bench.capacity` and `bench.consoles`,
+each of which can run alone.
 """
 
 

@@ -15,6 +15,8 @@ from bench.busy import Busy
 from bench.busy import Sizes as BusySizes
 from bench.capacity import Capacity
 from bench.capacity import Sizes as CapacitySizes
+from bench.consoles import Consoles
+from bench.consoles import Sizes as ConsolesSizes
 from bench.contenders import PEERS, Contender, ours, set_based, usual, usual_publishing
 from bench.devices import Devices
 from bench.devices import Sizes as DevicesSizes
@@ -32,7 +34,7 @@ Laps = dict[str, dict[str, list[Lap]]]
 """By state and contender, a lap for each round."""
 
 _ONE, _TWO, _USUAL, _SET_BASED, _FLOOR = "ours_1", "ours_2", "usual", "set_based", "floor"
-_LONG: Final = ("dead", "asking", "two_viewers", "old_names", "capacity")
+_LONG: Final = ("dead", "asking", "two_viewers", "old_names", "capacity", "consoles")
 """The workloads that take minutes, only with `--full`."""
 _WAITING: Final = 15_000
 """Batches to take from, for a round's wait."""
@@ -55,6 +57,7 @@ class Sizes(NamedTuple):
     letters: LettersSizes = LettersSizes()
     devices: DevicesSizes = DevicesSizes()
     capacity: CapacitySizes = CapacitySizes()
+    consoles: ConsolesSizes = ConsolesSizes()
 
     @classmethod
     def tiny(cls) -> "Sizes":
@@ -68,6 +71,7 @@ class Sizes(NamedTuple):
             LettersSizes(shape, 60, (300,), 20),
             DevicesSizes(shape, Shape(users=4, questions=400), 60, 40, 0.5, 20, 1, 3, 60, 2_000),
             CapacitySizes(shape, 100),
+            ConsolesSizes(courses.Sizes(shape, (courses.FRESH,), 50, 50, 50, 50), 2, 1),
         )
 
     def with_batches(self, count: int) -> "Sizes":
@@ -94,6 +98,7 @@ class Meet:
             **Letters(self._stage, sizes.letters, self._say).workloads,
             **Devices(self._stage, sizes.devices, self._say).workloads,
             **Capacity(self._stage, sizes.capacity, self._say).workloads,
+            **Consoles(self._stage, sizes.consoles, self._say).workloads,
         }
 
     async def run(

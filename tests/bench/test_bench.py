@@ -86,6 +86,12 @@ async def test_dead_letters_are_measured(settings: Settings, prefix: str) -> Non
     assert len(seconds) == 8 and min(seconds.values()) > 0
 
 
+async def test_what_open_consoles_cost_is_measured(settings: Settings, prefix: str) -> None:
+    meet = Meet(settings, SMALL, Console(quiet=True), prefix)
+    measured = await meet.run(rounds=1, with_peers=False, with_growth=False, only="consoles")
+    assert min(measured["consoles"], measured["consoles_ms"]) > 0
+
+
 @pytest.mark.parametrize("workload", ["asking", "old_names"])
 async def test_what_devices_cost_is_measured(
     settings: Settings, prefix: str, workload: str
