@@ -307,7 +307,8 @@ async def _full_tablespace(world: World, rng: random.Random) -> AsyncIterator[st
         await sql(f"CREATE TABLESPACE small LOCATION '{folder}'")
         try:
             await sql(f"ALTER TABLE {_FULL} SET TABLESPACE small")
-            await sql("CREATE TABLE filler (x text STORAGE PLAIN) TABLESPACE small")
+            await sql("CREATE TABLE filler (x text) TABLESPACE small")
+            await sql("ALTER TABLE filler ALTER x SET STORAGE PLAIN")
             for rows in (500, 20, 1, 1):
                 with suppress(asyncpg.DiskFullError):
                     while True:
