@@ -37,10 +37,10 @@ def haproxy() -> Path:
     suite = debian.own_suite()
     if suite is None:
         pytest.skip("HAProxy comes from Debian, and this is no Debian")
-    packages = ["haproxy", "liblua5.4-0", "liblua5.3-0", "libpcre2-8-0", "libcrypt1", "libjemalloc2"]
-    # Not in forky, which has nothing in their place, so another name stands there.
+    packages = ["haproxy", "libcrypt1", "libjemalloc2", "liblua5.3-0", "liblua5.4-0"]
+    # Not all suites have these, or anything in their place: then another name stands there.
     packages.append("libopentracing-c-wrapper0|libopentracing-c-wrapper0t64|libpcre2-8-0")
-    packages.append("libopentracing1|libpcre2-8-0")
+    packages += ["libopentracing1|libpcre2-8-0", "libpcre2-8-0"]
     return debian.unpacked("haproxy", "HAProxy", packages, suite=suite, megabytes=3, on_disk=9)
 
 
