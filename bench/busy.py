@@ -52,8 +52,6 @@ _BANK: Final = "bank"
 _FILLED_AT_ONCE: Final = 1_000
 """The attempts in each batch of the history."""
 _PATIENCE: Final = 300.0
-_ROUNDS: Final = 3
-"""In turns, so that a machine whose speed drifts does not matter."""
 
 
 class Sizes(NamedTuple):
@@ -72,6 +70,8 @@ class Sizes(NamedTuple):
     bank: int = 1_000
     learners: Sequence[int] = (10, 1_000)
     partitions: int = 16
+    rounds: int = 3
+    """In turns, so that a machine whose speed drifts does not matter."""
 
 
 class Busy:
@@ -98,7 +98,7 @@ class Busy:
             in_order = self._backlog()
             late = _odd_then_even(in_order)
             ratios = []
-            for _ in range(_ROUNDS):
+            for _ in range(self._sizes.rounds):
                 seconds = []
                 for order in (in_order, late):
                     await self._stage.copy("late", _WORLD)
@@ -255,7 +255,7 @@ class Busy:
         )
         await self._bank(max(shape.users, *self._sizes.learners))
         ratios = []
-        for _ in range(_ROUNDS):
+        for _ in range(self._sizes.rounds):
             seconds = []
             for world, sessions in ((courses.FRESH, owned), (_BANK, shared)):
                 await self._stage.copy("bank_race", world)
@@ -289,7 +289,7 @@ class Busy:
         await self._ingest_of_users("bank_late", history)
         await self._stage.settle("bank_late")
         seconds = []
-        for _ in range(_ROUNDS):
+        for _ in range(self._sizes.rounds):
             await self._stage.copy("bank_again", "bank_late")
             seconds.append(await self._ingest_of_users("bank_again", late))
         return median(seconds)

@@ -36,7 +36,6 @@ from schemas import amqp
 from study_viewer import AttemptBatch, Outbox, Relay, RelaySettings
 from worker.settings import Settings
 
-_ROUNDS: Final = 3
 _LAPS: Final = 7
 _WORLD: Final = "devices"
 _LEARNER, _OWNER = 1, 2
@@ -65,7 +64,7 @@ class Sizes(NamedTuple):
     """At half load."""
     flood: int = 1_000
     """Requests a second."""
-    rounds: int = _ROUNDS
+    rounds: int = 3
     sessions: int = 40
     """On one device, which the other one follows."""
     raced: int = 2_000

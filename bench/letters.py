@@ -22,8 +22,6 @@ from bench.stage import Stage, environment_of
 from bench.workload import Batch, Shape, batches
 from worker.settings import Settings
 
-_ROUNDS: Final = 5
-"""In turns, so that a machine whose speed drifts does not matter."""
 _VIEWERS: Final = 200
 _WARM_UP: Final = 250
 
@@ -35,6 +33,8 @@ class Sizes(NamedTuple):
     good: int = 2_000
     letters: Sequence[int] = (100_000, 1_000_000)
     replayed: int = 1_000
+    rounds: int = 5
+    """In turns, so that a machine whose speed drifts does not matter."""
 
 
 class Letters:
@@ -54,7 +54,7 @@ class Letters:
         alone = await self.course()
         mixed = replace(alone, published=among(alone.timed))
         ratios = []
-        for _ in range(_ROUNDS):
+        for _ in range(self._sizes.rounds):
             laps = [await race.run(self._stage, ours(1), each) for each in (alone, mixed)]
             pace, among_others = (lap.throughput for lap in laps)
             self._say(f"rejected: {among_others:.0f} batches/s beside {pace:.0f} alone")
