@@ -230,8 +230,8 @@ COMMANDS = (
     Command("test", "[PYTEST ARGS]", "run the tests against real servers", tests),
     Command(
         "matrix",
-        "[--write]",
-        "run the tests of the servers with each version that is supported",
+        "[PAIR...]",
+        "test all versions of the servers, or pairs (15/4.0); --write: into docs",
         versions,
     ),
     Command("check", "", "check lint, format, types and the direction of imports", check),

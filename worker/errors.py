@@ -11,7 +11,7 @@ IngestError                 every error that the worker reports to a person
 ├── RoleError               a database role cannot become a worker's      exit 2
 ├── NoHistory               the user has no history to report             exit 1
 ├── NoBatch                 nothing is stored about a batch               exit 1
-├── Pruning             another one prunes                            exit 1
+├── Pruning                 another worker or command prunes              exit 1
 ├── NotConfirmed            nobody could confirm a destructive command    exit 2
 ├── Declined                somebody did not confirm one                  exit 1
 ├── UsageError              the command line is not valid                 exit 2

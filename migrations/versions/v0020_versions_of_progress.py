@@ -16,6 +16,7 @@ from alembic import op
 from sqlalchemy import text
 
 from migrations.content import lock_questions
+from migrations.rights import grant_to_workers
 
 revision = "0020"
 down_revision = "0019"
@@ -80,20 +81,6 @@ CREATE TABLE ingest_forgotten (
 )
 """
 
-# Of the roles that `database-role` has made for workers.
-_GRANT = """
-DO $$ DECLARE role text; BEGIN
-    FOR role IN SELECT grantee FROM information_schema.role_table_grants
-        WHERE table_schema = current_schema() AND table_name = 'ingest_replays'
-        AND privilege_type = 'DELETE' AND grantee <> 'PUBLIC'
-    LOOP
-        EXECUTE format('GRANT SELECT, UPDATE ON ingest_versions TO %I', role);
-        EXECUTE format('GRANT SELECT ON ingest_forgotten TO %I', role);
-        EXECUTE format('GRANT UPDATE (asked_at) ON viewer_grants TO %I', role);
-    END LOOP;
-END $$
-"""
-
 
 def make() -> None:
     """Makes what no table contains, which `migrations.beside` does as well."""
@@ -125,7 +112,11 @@ def upgrade() -> None:
     )
     op.execute(_FORGOTTEN)
     make()
-    op.execute(_GRANT)
+    grant_to_workers(
+        "SELECT, UPDATE ON ingest_versions",
+        "SELECT ON ingest_forgotten",
+        "UPDATE (asked_at) ON viewer_grants",
+    )
 
 
 def downgrade() -> None:

@@ -6,6 +6,7 @@ The tables are new. Workers of older versions write nothing into them.
 from alembic import op
 
 from migrations.content import lock_questions
+from migrations.rights import grant_to_workers
 
 revision = "0024"
 down_revision = "0023"
@@ -47,24 +48,14 @@ CREATE TABLE ingest_workers (
 """,
 }
 
-# Of the roles that `database-role` has made for workers.
-_GRANT = """
-DO $$ DECLARE role text; BEGIN
-    FOR role IN SELECT grantee FROM information_schema.role_table_grants
-        WHERE table_schema = current_schema() AND table_name = 'ingest_replays'
-        AND privilege_type = 'DELETE' AND grantee <> 'PUBLIC'
-    LOOP
-        EXECUTE format('GRANT SELECT, INSERT, DELETE ON ingest_groups, ingest_told TO %I', role);
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON ingest_workers TO %I', role);
-    END LOOP;
-END $$
-"""
-
 
 def upgrade() -> None:
     for table in _TABLES.values():
         op.execute(table)
-    op.execute(_GRANT)
+    grant_to_workers(
+        "SELECT, INSERT, DELETE ON ingest_groups, ingest_told",
+        "SELECT, INSERT, UPDATE, DELETE ON ingest_workers",
+    )
 
 
 def downgrade() -> None:

@@ -7,6 +7,7 @@ from alembic import op
 from sqlalchemy import text
 
 from migrations.content import lock_questions
+from migrations.rights import grant_to_workers
 
 revision = "0025"
 down_revision = "0024"
@@ -43,20 +44,6 @@ _TRIGGER = (
     " FOR EACH ROW EXECUTE FUNCTION ingest_audit_keep()"
 )
 
-# Of the roles that `database-role` has made for workers.
-_GRANT = """
-DO $$ DECLARE role text; BEGIN
-    FOR role IN SELECT grantee FROM information_schema.role_table_grants
-        WHERE table_schema = current_schema() AND table_name = 'ingest_replays'
-        AND privilege_type = 'DELETE' AND grantee <> 'PUBLIC'
-    LOOP
-        EXECUTE format('GRANT SELECT, UPDATE ON ingest_pruning TO %I', role);
-        EXECUTE format('GRANT SELECT (id), SELECT (happened_at), SELECT (operation), DELETE'
-            ' ON ingest_audit TO %I', role);
-    END LOOP;
-END $$
-"""
-
 
 def make() -> None:
     """Makes what no table contains, which `migrations.beside` does as well."""
@@ -75,7 +62,10 @@ def remove() -> None:
 def upgrade() -> None:
     op.execute(_TABLE)
     make()
-    op.execute(_GRANT)
+    grant_to_workers(
+        "SELECT, UPDATE ON ingest_pruning",
+        "SELECT (id), SELECT (happened_at), SELECT (operation), DELETE ON ingest_audit",
+    )
 
 
 def downgrade() -> None:

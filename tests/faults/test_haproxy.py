@@ -57,10 +57,11 @@ def balanced(haproxy: Path, databases: list[str], nodes: list[str]) -> Iterator[
     file = folder / "haproxy.cfg"
     file.write_text(text)
     libraries = ":".join(str(each) for each in haproxy.glob("usr/lib/*-linux-gnu*"))
-    process = subprocess.Popen(
-        [haproxy / "usr/sbin/haproxy", "-db", "-f", file],
-        env={**os.environ, "LD_LIBRARY_PATH": libraries},
-    )
+    env = {**os.environ, "LD_LIBRARY_PATH": libraries}
+    argv = [str(haproxy / "usr/sbin/haproxy"), "-f", str(file)]
+    # A library that is missing is said at once, and not by a worker that waits.
+    subprocess.run([*argv, "-c"], env=env, check=True)
+    process = subprocess.Popen([*argv, "-db"], env=env)
     try:
         yield mine["database"], mine["broker"]
     finally:

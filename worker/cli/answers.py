@@ -225,7 +225,7 @@ class Growth(TypedDict):
 
 
 class Pruning(TypedDict):
-    """What has been pruned since ever. `worker` is the one that does it now. No result from before
+    """What has been pruned so far. `worker` is the one that does it now. No result from before
     `results_before` is kept.
     """
 

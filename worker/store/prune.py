@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """Who prunes, and how much has gone since ever. `worker` is None while none does. No result
+    """Who prunes, and how much has gone so far. `worker` is None while none does. No result
     from before `results_before` is left.
     """
 

@@ -422,7 +422,7 @@ ingest_audit = Table(
     Column("effect", JSONB, nullable=False),
 )
 
-# Who prunes, and how much has gone since ever: see `worker.store.prune`.
+# Who prunes, and how much has gone so far: see `worker.store.prune`.
 ingest_pruning = Table(
     "ingest_pruning",
     METADATA,

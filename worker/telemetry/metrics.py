@@ -137,7 +137,7 @@ LETTERS_PER_VIEWER: Final = Gauge(
     "The number of dead letters from which a viewer's hopeless ones are cut.",
 )
 PRUNED: Final = Counter(
-    "study_ingest_pruned", "What went after its time, by kind: results, audit, moments.", ["kind"]
+    "study_ingest_pruned", "Rows that were pruned, by kind: results, audit, moments.", ["kind"]
 )
 OUTBOX_ROWS: Final = Gauge(
     "study_ingest_outbox_waiting_messages", "Outbox rows that are not relayed yet (up to 100,000)."
