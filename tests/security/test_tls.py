@@ -118,7 +118,7 @@ def tls_postgres(authority: Authority, good: Certificate) -> Iterator[str]:
     if not (DEBIANS_POSTGRES / "postgres").exists():
         pytest.skip(f"no PostgreSQL with TLS at {DEBIANS_POSTGRES}: install postgresql-15")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postgres, "binaries", lambda: DEBIANS_POSTGRES)
+        patch.setattr(postgres, "binaries", lambda _suite: DEBIANS_POSTGRES)
         server = Postgres(durable=False)
         server.folder.mkdir(parents=True, exist_ok=True)
         user = unprivileged()

@@ -98,6 +98,8 @@ class Consumer:
         """The queue whose turn is next where the broker sends one message at a time."""
         self._quiet = 0
         """How many queues in a row had nothing to send when it was their turn."""
+        self._arrivals_before = 0
+        """How many deliveries had arrived when the broker was last asked to send any."""
         self._stopped = False
 
     # What others may see.
@@ -334,7 +336,8 @@ class Consumer:
                 await conditions.turned.until(lambda: disturbed() or hand.is_clear)
                 if not disturbed():
                     await hand.give_back_unstarted()
-            if was_paused:
+            # A suspect may have arrived just before the deliveries stopped.
+            if was_paused or hand.granted == 1:
                 await conditions.turned.until(lambda: disturbed() or hand.has_room)
             if not disturbed():
                 try:
@@ -355,6 +358,7 @@ class Consumer:
             at = queues.index(self._next) if self._next in queues else 0
             self._next = queues[(at + 1) % len(queues)]
             queues = [queues[at]]
+        self._arrivals_before = hand.arrivals  # the first one may come with the broker's answer
         # The deliveries in hand count too, but the limit of a new consumer ignores them.
         await subscription.consume(max(1, hand.granted - len(hand)), queues)
         self._conditions.tell()
@@ -364,9 +368,12 @@ class Consumer:
         until it has nothing to send.
         """
         hand, changed = self._hand, self._conditions.changed
-        before = hand.arrivals
-        await changed.until(lambda: turns() or hand.arrivals > before, timeout=_QUIET)
-        if hand.arrivals > before:
+
+        def sends() -> bool:
+            return hand.arrivals > self._arrivals_before
+
+        await changed.until(lambda: turns() or sends(), timeout=_QUIET)
+        if sends():
             self._quiet = 0
             await changed.until(lambda: turns() or hand.is_idle)
         elif not turns():

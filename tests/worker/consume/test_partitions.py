@@ -23,6 +23,7 @@ from tests.worker_process import running
 from worker.broker import topology
 from worker.broker.management import Management
 from worker.broker.publisher import Publisher
+from worker.broker.subscription import Subscription
 from worker.consume import consumer as consuming
 from worker.consume.consumer import Consumer
 from worker.consume.partitions import Partitions
@@ -291,30 +292,70 @@ async def _granted(worker: Worker) -> int:
     return worker.consumer._hand.granted
 
 
+@pytest.mark.parametrize("moment", ["before", "with the answer", "while cancelling"])
 async def test_a_suspect_is_processed_alone_whatever_waits_in_other_partitions(
-    broker: Broker, management: Management, start: Start
+    moment: str,
+    broker: Broker,
+    management: Management,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     partitions = await partition(management, broker, 4)
     suspect = UUID(int=7)
     await broker.publish(body_of(suspect), routing_key=amqp.attempts_key(VIEWERS[0]))
-    where = [queue for queue in partitions if await broker.depth(queue)]
-    for _ in range(3):  # as if three workers had died of it
-        source = await (await broker.channel()).get_queue(where[0], ensure=False)
-        message = await until(partial(source.get, fail=False), lambda it: it is not None)
-        await message.reject(requeue=True)
+    [where] = [queue for queue in partitions if await broker.depth(queue)]
+    source = await (await broker.channel()).get_queue(where, ensure=False)
     workers: list[Worker] = []
     beside: list[int] = []
+    is_waiting = False
+
+    async def take() -> Any:
+        return await until(partial(source.get, fail=False), lambda it: it is not None)
 
     async def look(group: Sequence[Incoming]) -> list[Disposition | Busy]:
         if any(incoming.client_session_uuid == suspect for incoming in group):
-            await asyncio.sleep(0.3)  # what could arrive meanwhile would
+            await asyncio.sleep(0.6)  # what could arrive meanwhile would
             beside.append(workers[0].consumer.in_hand)
         return await ingested(group)
 
-    for number in range(80):
-        viewer = f"viewer-{number}"
-        await broker.publish(body_of(uuid4()), routing_key=amqp.attempts_key(viewer))
+    async def publish_others() -> None:
+        for number in range(80):
+            viewer = f"viewer-{number}"
+            await broker.publish(body_of(uuid4()), routing_key=amqp.attempts_key(viewer))
+
+    for _ in range(2):  # as if workers had died of it
+        await (await take()).reject(requeue=True)
+    message = await take()
+    consume, cancel = Subscription.consume, Subscription.cancel
+
+    async def consume_until_it_arrives(
+        self: Subscription, prefetch: int, queues: Collection[str] = ()
+    ) -> None:
+        hand = workers[0].consumer._hand
+        before = hand.arrivals
+        await consume(self, prefetch, queues)
+        if where in queues and hand.granted == 1 and not beside:
+            await workers[0].consumer.changed.until(lambda: hand.arrivals > before, PATIENCE)
+
+    async def cancel_after_it_arrived(self: Subscription) -> None:
+        nonlocal is_waiting
+        hand = workers[0].consumer._hand
+        if where in self._tags and not is_waiting:
+            assert (hand.granted, len(hand)) == (1, 0)
+            is_waiting = True
+            await message.reject(requeue=True)
+            assert await workers[0].consumer.changed.until(lambda: len(hand) == 1, PATIENCE)
+            await publish_others()
+        await cancel(self)
+
+    if moment != "while cancelling":
+        await message.reject(requeue=True)
+        await publish_others()
     workers.append(await start(look))
+    if moment == "with the answer":
+        monkeypatch.setattr(Subscription, "consume", consume_until_it_arrives)
+    elif moment == "while cancelling":
+        monkeypatch.setattr(Subscription, "cancel", cancel_after_it_arrived)
     await until(lambda: _settled(workers[0]), (81).__eq__)
     assert beside == [1]
     await until(partial(_granted, workers[0]), (500).__eq__)  # 100 for each queue
