@@ -213,12 +213,46 @@ async def test_a_connection_that_is_reset_at_once_is_a_broker_that_is_away(
 ) -> None:
     def of_a_stream_that_is_gone(stream: Any, _: str) -> None:
         stream._stream._transport.abort()
-        raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+        raise AttributeError("'NoneType' object has no attribute 'getpeername'", name=name)
 
     monkeypatch.setattr(AnyIOStream, "get_extra_info", of_a_stream_that_is_gone)
-    async with Management(broker.settings) as management:
-        with pytest.raises(BrokerAway):
-            await management.version()
+    for name, raised in (("getpeername", BrokerAway), ("peer_name", AttributeError)):
+        async with Management(broker.settings) as management:
+            with pytest.raises(raised):
+                await management.version()
+
+
+async def test_a_question_is_asked_again_if_the_broker_closes_the_connection_meanwhile(
+    broker: Broker,
+) -> None:
+    async with Management(broker.settings) as alone:
+        url = alone.http.base_url
+    asked: list[bytes] = []
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Passes one request on to the broker, and closes the connection at the second."""
+        there, onwards = await asyncio.open_connection(url.host, url.port)
+        onwards.write(asked_now := await reader.readuntil(b"\r\n\r\n"))
+        asked.append(asked_now)
+        head = await there.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        writer.write(head + await there.readexactly(length))
+        onwards.close()
+        asked.append(await reader.read(1))
+        writer.close()
+
+    login = broker.settings.amqp_url.get_secret_value().split("//")[1].rsplit("@", 1)[0]
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        [(host, port)] = [each.getsockname() for each in server.sockets]
+        given = SecretStr(f"http://{login}@{host}:{port}")
+        settings = broker.settings.model_copy(update={"management_url": given})
+        async with Management(settings) as management:
+            version = await management.version()
+            assert await management.version() == version
+            assert len(asked) == 3, "the second question was asked of two connections"
+            await management.http.get("overview")
+            with pytest.raises(BrokerAway):
+                await management.has_message(amqp.ATTEMPTS_QUEUE)  # a POST
 
 
 async def test_what_may_have_been_carried_out_is_not_asked_of_another_broker(

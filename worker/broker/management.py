@@ -44,7 +44,8 @@ class _AnyBroker(httpx.AsyncBaseTransport):
     """Sends each request to the broker that answered last, or else to another one.
 
     All brokers of a cluster know the same. A request that may have been carried out without an
-    answer is sent again only if it changes nothing: a second one could take a second message.
+    answer is sent again only if it changes nothing: a second one could take a second message. That
+    is also done with a single broker, which may close a connection just when it is used again.
     """
 
     def __init__(self, bases: Sequence[str], transport: httpx.AsyncBaseTransport) -> None:
@@ -60,7 +61,12 @@ class _AnyBroker(httpx.AsyncBaseTransport):
                 was_not_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 if not (was_not_sent or request.method == "GET"):
                     raise
-        return await self._ask(self._bases[0], request)
+        try:
+            return await self._ask(self._bases[0], request)
+        except httpx.RemoteProtocolError:
+            if request.method != "GET":
+                raise
+            return await self._ask(self._bases[0], request)
 
     async def _ask(self, base: httpx.URL, request: httpx.Request) -> httpx.Response:
         request.url = request.url.copy_with(host=base.host, port=base.port)
@@ -70,6 +76,8 @@ class _AnyBroker(httpx.AsyncBaseTransport):
         except AttributeError as error:
             # What the client makes of a connection that was reset as soon as it was open: it asks
             # a socket for its peer that is gone.
+            if error.name not in {"family", "getpeername", "getsockname"}:
+                raise
             raise httpx.ConnectError("it was reset at once", request=request) from error
 
     async def aclose(self) -> None:

@@ -253,6 +253,9 @@ class _Wire:
         except CLIENT_ERRORS as error:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
+        except asyncio.CancelledError:
+            await close(connection, 0)
+            raise
         return cls(connection, channel, underlay)
 
     @property

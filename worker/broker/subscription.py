@@ -221,6 +221,9 @@ class Subscription:
         except CLIENT_ERRORS as error:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
+        except asyncio.CancelledError:
+            await close(connection, 0)
+            raise
         if room is not None:
             bound(channel, room)
         return cls(settings, queue, connection, channel, on_delivery, on_lost)
