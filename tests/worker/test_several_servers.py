@@ -208,18 +208,20 @@ async def test_the_next_management_api_is_asked(broker: Broker, refusing: str, s
                 assert await management.queue_names()
 
 
+@pytest.mark.parametrize(
+    ("name", "raised"), [("getpeername", BrokerAway), ("peer_name", AttributeError)]
+)
 async def test_a_connection_that_is_reset_at_once_is_a_broker_that_is_away(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
+    name: str, raised: type[Exception], broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_a_stream_that_is_gone(stream: Any, _: str) -> None:
         stream._stream._transport.abort()
         raise AttributeError("'NoneType' object has no attribute 'getpeername'", name=name)
 
     monkeypatch.setattr(AnyIOStream, "get_extra_info", of_a_stream_that_is_gone)
-    for name, raised in (("getpeername", BrokerAway), ("peer_name", AttributeError)):
-        async with Management(broker.settings) as management:
-            with pytest.raises(raised):
-                await management.version()
+    async with Management(broker.settings) as management:
+        with pytest.raises(raised):
+            await management.version()
 
 
 async def test_a_question_is_asked_again_if_the_broker_closes_the_connection_meanwhile(

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import pytest
+from aio_pika import Message
 from aio_pika.abc import AbstractConnection
 from pydantic import SecretStr
 
@@ -13,7 +14,7 @@ from schemas import amqp
 from tests.broker_fixtures import PATIENCE, Broker
 from worker.broker import publisher, subscription
 from worker.broker.connection import CLIENT_ERRORS, client_errors, close, connect, describe
-from worker.broker.publisher import Message, Publisher
+from worker.broker.publisher import Publisher
 from worker.broker.subscription import Subscription
 from worker.settings import Settings
 
@@ -47,7 +48,7 @@ async def _subscribe(settings: Settings) -> None:
 
 async def _publish(settings: Settings) -> None:
     async with Publisher(settings) as publishing:
-        await publishing.send("", "nobody", Message(b""))
+        await publishing.send("", "nobody", Message(b"", message_id="one"))
 
 
 @pytest.mark.parametrize("use", [_subscribe, _publish])

@@ -70,7 +70,7 @@ async def test_a_prefetch_of_large_bodies_is_bounded_by_its_bytes(
             await unlimited.publish(batch.model_dump_json())
 
     most = 0
-    # Nothing that came back for want of room shall be a suspect, which the worker itself gives back.
+    # What came back for want of room shall not be a suspect, which the worker itself gives back.
     settings = unlimited.settings.model_copy(update={"alone_after": 1_000})
     async with working(settings, engine) as consumer:
 
