@@ -52,17 +52,19 @@ class Broker:
         self.api = api
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
+        self._opening = asyncio.Lock()
 
     async def channel(self) -> AbstractChannel:
         """A channel of the test's own, opened anew where a refusal has closed it."""
-        if self._connection is None or self._connection.is_closed:
-            self._connection = await aio_pika.connect(
-                self.settings.amqp_url.get_secret_value(),
-                client_properties={"connection_name": "test"},
-            )
-        if self._channel is None or self._channel.is_closed:
-            self._channel = await self._connection.channel(on_return_raises=True)
-        return self._channel
+        async with self._opening:
+            if self._connection is None or self._connection.is_closed:
+                self._connection = await aio_pika.connect(
+                    self.settings.amqp_url.get_secret_value(),
+                    client_properties={"connection_name": "test"},
+                )
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self._connection.channel(on_return_raises=True)
+            return self._channel
 
     async def publish(
         self,
