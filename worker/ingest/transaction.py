@@ -395,6 +395,8 @@ async def _erased(
         connection,
         {each.question_pub_id for _, batch in rejected.values() for each in batch.attempts},
     )
+    if not behind:
+        return {}  # Questions that nobody knows have no user.
     owners = {pub_id: owner for pub_id, (_, owner) in behind.items()}
     users = {
         uuid: find_principal(incoming, batch, owners, granted)
