@@ -20,13 +20,15 @@ from worker.broker.publisher import Publisher, Unacceptable
 from worker.domain.backoff import Backoff
 from worker.errors import IngestError, Unconfirmed
 from worker.settings import Settings
-from worker.store import dead_letters, replays
+from worker.store import dead_letters, replays, silence
 from worker.store.engine import transaction
 from worker.store.replays import Replay
 from worker.telemetry import metrics
 
 _MEASURE_INTERVAL: Final = 30.0
 """Seconds between two counts of the letters that wait, for the metrics."""
+_SILENCE_INTERVAL: Final = 3_600.0
+"""Seconds between two counts of the viewers that have fallen silent, which takes weeks."""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +41,7 @@ class Replays:
         self._publisher = publisher
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._measured_at = float("-inf")
+        self._measured_at = self._listened_at = float("-inf")
 
     def stop(self) -> None:
         """Ends `run` after the letters that are being published."""
@@ -89,7 +91,9 @@ class Replays:
         return len(ends["confirmed"])
 
     async def _measure(self) -> None:
-        """Counts from time to time the letters that wait, even if nothing can be published."""
+        """Counts from time to time the letters that wait, and the viewers that have fallen silent,
+        even if nothing can be published.
+        """
         now = time.monotonic()
         if now - self._measured_at < _MEASURE_INTERVAL:
             return
@@ -99,6 +103,9 @@ class Replays:
             by_viewer = await dead_letters.waiting(
                 connection, bound=bound, viewers=metrics.VIEWERS_TOLD_APART
             )
+            if now - self._listened_at >= _SILENCE_INTERVAL:
+                self._listened_at = now
+                metrics.VIEWERS_SILENT.set(len(await silence.fallen_silent(connection)))
         metrics.LETTERS_PER_VIEWER.set(bound)
         metrics.letters_waiting(by_viewer)
 

@@ -136,6 +136,10 @@ LETTERS_PER_VIEWER: Final = Gauge(
     "study_ingest_dead_letters_per_viewer_max",
     "The number of dead letters from which a viewer's hopeless ones are cut.",
 )
+VIEWERS_SILENT: Final = Gauge(
+    "study_ingest_viewers_silent",
+    "Viewers that published every week, and nothing for the last one to three weeks.",
+)
 PRUNED: Final = Counter(
     "study_ingest_pruned", "Rows that were pruned, by kind: results, audit, moments.", ["kind"]
 )

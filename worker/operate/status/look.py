@@ -25,9 +25,9 @@ from worker.operate.status.facts import (
     WorkerStatus,
 )
 from worker.settings import Settings
-from worker.store import leases, outbox, pause, prune, schema, workers
+from worker.store import leases, outbox, pause, prune, schema, silence, workers
 from worker.store.engine import transaction
-from worker.store.operate import dead, grants, schedules, sizes, viewers
+from worker.store.operate import dead, grants, schedules, sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ async def _database(engine: AsyncEngine) -> DatabaseStatus:
             granted,
             await schedules.share_of_others(connection),
             jobs=tuple(await outbox.kind_backlogs(connection)),
-            silent=tuple(await viewers.fallen_silent(connection, granted)),
+            silent=tuple(await silence.fallen_silent(connection)),
             workers=tuple(await workers.present(connection)),
             leases=tuple(await leases.live(connection)),
             sizes=tuple(kept),

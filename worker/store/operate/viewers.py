@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 LATELY_DAYS: Final = 7
 REJECTED_MAX: Final = 1_000
-_WEEKS: Final = 3
 
 
 class Trace(NamedTuple):
@@ -52,28 +51,8 @@ _TRACES: Final = text(
     f" ORDER BY died_at DESC LIMIT {REJECTED_MAX}) AS bounded) AS letters"
 )
 
-# It published in each of the weeks before its last batch, which are looked up one by one.
-_WEEKLY: Final = " AND ".join(
-    "EXISTS (SELECT FROM ours.ingest_inbox AS inbox WHERE inbox.viewer = named.viewer"
-    f" AND inbox.received_at < last.received_at - interval '{7 * week} days'"
-    f" AND inbox.received_at >= last.received_at - interval '{7 * (week + 1)} days')"
-    for week in range(_WEEKS)
-)
-_FALLEN_SILENT: Final = text(
-    f"SELECT named.viewer FROM unnest(CAST(:viewers AS text[])) AS named (viewer) {_LAST}"
-    " WHERE last.received_at < now() - interval '7 days'"
-    f" AND last.received_at > now() - interval '21 days' AND {_WEEKLY} ORDER BY 1"
-)
-
 
 async def traces(connection: AsyncConnection, viewers: Collection[str]) -> dict[str, Trace]:
     """What is known of each of these viewers. It costs a few lookups for each."""
     found = await connection.execute(_TRACES, {"viewers": list(viewers)})
     return {row[0]: Trace(*row[1:]) for row in found}
-
-
-async def fallen_silent(connection: AsyncConnection, viewers: Collection[str]) -> list[str]:
-    """Those of these viewers that published in each of three weeks, and nothing for one to three
-    weeks since.
-    """
-    return [*(await connection.scalars(_FALLEN_SILENT, {"viewers": list(viewers)}))]
