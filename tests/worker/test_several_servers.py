@@ -208,6 +208,20 @@ async def test_the_next_management_api_is_asked(broker: Broker, refusing: str, s
                 assert await management.queue_names()
 
 
+async def test_questions_at_the_same_time_all_find_the_broker_that_answers(
+    broker: Broker, refusing: str
+) -> None:
+    async with Management(broker.settings) as alone:
+        there = alone.http.base_url
+    login = broker.settings.amqp_url.get_secret_value().split("//")[1].rsplit("@", 1)[0]
+    given = SecretStr(f"http://{login}@{refusing},{there.netloc.decode()}")
+    several = broker.settings.model_copy(update={"management_url": given})
+    for _ in range(6):  # in random order
+        async with Management(several) as management:
+            versions = await asyncio.gather(*(management.version() for _ in range(6)))
+        assert len({*versions}) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "raised"), [("getpeername", BrokerAway), ("peer_name", AttributeError)]
 )

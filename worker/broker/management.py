@@ -53,20 +53,22 @@ class _AnyBroker(httpx.AsyncBaseTransport):
         self._transport = transport
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        for base in tuple(self._bases[:-1]):
+        *others, last = tuple(self._bases)
+        for base in others:
             try:
                 return await self._ask(base, request)
             except httpx.TransportError as error:
-                self._bases.append(self._bases.pop(0))
+                if self._bases[0] == base:  # no other request has found that out already
+                    self._bases.append(self._bases.pop(0))
                 was_not_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 if not (was_not_sent or request.method == "GET"):
                     raise
         try:
-            return await self._ask(self._bases[0], request)
+            return await self._ask(last, request)
         except httpx.RemoteProtocolError:
             if request.method != "GET":
                 raise
-            return await self._ask(self._bases[0], request)
+            return await self._ask(last, request)
 
     async def _ask(self, base: httpx.URL, request: httpx.Request) -> httpx.Response:
         request.url = request.url.copy_with(host=base.host, port=base.port)

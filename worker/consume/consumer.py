@@ -352,6 +352,8 @@ class Consumer:
         # The prefetch is divided, but a single busy queue must still keep a lane busy.
         share = max(self._settings.prefetch // len(queues), self._two_groups)
         hand.full = share * len(queues)
+        if hand.prefetch > 1:
+            hand.prefetch = hand.full  # it may have been that of another number of queues
         hand.granted = hand.prefetch
         if hand.granted == 1:
             # The first one again after the last one, and after one that is not there any more.

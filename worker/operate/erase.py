@@ -100,7 +100,7 @@ async def erase(
     gone.
 
     `at` is the moment of an earlier erasure that a restored database has forgotten. `before_commit`
-    is called with the moment.
+    is called with the moment. Dead letters that came after the survey are looked for afterwards.
     """
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
@@ -115,7 +115,24 @@ async def erase(
         await audit.record(connection, by, "erase", f"user {user_id}", effect)
         before_commit(erased_at)
     on_change(user_id, mark)
-    return erased, letters
+    return erased, letters + await _discard_late(engine, user_id, by)
+
+
+async def _discard_late(engine: AsyncEngine, user_id: int, by: By) -> int:
+    """Discards the user's letters that were kept since the survey, and returns their number. Those
+    whose transactions committed first did not know of the erasure.
+    """
+    discarded = 0
+    while (late := await survey(engine, user_id, lambda *_: None)).letters:
+        async with transaction(engine) as connection:
+            await principals.lock(connection, [user_id])
+            await stored.bury(connection, late.uuids)
+            gone = await dead.discard(connection, late.letters)
+            if not gone:  # somebody else has just taken them away
+                break
+            await audit.record(connection, by, "erase", f"user {user_id}", {"dead_letters": gone})
+        discarded += gone
+    return discarded
 
 
 async def _tell(

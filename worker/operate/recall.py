@@ -8,7 +8,7 @@ is then skipped, whoever publishes it.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import uuid4
 
@@ -30,6 +30,11 @@ from worker.store.engine import transaction
 from worker.store.operate import grants
 from worker.store.operate.erase import ingested_since
 
+_UNDER_WAY: Final = timedelta(hours=1)
+"""How long before the backup a batch may have been received that is not in it: the time of a batch
+is that at which its transaction began, and a commit may wait for a standby. To ask about more
+batches than needed does no harm.
+"""
 _AT_ONCE: Final = 1_000
 """Messages in one statement."""
 _MOMENT: Final = TypeAdapter(AwareDatetime)
@@ -132,7 +137,7 @@ async def recall(
     done.viewers = len(viewers)
     if dry_run:
         return done
-    body = Recall(since=since).model_dump_json()
+    body = Recall(since=since - _UNDER_WAY).model_dump_json()
     async with transaction(engine) as connection:
         for start in range(0, len(viewers), _AT_ONCE):
             some = [_message(viewer, body) for viewer in viewers[start : start + _AT_ONCE]]

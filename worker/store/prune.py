@@ -54,8 +54,8 @@ class Step(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """Who prunes, and how much has gone so far. `worker` is None while none does. No result
-    from before `results_before` is left.
+    """Who prunes, and how much has gone so far. `worker` is None while none does. All
+    results from before `results_before` were looked at. A row that somebody held then is left.
     """
 
     worker: str | None
@@ -86,7 +86,8 @@ _PAGES: Final = text(
 )
 
 _OLD_AUDIT: Final = (
-    "FROM ours.ingest_audit WHERE happened_at < CAST(:before AS timestamptz)"
+    "FROM ours.ingest_audit WHERE happened_at < least(CAST(:before AS timestamptz),"
+    " now() - interval '30 days')"
     " AND operation <> 'erase'"
 )
 _COUNT_AUDIT: Final = text(f"SELECT count(*) {_OLD_AUDIT}")

@@ -288,6 +288,17 @@ async def test_the_prefetch_is_divided_among_the_queues_down_to_two_groups_for_e
     await until(partial(_granted, small), (20).__eq__)
 
 
+async def test_the_prefetch_follows_the_number_of_queues(
+    broker: Broker, management: Management, start: Start
+) -> None:
+    worker = await start()
+    await broker.publish(body_of(uuid4()))
+    await until(partial(_granted, worker), (200).__eq__)
+    for number, prefetch in ((4, 500), (8, 900)):
+        await topology.apply(management, broker.settings.model_copy(update={"partitions": number}))
+        await until(partial(_granted, worker), prefetch.__eq__)
+
+
 async def _granted(worker: Worker) -> int:
     return worker.consumer._hand.granted
 

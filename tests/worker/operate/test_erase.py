@@ -140,6 +140,29 @@ async def test_dead_letters_about_the_users_questions_go_and_others_stay(site: S
     assert await make.count(site.engine, "study_question_attempts") == 0
 
 
+async def test_a_letter_that_comes_between_the_survey_and_the_erasure_goes_too(
+    site: Site,
+) -> None:
+    (mine,) = await make.publish(site.engine, user_id=7)
+    (yours,) = await make.publish(site.engine, user_id=2)
+    for question in (mine, yours):
+        await make.withdraw(site.engine, question)
+    await site.park(batch(right(mine)))
+    found = await survey(site.engine, 7, quietly)
+    late = batch(right(mine))
+    await site.park(late, batch(right(yours)))
+
+    _, letters = await erase(site.engine, 7, found, BY)
+
+    assert letters == 2
+    (left,) = await make.rows(site.engine, "SELECT body FROM ingest_dead_letters")
+    assert mine.pub_id.encode() not in left["body"]
+    told = await make.rows(site.engine, "SELECT effect FROM ingest_audit ORDER BY id")
+    assert [each["effect"]["dead_letters"] for each in told] == [1, 1]
+    await make.execute(site.engine, "UPDATE published SET deleted = false")
+    assert await Ingest(site.engine, Policy())([make.incoming(late)]) == [Duplicate()]
+
+
 def _letter(
     reason: RejectReason, body: bytes, uuid: UUID, *, kept: int | None = None
 ) -> DeadLetter:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
@@ -293,6 +293,17 @@ async def test_without_settings_only_what_the_moment_knew_goes(
     assert [(each["results"], each["audit"], each["moments"]) for each in logs] == [(0, 0, 1_803)]
     assert await kept(engine) == 600 and await operations(engine) == ["void"]
     assert await days(engine, "ingest_groups") == await days(engine, "ingest_told") == {0, 15}
+
+
+async def test_a_worker_whose_clock_is_ahead_leaves_what_the_database_would_not_delete(
+    engine: AsyncEngine, pool: AsyncEngine
+) -> None:
+    for age in ("31 days", "29 days 23 hours 30 minutes"):
+        await audited(engine, "void", age)
+    ahead = datetime.now(UTC) + timedelta(hours=1) - timedelta(days=30)
+    steps = [step async for step in stored.steps(pool, {"audit": ahead})]
+    assert sum(step.gone for step in steps) == 1
+    assert await operations(engine) == ["void"]
 
 
 async def test_one_of_several_workers_prunes_once_a_day(
