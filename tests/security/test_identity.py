@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -429,6 +430,7 @@ async def test_a_worker_works_with_the_rights_of_its_role(
         async with Management(as_worker) as management:
             await topology.check(management, as_worker)
         async with working(as_worker, engine):
+            await until(partial(broker.consumers, amqp.PROGRESS_QUEUE), bool)
             await publish_as(login, await body_for(engine, 42))
             assert (await result_of(broker, login))["status"] == Status.INGESTED
             await publish_as(login, "no body")

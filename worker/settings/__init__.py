@@ -180,7 +180,7 @@ class _Keeping(BaseModel):
         default=None,
         ge=30,
         le=36_500,
-        description="For how many days the audit is kept. What tells of an erasure stays for ever, "
+        description="For how many days the audit is kept. Records of erasures stay for ever, "
         "because whoever restores a backup needs it. If it is not set, everything stays for ever.",
     )
 
