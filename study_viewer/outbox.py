@@ -4,6 +4,7 @@ A batch is *pending* until the broker has confirmed it, *confirmed* until its re
 then *settled*. This module depends on SQLite and on the message models.
 """
 
+import json
 import sqlite3
 import threading
 import time
@@ -85,6 +86,24 @@ _ENTRY: Final = """
     FROM study_outbox
 """
 
+# The window ends with the last batch, because the device may have been away since. A result that
+# waited meanwhile in the viewer's queue is settled late, but the server received its batch before:
+# so a batch counts that was near the last one by this machine's clock, or by the server's.
+_IN_WINDOW: Final = """
+    (settled_at > min(:now, (SELECT max(settled_at) FROM study_outbox)) - :window
+     OR study_received_at(result)
+        > (SELECT max(study_received_at(result)) FROM study_outbox) - :window)
+"""
+
+_UNCHECK: Final = """
+    UPDATE study_outbox SET unchecked = 1 WHERE state = 'settled' AND length(body) > 0 AND
+"""
+
+_PRUNE: Final = """
+    DELETE FROM study_outbox
+    WHERE state = 'settled' AND settled_at < :now - :age AND NOT
+"""
+
 
 class Outbox:
     """The outbox in the SQLite file at `path`. It creates or upgrades its tables there.
@@ -94,7 +113,7 @@ class Outbox:
     `with`.
 
     If the server has lost data, the relay publishes again what was settled within `resend_window`
-    before and is missing. `prune` keeps that long what was settled last.
+    before the last batch and is missing. `prune` keeps these batches.
     """
 
     def __init__(
@@ -116,6 +135,9 @@ class Outbox:
         )
         self._one_at_a_time = threading.RLock()
         try:
+            self._connection.create_function(
+                "study_received_at", 1, _seconds_of_receipt, deterministic=True
+            )
             upgrade(self._connection, self.path)
             self.progress = ProgressStore(self._connection, self._one_at_a_time)
         except BaseException:
@@ -200,17 +222,12 @@ class Outbox:
     def prune(self, older_than: timedelta) -> int:
         """Deletes batches that were settled more than `older_than` ago. Returns their number.
 
-        It keeps those that were settled within `resend_window` before the last one. A pruned uuid
-        is unknown. If it is recorded again, it is published again, and the worker answers that it
-        already has it.
+        It keeps those that were settled, or that the server received, within `resend_window` before
+        the last one. A pruned uuid is unknown. If it is recorded again, it is published again, and
+        the worker answers that it already has it.
         """
-        now = time.time()
         return self._change(
-            """
-            DELETE FROM study_outbox WHERE state = 'settled' AND settled_at < ?
-                AND settled_at <= min(?, (SELECT max(settled_at) FROM study_outbox)) - ?
-            """,
-            (now - older_than.total_seconds(), now, self.resend_window.total_seconds()),
+            _PRUNE + _IN_WINDOW, self._window() | {"age": older_than.total_seconds()}
         )
 
     # The following methods are for the relay.
@@ -276,8 +293,8 @@ class Outbox:
 
     def saw(self, epoch: str) -> bool:
         """Remembers the epoch of a message. If it is another one than that of the message before,
-        what was settled within `resend_window` before the last batch becomes unchecked. Returns
-        whether it is another one.
+        what was settled, or what the server received, within `resend_window` before the last batch
+        becomes unchecked. Returns whether it is another one.
         """
         with self._transaction():
             return self._saw(epoch)
@@ -339,16 +356,11 @@ class Outbox:
         self._connection.execute("DELETE FROM study_outbox_server")
         self._connection.execute("INSERT INTO study_outbox_server VALUES (?)", (epoch,))
         if known is not None:
-            # The window ends with the last batch, because the device may have been away since.
-            self._connection.execute(
-                """
-                UPDATE study_outbox SET unchecked = 1
-                WHERE state = 'settled' AND length(body) > 0
-                  AND settled_at > min(?, (SELECT max(settled_at) FROM study_outbox)) - ?
-                """,
-                (time.time(), self.resend_window.total_seconds()),
-            )
+            self._connection.execute(_UNCHECK + _IN_WINDOW, self._window())
         return True
+
+    def _window(self) -> dict[str, float]:
+        return {"now": time.time(), "window": self.resend_window.total_seconds()}
 
     def _settle(self, result: IngestResult, epoch: str | None) -> bool:
         uuid = str(result.client_session_uuid)
@@ -412,8 +424,19 @@ class Outbox:
 
 def received_since(result: IngestResult, since: datetime) -> bool:
     """Whether the server received the batch then or later, by its own clock."""
-    at = result.received_at
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)) >= since
+    return _in_utc(result.received_at) >= since
+
+
+def _seconds_of_receipt(result: str | None) -> float | None:
+    """When the server received the batch of a stored result. None without a result."""
+    if result is None:
+        return None
+    # It reads nothing else, because it runs for every result in the file.
+    return _in_utc(datetime.fromisoformat(json.loads(result)["received_at"])).timestamp()
+
+
+def _in_utc(at: datetime) -> datetime:
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def body_of(batch: AttemptBatch) -> bytes:

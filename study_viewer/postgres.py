@@ -19,6 +19,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     DateTime,
     Identity,
@@ -34,6 +35,7 @@ from sqlalchemy import (
     extract,
     false,
     func,
+    not_,
     or_,
     select,
     text,
@@ -110,7 +112,7 @@ class PostgresOutbox:
     """The outbox in the table that `outbox_table` made.
 
     If the server has lost data, relays publish again what was settled within `resend_window` before
-    and is missing. `prune` keeps that long what was settled last.
+    the last batch and is missing. `prune` keeps these batches.
     """
 
     def __init__(self, table: Table, *, resend_window: timedelta = RESEND_WINDOW) -> None:
@@ -194,14 +196,15 @@ class PostgresOutbox:
     async def prune(self, connection: AsyncConnection, before: datetime) -> int:
         """Deletes batches that were settled before a time. Returns their number.
 
-        It keeps those that were settled within `resend_window` before the last one.
+        It keeps those that were settled, or that the server received, within `resend_window` before
+        the last one.
         """
         table = self.table
         done = await connection.execute(
             table.delete().where(
                 table.c.state == State.SETTLED,
                 table.c.settled_at < before,
-                table.c.settled_at <= self._window_begins(),
+                not_(self._in_window()),
             )
         )
         return done.rowcount
@@ -294,8 +297,8 @@ class PostgresOutbox:
 
     async def saw(self, connection: AsyncConnection, epoch: str) -> bool:
         """Remembers the epoch of a message. If it is another one than that of the message before,
-        what was settled within `resend_window` before the last batch becomes unchecked. Returns
-        whether it is another one.
+        what was settled, or what the server received, within `resend_window` before the last batch
+        becomes unchecked. Returns whether it is another one.
         """
         server, columns = self._server.c, self.table.c
         known = await connection.scalar(select(server.epoch))
@@ -316,7 +319,7 @@ class PostgresOutbox:
                 .where(
                     columns.state == State.SETTLED,
                     func.length(columns.body) > 0,
-                    columns.settled_at > self._window_begins(),
+                    self._in_window(),
                 )
                 .values(unchecked=True)
             )
@@ -327,13 +330,12 @@ class PostgresOutbox:
         number of batches.
         """
         columns = self.table.c
-        received_at = cast(cast(columns.result, JSON)["received_at"].as_string(), _TIME)
         done = await connection.execute(
             update(self.table)
             .where(
                 columns.state == State.SETTLED,
                 func.length(columns.body) > 0,
-                received_at >= since,
+                self._received_at() >= since,
             )
             .values(unchecked=True)
         )
@@ -411,11 +413,22 @@ class PostgresOutbox:
         at = func.now() + timedelta(seconds=seconds)
         await connection.execute(update(self._server).values(ask_at=at, tries=tries))
 
-    def _window_begins(self) -> Any:
-        """It ends with the last batch, because nothing may have been published since."""
-        columns = self.table.c
-        last = select(func.max(columns.settled_at)).scalar_subquery()
-        return func.least(last, func.now()) - self.resend_window
+    def _in_window(self) -> ColumnElement[bool]:
+        # The window ends with the last batch, because nothing may have been published since. A
+        # result that waited meanwhile in the viewer's queue is settled late, but the server
+        # received its batch before: so a batch counts that was near the last one by this
+        # database's clock, or by the server's.
+        settled_at, received_at = self.table.c.settled_at, self._received_at()
+        last_settled = select(func.max(settled_at)).scalar_subquery()
+        last_received = select(func.max(received_at)).scalar_subquery()
+        return or_(
+            settled_at > func.least(last_settled, func.now()) - self.resend_window,
+            received_at > last_received - self.resend_window,
+        )
+
+    def _received_at(self) -> ColumnElement[datetime]:
+        """When the server received the batch, by its own clock."""
+        return cast(cast(self.table.c.result, JSON)["received_at"].as_string(), _TIME)
 
     async def _entries(
         self,

@@ -25,13 +25,24 @@ from tests.study_viewer.support import make_batch, make_result, record
 ALL = 1_000
 
 
-def settled(outbox: Outbox, count: int = 1, epoch: str | None = "one") -> list[UUID]:
-    """Batches that were published, and whose results came from this epoch."""
+def settled(
+    outbox: Outbox, count: int = 1, epoch: str | None = "one", *, days_ago: float = 0
+) -> list[UUID]:
+    """Batches that were published, and whose results came from this epoch, then."""
     uuids = record(outbox, *(make_batch() for _ in range(count)))
     for uuid in uuids:
         outbox.confirm(uuid)
-        outbox.settle(make_result(uuid), epoch)
+        outbox.settle(make_result(uuid, received_at=ago(days_ago)), epoch)
+        change(
+            outbox,
+            "UPDATE study_outbox SET settled_at = settled_at - ? WHERE client_session_uuid = ?",
+            *(days_ago * 86_400, str(uuid)),
+        )
     return uuids
+
+
+def ago(days: float) -> datetime:
+    return datetime.now(UTC) - timedelta(days=days)
 
 
 def checked(epoch: str, has: list[UUID], missing: list[UUID]) -> Checked:
@@ -149,17 +160,32 @@ def test_erased_answers_are_neither_asked_about_nor_published(outbox: Outbox) ->
 
 def test_the_window_ends_with_the_last_batch_and_not_now(outbox: Outbox) -> None:
     # A phone that was switched off for a week since.
-    days = {7.5: "in", 8.5: "out", 7.0: "in"}
-    uuids = settled(outbox, len(days))
-    for uuid, ago in zip(uuids, days, strict=True):
-        change(
-            outbox,
-            "UPDATE study_outbox SET settled_at = settled_at - ? WHERE client_session_uuid = ?",
-            *(ago * 86_400, str(uuid)),
-        )
+    before, _, last = (settled(outbox, days_ago=days)[0] for days in (7.5, 8.5, 7.0))
     assert outbox.prune(timedelta(days=1)) == 1
     outbox.saw("two")
-    assert outbox.unchecked(ALL) == [uuids[0], uuids[2]]
+    assert outbox.unchecked(ALL) == [before, last]
+
+
+def test_a_result_that_waited_for_the_phone_does_not_move_the_window(outbox: Outbox) -> None:
+    # The phone was switched off for a week, and its queue has kept a result of the former server.
+    before, _, last = (settled(outbox, days_ago=days)[0] for days in (7.5, 8.5, 7.0))
+    (waited,) = record(outbox, make_batch())
+    outbox.settle(make_result(waited, received_at=ago(7.0)), "one")
+    assert outbox.prune(timedelta(days=1)) == 1
+    outbox.saw("two")
+    assert outbox.unchecked(ALL) == [before, last, waited]
+
+
+def test_a_result_that_waited_is_checked_also_if_it_comes_after_the_new_server(
+    outbox: Outbox,
+) -> None:
+    (before,) = settled(outbox, days_ago=7.0)
+    (new,) = settled(outbox, epoch="two")
+    (waited,) = record(outbox, make_batch())
+    outbox.settle(make_result(waited, received_at=ago(7.0)), "one")
+    assert outbox.unchecked(ALL) == [before, new]
+    outbox.saw("two")
+    assert outbox.unchecked(ALL) == [before, new, waited]
 
 
 def test_a_clock_that_was_set_back_leaves_the_window_open(outbox: Outbox) -> None:

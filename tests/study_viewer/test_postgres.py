@@ -20,7 +20,7 @@ from alembic.autogenerate import produce_migrations
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, func, make_url, select
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from study_viewer import BatchRefused, NoTransaction, State, UuidReused
@@ -85,6 +85,22 @@ async def states(app: AsyncEngine) -> Counter[str]:
             select(OUTBOX.table.c.state, func.count()).group_by(OUTBOX.table.c.state)
         )
         return Counter({row[0]: row[1] for row in rows})
+
+
+async def settled_at(app: AsyncEngine, at: datetime, *uuids: UUID) -> None:
+    """Settles them as the first server would have done then."""
+    table = OUTBOX.table
+    async with app.begin() as connection:
+        for uuid in uuids:
+            await OUTBOX.settle(connection, make_result(uuid, received_at=at), "one")
+        ours = table.c.client_session_uuid.in_(uuids)
+        await connection.execute(table.update().where(ours).values(settled_at=at))
+
+
+async def unchecked(connection: AsyncConnection) -> list[UUID]:
+    columns = OUTBOX.table.c
+    found = select(columns.client_session_uuid).where(columns.unchecked).order_by(columns.seq)
+    return [*await connection.scalars(found)]
 
 
 @asynccontextmanager
@@ -288,17 +304,13 @@ async def test_what_another_server_may_have_lost_is_unchecked_until_it_has_said_
 ) -> None:
     settings = replace(QUICK, check_patience=0.0, resend_rate=1e6)
     old, lost, kept, gone = await recorded(app, *(make_batch() for _ in range(4)))
-    table = OUTBOX.table
+    two_days = timedelta(days=2)
+    long_ago = datetime.now(UTC) - two_days
+    await settled_at(app, long_ago, old)
     async with app.begin() as connection:
-        for uuid in (old, lost, kept):
+        for uuid in (lost, kept):
             assert await OUTBOX.settle(connection, make_result(uuid), "one")
         await OUTBOX.settle(connection, make_result(gone, erased_at=datetime.now(UTC)), "one")
-        two_days = timedelta(days=2)
-        await connection.execute(
-            table.update()
-            .where(table.c.client_session_uuid == old)
-            .values(settled_at=datetime.now(UTC) - two_days)
-        )
     async with app.begin() as connection:
         assert await OUTBOX.claim_check(connection, settings) == ([], 0.0)
         assert not await OUTBOX.saw(connection, "one")
@@ -324,10 +336,26 @@ async def test_what_another_server_may_have_lost_is_unchecked_until_it_has_said_
         asked, _ = await OUTBOX.claim_check(connection, settings)
         assert asked == [old, kept]
         # A result of this server needs no check, and nothing pruned comes back.
-        await OUTBOX.settle(connection, make_result(old), "two")
+        await OUTBOX.settle(connection, make_result(old, received_at=long_ago), "two")
         assert await OUTBOX.prune(connection, datetime.now(UTC)) == 1
         asked, _ = await OUTBOX.claim_check(connection, settings)
         assert asked == [kept]
+
+
+async def test_a_result_that_waited_for_the_relays_does_not_move_the_window(
+    app: AsyncEngine,
+) -> None:
+    # No relay ran for a week, and the queue has kept a result of the former server.
+    before, older, waited = await recorded(app, *(make_batch() for _ in range(3)))
+    now = datetime.now(UTC)
+    await settled_at(app, now - timedelta(days=7.5), before)
+    await settled_at(app, now - timedelta(days=8.5), older)
+    async with app.begin() as connection:
+        result = make_result(waited, received_at=now - timedelta(days=7))
+        await OUTBOX.settle(connection, result, "one")
+        assert await OUTBOX.prune(connection, now - timedelta(days=1)) == 1
+        await OUTBOX.saw(connection, "two")
+        assert await unchecked(connection) == [before, waited]
 
 
 async def test_one_relay_asks_at_a_time_and_ever_more_slowly(app: AsyncEngine) -> None:
