@@ -101,7 +101,8 @@ _UNCHECK: Final = """
 
 _PRUNE: Final = """
     DELETE FROM study_outbox
-    WHERE state = 'settled' AND settled_at < :now - :age AND NOT
+    WHERE state = 'settled' AND settled_at < :now - :age
+      AND NOT (unchecked = 1 AND length(body) > 0) AND NOT
 """
 
 
@@ -223,8 +224,9 @@ class Outbox:
         """Deletes batches that were settled more than `older_than` ago. Returns their number.
 
         It keeps those that were settled, or that the server received, within `resend_window` before
-        the last one. A pruned uuid is unknown. If it is recorded again, it is published again, and
-        the worker answers that it already has it.
+        the last one, and those of which nobody knows yet whether the server still has them. A
+        pruned uuid is unknown. If it is recorded again, it is published again, and the worker
+        answers that it already has it.
         """
         return self._change(
             _PRUNE + _IN_WINDOW, self._window() | {"age": older_than.total_seconds()}

@@ -31,6 +31,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    and_,
     cast,
     extract,
     false,
@@ -197,13 +198,15 @@ class PostgresOutbox:
         """Deletes batches that were settled before a time. Returns their number.
 
         It keeps those that were settled, or that the server received, within `resend_window` before
-        the last one.
+        the last one, and those of which nobody knows yet whether the server still has them.
         """
         table = self.table
         done = await connection.execute(
             table.delete().where(
                 table.c.state == State.SETTLED,
                 table.c.settled_at < before,
+                # It may have to be published again.
+                not_(and_(table.c.unchecked, func.length(table.c.body) > 0)),
                 not_(self._in_window()),
             )
         )

@@ -188,6 +188,24 @@ def test_a_result_that_waited_is_checked_also_if_it_comes_after_the_new_server(
     assert outbox.unchecked(ALL) == [before, new, waited]
 
 
+def test_pruning_keeps_what_is_unchecked_until_the_server_has_said_that_it_has_it(
+    outbox: Outbox,
+) -> None:
+    old, erased = settled(outbox, 2, days_ago=3.0)
+    (new,) = settled(outbox)
+    assert outbox.doubt(ago(4.0)) == 3
+    # An app that prunes when it starts, before a worker has answered.
+    assert outbox.prune(timedelta(days=2)) == 0
+    assert outbox.unchecked(ALL) == [old, erased, new]
+    # Nobody will ever ask about what was erased.
+    gone = make_result(erased, received_at=ago(3.0), erased_at=ago(0))
+    outbox.settle(gone, None)
+    assert outbox.prune(timedelta(days=2)) == 1
+    assert outbox.take_checked(checked("one", [old, new], [])) == 0
+    assert outbox.prune(timedelta(days=2)) == 1
+    assert outbox.get(old) is None and outbox.get(new) is not None
+
+
 def test_a_clock_that_was_set_back_leaves_the_window_open(outbox: Outbox) -> None:
     ahead, now = settled(outbox, 2)
     change(

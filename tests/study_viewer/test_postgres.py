@@ -358,6 +358,27 @@ async def test_a_result_that_waited_for_the_relays_does_not_move_the_window(
         assert await unchecked(connection) == [before, waited]
 
 
+async def test_pruning_keeps_what_is_unchecked_until_the_server_has_said_that_it_has_it(
+    app: AsyncEngine,
+) -> None:
+    old, erased, new = await recorded(app, *(make_batch() for _ in range(3)))
+    now = datetime.now(UTC)
+    then, two_days_ago = now - timedelta(days=3), now - timedelta(days=2)
+    await settled_at(app, then, old, erased)
+    await settled_at(app, now, new)
+    async with app.begin() as connection:
+        assert await OUTBOX.doubt(connection, now - timedelta(days=4)) == 3
+        assert await OUTBOX.prune(connection, two_days_ago) == 0
+        # Nobody will ever ask about what was erased.
+        gone = make_result(erased, received_at=then, erased_at=now)
+        await OUTBOX.settle(connection, gone, None)
+        assert await OUTBOX.prune(connection, two_days_ago) == 1
+        answer = Checked(epoch="one", has=(old, new), missing=())
+        assert await OUTBOX.take_checked(connection, answer, QUICK) == 0
+        assert await OUTBOX.prune(connection, two_days_ago) == 1
+        assert await OUTBOX.get(connection, old) is None
+
+
 async def test_one_relay_asks_at_a_time_and_ever_more_slowly(app: AsyncEngine) -> None:
     settings = replace(QUICK, check_patience=100.0, check_patience_max=150.0, resend_rate=0.01)
     (uuid,) = await recorded(app, make_batch())
