@@ -333,6 +333,8 @@ class PostgresOutbox:
         number of batches.
         """
         columns = self.table.c
+        await self._lock_server(connection)
+        await self._ask_in(connection, 0, 0)
         done = await connection.execute(
             update(self.table)
             .where(
@@ -342,7 +344,6 @@ class PostgresOutbox:
             )
             .values(unchecked=True)
         )
-        await connection.execute(update(self._server).values(ask_at=func.now(), tries=0))
         return done.rowcount
 
     async def claim_check(
@@ -361,13 +362,9 @@ class PostgresOutbox:
         )
         if not (uuids := [*some]):
             return [], rest
-        # Where nobody has told an epoch, a recall alone has made them unchecked.
-        first = insert(self._server).values(id=1, epoch="").on_conflict_do_nothing()
-        await connection.execute(first)
+        await self._lock_server(connection)
         one = await connection.execute(
-            select(
-                server.tries, extract("epoch", server.ask_at - func.now()).label("wait")
-            ).with_for_update()
+            select(server.tries, extract("epoch", server.ask_at - func.now()).label("wait"))
         )
         tries, wait = one.one()
         if wait > 0:
@@ -385,6 +382,7 @@ class PostgresOutbox:
         epoch is remembered, and None is returned.
         """
         columns = self.table.c
+        await self._lock_server(connection)
         if await self.saw(connection, checked.epoch):
             return None
         await connection.execute(
@@ -411,6 +409,15 @@ class PostgresOutbox:
         )
         await self._ask_in(connection, lost.rowcount / settings.resend_rate, 0)
         return lost.rowcount
+
+    async def _lock_server(self, connection: AsyncConnection) -> None:
+        """Locks the row of the server, before any batch: two relays that lock them in different
+        orders would wait for each other.
+        """
+        # Where nobody has told an epoch, there is no row yet.
+        first = insert(self._server).values(id=1, epoch="").on_conflict_do_nothing()
+        await connection.execute(first)
+        await connection.execute(select(self._server.c.id).with_for_update())
 
     async def _ask_in(self, connection: AsyncConnection, seconds: float, tries: int) -> None:
         at = func.now() + timedelta(seconds=seconds)

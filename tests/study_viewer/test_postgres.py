@@ -19,7 +19,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from alembic.autogenerate import produce_migrations
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, func, make_url, select
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, func, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -377,6 +377,43 @@ async def test_pruning_keeps_what_is_unchecked_until_the_server_has_said_that_it
         assert await OUTBOX.take_checked(connection, answer, QUICK) == 0
         assert await OUTBOX.prune(connection, two_days_ago) == 1
         assert await OUTBOX.get(connection, old) is None
+
+
+@pytest.mark.parametrize("message", ["an answer", "a recall"])
+async def test_relays_that_get_a_message_while_the_epoch_changes_wait_for_each_other(
+    app: AsyncEngine, message: str
+) -> None:
+    uuids = await recorded(app, make_batch(), make_batch())
+    now = datetime.now(UTC)
+    await settled_at(app, now, *uuids)
+    async with app.begin() as connection:
+        assert await OUTBOX.doubt(connection, now) == 2
+
+    async def take() -> int | None:
+        async with app.begin() as connection:
+            if message == "a recall":
+                return await OUTBOX.doubt(connection, now)
+            answer = Checked(epoch="one", has=(), missing=tuple(uuids))
+            return await OUTBOX.take_checked(connection, answer, QUICK)
+
+    async def waits_for_a_lock() -> bool:
+        async with app.connect() as connection:
+            waiting = """
+                SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND wait_event_type = 'Lock'
+            """
+            return bool(await connection.scalar(text(waiting)))
+
+    async with app.begin() as connection:
+        # The other relay is in the middle of `saw`, which begins with the row of the server.
+        await connection.execute(select(APP.tables["study_outbox_server"]).with_for_update())
+        taking = asyncio.create_task(take())
+        await until(waits_for_a_lock, True.__eq__)
+        assert await OUTBOX.saw(connection, "two")
+    # The answer is late by now: it is of the epoch before.
+    assert await taking == (2 if message == "a recall" else None)
+    async with app.connect() as connection:
+        assert await unchecked(connection) == uuids
 
 
 async def test_one_relay_asks_at_a_time_and_ever_more_slowly(app: AsyncEngine) -> None:
