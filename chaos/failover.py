@@ -31,7 +31,6 @@ _HANGING: Final = (
     f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{ROLE}' AND wait_event = 'SyncRep'"  # noqa: S608
     " AND query_start < clock_timestamp() - interval '3 s'"
 )
-_BATCHES: Final = "SELECT count(*) FROM ingest_inbox"
 
 
 @asynccontextmanager
@@ -57,21 +56,31 @@ async def _bring_back(world: World, rng: random.Random) -> str:
 async def _lose_replica(world: World, rng: random.Random) -> AsyncIterator[str]:
     """The replica is away for a while. Commits wait for it, and nobody is told of them."""
     how = await _away(world, rng)
+    # Beside the fault, so that it has struck before anything can fail.
+    counting = asyncio.create_task(_batches_once_settled(world))
     try:
-        await asyncio.sleep(_SETTLED)
-        before = await world.stage.sql(_BATCHES)
         yield how
+        before = await counting
         during = "replica away"
         if (await world.stage.sql(_HANGING))[0][0]:
             await asyncio.gather(
                 _look(world, during, "status", "attention", "code", "commits_hang"),
                 _look(world, during, "doctor", "findings", "check", "commits", "danger"),
             )
-        after = await world.stage.sql(_BATCHES)
-        shown, must = ([str(rows[0][0])] for rows in (after, before))
-        world.looks.append(Look(during, "the count of ingested batches", must[0], shown))
+        after = await _batches(world)
+        world.looks.append(Look(during, "the count of ingested batches", before, [after]))
     finally:
+        counting.cancel()
         await _back(world)
+
+
+async def _batches_once_settled(world: World) -> str:
+    await asyncio.sleep(_SETTLED)
+    return await _batches(world)
+
+
+async def _batches(world: World) -> str:
+    return str((await world.stage.sql("SELECT count(*) FROM ingest_inbox"))[0][0])
 
 
 @asynccontextmanager

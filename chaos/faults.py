@@ -1,7 +1,9 @@
 """The faults, as data: the name of each, how long it lasts, what it occupies, and how it is done.
 
 A fault is an asynchronous context manager. Entering it causes the fault and returns what was hit,
-and leaving it ends the cause. Faults of the same server take turns, and all others may overlap.
+and leaving it ends the cause. An error from entering it means that the fault can't be caused now,
+and any later error breaks the law. Faults of the same server take turns, and all others may
+overlap.
 """
 
 import asyncio
@@ -191,8 +193,8 @@ _PARTITIONS_MAX: Final = 6
 async def _change_partitions(world: World, rng: random.Random) -> AsyncIterator[str]:
     """As an operator does, under load. Old partitions go once they are empty."""
     number = rng.randint(1, _PARTITIONS_MAX)
-    await partition(world.stage, number)
     yield f"to {number}"
+    await partition(world.stage, number)
 
 
 _FOREIGNER: Final = "amqp10"

@@ -1,7 +1,8 @@
 """The run: prepare, cause faults by the schedule, end them, drain, and pass the evidence to the
 checker.
 
-It reads like a table of contents. It does not decide what is right or wrong.
+It reads like a table of contents. The checker decides what is right or wrong, except for a fault
+that fails after it has struck.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import aio_pika
 import httpx
 
 from chaos import bank
-from chaos.checker import Violation, check
+from chaos.checker import Violation, check, wrong
 from chaos.evidence import Evidence, read_database, read_outbox, read_queues
 from chaos.failover import FAILOVER, IMPOSSIBLE
 from chaos.faults import FAULTS, PARTITIONS_CHANGED, Fault
@@ -63,6 +64,7 @@ class Outcome:
     seconds: float
     inflicted: list[Inflicted] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    """The faults that could not be caused, each with the reason."""
     exits: dict[str, dict[str, int]] = field(default_factory=dict)
     drained_after: float | None = None
     current_after: float | None = None
@@ -123,7 +125,7 @@ async def run(
                 await _first_commit(pulse)
                 say("the first batches are ingested; the faults begin")
                 began = time.monotonic()
-                await _hurt(everything, faults, plan, seconds, outcome, say)
+                await hurt(everything, faults, plan, seconds, outcome, say)
                 say("healing")
                 ended = time.monotonic()
                 await everything.heal()
@@ -150,7 +152,7 @@ async def run(
                     task.cancel()
                 await asyncio.gather(watching, odd, return_exceptions=True)
                 outcome.exits = {each.name: dict(each.exits) for each in everything.actors}
-    outcome.violations = await asyncio.to_thread(check, outcome.found)
+    outcome.violations += await asyncio.to_thread(check, outcome.found)
     return outcome
 
 
@@ -160,7 +162,7 @@ async def _first_commit(pulse: Pulse) -> None:
             await asyncio.sleep(_LOOK_EVERY)
 
 
-async def _hurt(
+async def hurt(
     world: World,
     faults: Mapping[str, Fault],
     plan: list[Planned],
@@ -168,7 +170,11 @@ async def _hurt(
     outcome: Outcome,
     say: Say,
 ) -> None:
-    """Causes the planned faults, each in a task of its own, and sees each to its end."""
+    """Causes the planned faults, each in a task of its own, and sees each to its end.
+
+    A fault that can't be caused is missed, and that is only reported. What fails once a fault has
+    struck is a violation: its end, a look during it, or what repairs the damage.
+    """
     turns = {"broker": asyncio.Lock(), "database": asyncio.Lock()}
     began = time.monotonic()
 
@@ -180,18 +186,30 @@ async def _hurt(
             if now() >= seconds:
                 outcome.missed.append(f"{fault.kind}: its turn did not come")
                 return
+            struck: str | None = None
+            started = now()
             try:
-                started = now()
-                async with fault.inflict(world, random.Random(planned.seed)) as hit:
-                    say(f"{started:6.1f} s  {fault.kind}: {hit}")
-                    await asyncio.sleep(planned.seconds)
-                outcome.inflicted.append(Inflicted(fault.kind, hit, started, now()))
+                try:
+                    async with fault.inflict(world, random.Random(planned.seed)) as struck:
+                        say(f"{started:6.1f} s  {fault.kind}: {struck}")
+                        await asyncio.sleep(planned.seconds)
+                finally:
+                    if struck is not None:
+                        outcome.inflicted.append(Inflicted(fault.kind, struck, started, now()))
                 if fault.afterwards is not None:
                     done = await fault.afterwards(world, random.Random(planned.seed))
                     say(f"{now():6.1f} s  {done}")
-            except Exception as error:  # noqa: BLE001  # a missed fault is only reported
-                outcome.missed.append(f"{fault.kind}: {type(error).__name__}: {error}")
-                say(f"{now():6.1f} s  {outcome.missed[-1]}")
+            except Exception as error:  # noqa: BLE001  # the other faults go on
+                what = f"{type(error).__name__}: {error}"
+                if struck is None:
+                    outcome.missed.append(f"{fault.kind}: {what}")
+                else:
+                    outcome.violations.append(
+                        wrong(
+                            f"The fault {fault.kind!r} struck ({struck}), and then failed: {what}"
+                        )
+                    )
+                say(f"{now():6.1f} s  {fault.kind}: {what}")
 
     async with asyncio.TaskGroup() as tasks:
         for planned in plan:

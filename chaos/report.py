@@ -1,6 +1,7 @@
 """The report of a run: one object for programs, tables for people.
 
-It counts. Only the exit code is a judgment, and it is the checker's.
+It counts. Only the exit code is a judgment: that of the checker, and of faults that failed after
+they had struck.
 """
 
 import json
@@ -20,7 +21,7 @@ _SHOWN = 20
 
 def is_ok(outcome: Outcome) -> bool:
     """Whether the law held: nothing lost, doubled or wrong, and every batch got its result, and
-    every viewer its progress.
+    every viewer its progress. A fault that was missed changes nothing, because it did not strike.
     """
     ended = outcome.drained_after is not None and outcome.current_after is not None
     return ended and not outcome.violations
