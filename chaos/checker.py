@@ -16,8 +16,10 @@ from uuid import UUID
 from chaos.evidence import Evidence, Recorded, Row
 from chaos.expected import Ingested, Replay, Verdict, verdict
 
-_GIVEN_UP: Final = ("retries_exhausted", "delivery_limit")
-"""Reasons for which a good batch may be a dead letter."""
+_GIVEN_UP: Final = {"retries_exhausted", "delivery_limit"}
+"""The reasons of dead letters that no content requires. A fault of the servers is no batch's fault,
+and the contract charges it to none, so that it exhausts nobody's retries.
+"""
 _SAME: Final = 1e-9
 """The relative difference up to which two floating-point results count as equal."""
 
@@ -121,9 +123,11 @@ def every_batch_came_to_its_end(case: Case) -> Iterator[Violation]:
                 yield wrong(f"{where} was ingested, though it should be rejected ({must.reason}).")
             if must.reason not in parked:
                 yield lost(f"{where} should be parked ({must.reason}), and is not.")
-        elif uuid not in case.inbox and not parked & {*_GIVEN_UP}:
+        elif uuid not in case.inbox and not parked:
             yield lost(f"{where} is lost: neither ingested nor parked.")
-        if strange := parked - {must.reason, *_GIVEN_UP}:
+        if given_up := parked & _GIVEN_UP:
+            yield wrong(f"{where} was given up ({sorted(given_up)}), though only servers failed.")
+        if strange := parked - {must.reason} - _GIVEN_UP:
             yield wrong(f"{where} is parked for {sorted(strange)}, which it is not.")
         yield from _viewer_knows(case, recorded, must, where)
 
@@ -137,12 +141,18 @@ def _viewer_knows(case: Case, recorded: Recorded, must: Verdict, where: str) -> 
     if row is None:
         if told["status"] != "rejected":
             yield wrong(f"{where} was told {told['status']}, but the inbox does not have it.")
-        elif told["reason"] not in ({must.reason} if must.reason else {*_GIVEN_UP}):
-            yield wrong(f"{where} was told {told['reason']}, and should be told {must.reason}.")
+        elif told["reason"] not in (rightly := _refusals(case, must)):
+            must_be = " or ".join(sorted(rightly)) or "that it was ingested"
+            yield wrong(f"{where} was told {told['reason']}, and should be told {must_be}.")
     elif told["status"] not in ("ingested", "already_ingested"):
         yield wrong(f"{where} was told {told['status']}, though it was ingested.")
     elif not _same_result(told, row["summary"] or {}):
         yield wrong(f"{where} was told other things than its inbox row keeps.")
+
+
+def _refusals(case: Case, must: Verdict) -> set[str]:
+    """The reasons that its viewer may be told: the right one, or else those that are kept."""
+    return {must.reason} if must.reason else case.parked.get(must.uuid, set())
 
 
 def inbox_holds_each_batch_once(case: Case) -> Iterator[Violation]:
@@ -288,7 +298,7 @@ def results_on_the_wire_are_right(case: Case) -> Iterator[Violation]:
             ingested[uuid].add(told.message_id)
         if status == "rejected":
             must = case.verdicts.get(uuid)
-            allowed = strange[uuid] | ({must.reason} if must and must.reason else {*_GIVEN_UP})
+            allowed = strange[uuid] | (_refusals(case, must) if must else set())
             if told.body["reason"] not in allowed:
                 yield wrong(f"Batch {uuid} was refused as {told.body['reason']} on the wire.")
         elif uuid not in case.inbox:
@@ -342,7 +352,7 @@ def strangers_were_answered(case: Case) -> Iterator[Violation]:
     for each in case.found.strange:
         parked_for = reasons.pop(each.mark, set())
         is_echo = each.expected == "already_ingested"
-        if parked_for - {each.expected, *_GIVEN_UP} or is_echo == bool(parked_for):
+        if parked_for - {each.expected, each.or_else} or is_echo == bool(parked_for):
             yield wrong(
                 f"Message {each.mark} ({each.expected}) is parked for {parked_for or 'nothing'}."
             )

@@ -58,12 +58,14 @@ class Strange(NamedTuple):
     """A message of the stranger that the broker has confirmed, and what must happen to it.
 
     `mark` is in its body, which travels with every copy. `expected` is a rejection's reason, or
-    `already_ingested` for an echo of a batch that was ingested before.
+    `already_ingested` for an echo of a batch that was ingested before. `or_else` is another
+    reason that is as right, for a message that the broker may be unable to deliver.
     """
 
     mark: str
     client_session_uuid: UUID | None
     expected: str
+    or_else: str | None = None
 
 
 class Told(NamedTuple):

@@ -577,11 +577,67 @@ def test_every_rule_can_fail(story: Evidence) -> None:
         assert any(rule(checker.judge(found))), rule.__name__
 
 
-def test_a_good_batch_that_was_given_up_is_not_lost(found: Evidence) -> None:
-    place = _good(found)
-    uuid = found.recorded[place].client_session_uuid
+@pytest.mark.parametrize("reason", ["retries_exhausted", "delivery_limit"])
+def test_a_history_in_which_every_good_batch_was_given_up_breaks_the_law(
+    found: Evidence, reason: str
+) -> None:
+    good = {row["client_session_uuid"] for row in found.inbox}
+    for rows in (found.inbox, found.sessions, found.attempts, found.progress):
+        rows.clear()
+    found.jobs, found.held = [], []
+    found.strange = [each for each in found.strange if each.client_session_uuid is None]
+    found.told = [told for told in found.told if told.body["status"] == "rejected"]
+    for place, recorded in enumerate(found.recorded):
+        if (uuid := recorded.client_session_uuid) in good:
+            result = {"client_session_uuid": str(uuid), "status": "rejected", "reason": reason}
+            _replace(found.recorded, place, result=result)
+            found.parked.append(Parked(uuid, None, reason))
+            found.told.append(Told(str(uuid4()), f"result.{recorded.viewer}", result))
+    violations = check(found)
+    assert len([each for each in violations if "was given up" in each.sentence]) == len(good) > 40
+    assert {each.kind for each in violations} == {"wrong"}
+
+
+def _give_up(found: Evidence) -> None:
+    """It is ingested as well, as if it had been replayed, which nobody does in a run."""
+    uuid = found.recorded[_good(found)].client_session_uuid
     found.parked.append(Parked(uuid, None, "retries_exhausted"))
-    assert check(found) == []  # parked and replayed, for instance
+
+
+def _give_up_bad(found: Evidence) -> None:
+    uuid = found.recorded[_bad(found)].client_session_uuid
+    found.parked.append(Parked(uuid, None, "delivery_limit"))
+
+
+def _give_up_echo(found: Evidence) -> None:
+    found.parked.append(Parked(None, "strange-2", "retries_exhausted"))
+
+
+def _give_up_strange(found: Evidence) -> None:
+    found.parked.append(Parked(None, "strange-1", "delivery_limit"))
+
+
+def _tell_of_giving_up(found: Evidence) -> None:
+    told = next(told for told in found.told if told.body["status"] == "ingested")
+    told.body.update(status="rejected", reason="retries_exhausted")
+
+
+@pytest.mark.parametrize(
+    "tamper", [_give_up, _give_up_bad, _give_up_echo, _give_up_strange, _tell_of_giving_up]
+)
+def test_nothing_is_given_up_because_of_a_fault(
+    found: Evidence, tamper: Callable[[Evidence], None]
+) -> None:
+    tamper(found)
+    assert "wrong" in {violation.kind for violation in check(found)}
+
+
+def test_only_what_a_worker_can_not_receive_may_be_returned_too_often(found: Evidence) -> None:
+    found.strange.append(Strange("amqp10-1", None, "malformed", or_else="delivery_limit"))
+    found.parked.append(Parked(None, "amqp10-1", "delivery_limit"))
+    assert check(found) == []
+    found.parked.append(Parked(None, "amqp10-1", "retries_exhausted"))
+    assert [each.kind for each in check(found)] == ["wrong"]
 
 
 def test_a_letter_that_is_kept_twice(found: Evidence) -> None:
