@@ -387,10 +387,25 @@ def nothing_waits(case: Case) -> Iterator[Violation]:
 
 
 def viewers_missed_nothing(case: Case) -> Iterator[Violation]:
-    """No server that took over told a viewer that it lacks a batch which the viewer was told of."""
+    """No server that took over told a viewer that it lacks a batch which the viewer was told of.
+
+    Each viewer that was told of something before another server took over, and again afterwards,
+    asked that server.
+    """
     for answer in case.found.checked:
-        for uuid in answer["missing"]:
+        for uuid in answer.body["missing"]:
             yield lost(f"Batch {uuid} had been told of, and the server that took over lacked it.")
+    if not case.found.promoted:
+        return
+    taken_over = math.floor(max(case.found.promoted))  # messages carry whole seconds
+    asked = {answer.routing_key for answer in case.found.checked if answer.sent >= taken_over}
+    if not asked:
+        yield wrong("Another server took over, and no viewer asked it what it has.")
+    before = {told.routing_key for told in case.found.told if told.sent < taken_over}
+    after = {told.routing_key for told in case.found.told if told.sent > taken_over}
+    viewers = {f"result.{recorded.viewer}": recorded.viewer for recorded in case.found.recorded}
+    for key in sorted((before & after & viewers.keys()) - asked):
+        yield wrong(f"Another server took over, and {viewers[key]} did not ask it what it has.")
 
 
 def operators_were_shown_what_happened(case: Case) -> Iterator[Violation]:

@@ -69,11 +69,24 @@ class Strange(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A result on the wire."""
+    """A result on the wire. `sent` is the second in which it was published, by the clock of this
+    machine.
+    """
 
     message_id: str
     routing_key: str
     body: Row
+    sent: float = 0.0
+
+
+class Checked(NamedTuple):
+    """An answer to a viewer that asked which of its batches the server has, and when it was sent,
+    like a result.
+    """
+
+    routing_key: str
+    body: Row
+    sent: float = 0.0
 
 
 class Job(NamedTuple):
@@ -109,7 +122,7 @@ class Look(NamedTuple):
 class Evidence:
     """All evidence. `waiting` is the number of messages in queues or tables that should be
     empty. `held` is the progress that viewers keep, and `granted` the users of each viewer that
-    may have any. `checked` are the answers to viewers that asked which batches the server has.
+    may have any. `promoted` are the times at which another server took over (`time.time`).
     """
 
     recorded: list[Recorded] = field(default_factory=list)
@@ -121,7 +134,8 @@ class Evidence:
     attempts: list[Row] = field(default_factory=list)
     progress: list[Row] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
-    checked: list[Row] = field(default_factory=list)
+    checked: list[Checked] = field(default_factory=list)
+    promoted: list[float] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
@@ -214,12 +228,28 @@ async def read_queues(
             queue = await channel.get_queue(name)
             evidence.waiting[f"the queue {name}"] = queue.declaration_result.message_count or 0
         for message in await _drain(channel, results):
-            if message.type == _CHECKED:
-                evidence.checked.append(json.loads(message.body))
-            else:
-                evidence.told.append(Told(*_addressed(message)))
+            if message.type != _CHECKED:
+                evidence.told.append(Told(*_addressed(message), _sent(message)))
         for message in await _drain(channel, jobs):
             evidence.jobs.append(Job(*_addressed(message)))
+
+
+async def take_answers(answers: dict[str, Checked], url: str, queue: str) -> None:
+    """Takes all messages out of a queue that gets the results, and adds the answers to viewers that
+    asked, by their ids. An answer lasts only a minute in a queue, so this has to be done often.
+    """
+    async with await aio_pika.connect(url, timeout=_DRAINED_AFTER) as connection:
+        channel = await connection.channel()
+        tap = await channel.get_queue(queue)
+        while message := await tap.get(fail=False, timeout=_DRAINED_AFTER):
+            if message.type == _CHECKED:
+                message_id, routing_key, body = _addressed(message)
+                answers[message_id] = Checked(routing_key, body, _sent(message))
+            await message.ack()
+
+
+def _sent(message: AbstractIncomingMessage) -> float:
+    return message.timestamp.timestamp() if message.timestamp else 0.0
 
 
 async def _drain(channel: aio_pika.abc.AbstractChannel, name: str) -> list[AbstractIncomingMessage]:

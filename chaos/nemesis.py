@@ -20,13 +20,20 @@ import httpx
 
 from chaos import bank
 from chaos.checker import Violation, check, wrong
-from chaos.evidence import Evidence, read_database, read_outbox, read_queues
+from chaos.evidence import (
+    Checked,
+    Evidence,
+    read_database,
+    read_outbox,
+    read_queues,
+    take_answers,
+)
 from chaos.failover import FAILOVER, IMPOSSIBLE
 from chaos.faults import FAULTS, PARTITIONS_CHANGED, Fault
 from chaos.phone import current_mark, quiet_mark
 from chaos.pulse import Pulse
 from chaos.schedule import Planned, schedule
-from chaos.stage import JOBS_TAP, RESULTS_TAP, stage
+from chaos.stage import ANSWERS_TAP, JOBS_TAP, RESULTS_TAP, Stage, stage
 from chaos.stranger import Stranger
 from chaos.world import World, world
 from devtools.errors import DevError
@@ -39,6 +46,9 @@ _WARM_UP: Final = 90.0
 """Seconds until the first commit. Ten processes start at once, perhaps on a busy machine."""
 _STRANGE_EVERY: Final = 1.5
 _LOOK_EVERY: Final = 0.5
+_HEAR_EVERY: Final = 3.0
+_HEAR_WITHIN: Final = 15.0
+"""Seconds for one look. The two are well below the minute that an answer lasts."""
 _KNOWN_WITHIN: Final = 3.0
 """Seconds within which the management API, told each second, knows what workers have in hand."""
 
@@ -121,6 +131,8 @@ async def run(
             stranger = Stranger(servers.broker.url, outboxes, seed, _STRANGE_EVERY)
             watching = asyncio.create_task(pulse.run())
             odd = asyncio.create_task(stranger.run())
+            answers: dict[str, Checked] = {}
+            hearing = asyncio.create_task(_hear(servers, answers))
             try:
                 await _first_commit(pulse)
                 say("the first batches are ingested; the faults begin")
@@ -146,11 +158,14 @@ async def run(
                 ]
                 outcome.found.strange = [*stranger.sent, *everything.strange]
                 outcome.found.looks = everything.looks
+                outcome.found.promoted = servers.promoted
+                await take_answers(answers, servers.broker.url, ANSWERS_TAP)
+                outcome.found.checked = [*answers.values()]
                 await _collect(outcome.found, everything, queues)
             finally:
-                for task in (watching, odd):
+                for task in (watching, odd, hearing):
                     task.cancel()
-                await asyncio.gather(watching, odd, return_exceptions=True)
+                await asyncio.gather(watching, odd, hearing, return_exceptions=True)
                 outcome.exits = {each.name: dict(each.exits) for each in everything.actors}
     outcome.violations += await asyncio.to_thread(check, outcome.found)
     return outcome
@@ -160,6 +175,16 @@ async def _first_commit(pulse: Pulse) -> None:
     async with asyncio.timeout(_WARM_UP):
         while not pulse.beats:  # noqa: ASYNC110  # somebody else's process offers no event
             await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _hear(servers: Stage, answers: dict[str, Checked]) -> None:
+    """Takes the answers to viewers that asked what the server has, until it is cancelled."""
+    while True:
+        await asyncio.sleep(_HEAR_EVERY)
+        # Whatever a dying broker makes of an answer: what is not acked comes again.
+        with suppress(Exception):
+            async with asyncio.timeout(_HEAR_WITHIN):
+                await take_answers(answers, servers.broker.url, ANSWERS_TAP)
 
 
 async def hurt(
@@ -254,8 +279,8 @@ async def _all_current(world: World, patience: float) -> float | None:
 
 
 async def _on_the_way(world: World, queues: list[str]) -> int:
-    """What is in flight: viewers that record, batches without a result, messages in queues and
-    outbox.
+    """What is in flight: viewers that record, batches without a result or of which a viewer does
+    not know whether a server that took over has them, messages in queues and outbox.
     """
     outboxes = [world.outbox(phone) for phone in world.phones]
     # A process that has just started may not have read that it should be quiet.
@@ -270,7 +295,7 @@ async def _on_the_way(world: World, queues: list[str]) -> int:
 def _unsettled(outbox: Path) -> int:
     with closing(sqlite3.connect(outbox, timeout=5)) as file:
         (count,) = file.execute(
-            "SELECT count(*) FROM study_outbox WHERE state <> 'settled'"
+            "SELECT count(*) FROM study_outbox WHERE state <> 'settled' OR unchecked"
         ).fetchone()
         return int(count)
 
@@ -294,7 +319,7 @@ async def _working_queues(world: World) -> list[str]:
     messages do not last.
     """
     names = [queue["name"] for queue in await world.stage.management("GET", "queues")]
-    kept = (JOBS_TAP, RESULTS_TAP)
+    kept = (JOBS_TAP, RESULTS_TAP, ANSWERS_TAP)
     return [
         name
         for name in names

@@ -93,6 +93,8 @@ class Phone:
             progress_patience=2,
             progress_patience_max=5,
             progress_interval=10,
+            check_patience=2,
+            check_patience_max=5,
         )
         # A fault of ours must end the process, because it would hold the lock of the file.
         async with (

@@ -8,6 +8,7 @@ import asyncio
 import os
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ PROGRAM: Final = str(Path(sys.executable).parent / "study-ingest")
 ROLE: Final = "ingest"
 JOBS_TAP: Final = "chaos.jobs"
 RESULTS_TAP: Final = "chaos.results"
+ANSWERS_TAP: Final = "chaos.answers"
+"""Gets the same as the tap of results. It is emptied all the time, because answers to viewers that
+ask what the server has last only a minute in a queue.
+"""
 
 SETTINGS: Final[Mapping[str, str]] = {
     # Every mechanism as in production, with shorter times, so that a minute is enough for all.
@@ -56,8 +61,8 @@ class Stage:
     """The servers, which are ready. `folder` is for outboxes and logs.
 
     `postgres` is the primary, and `replica` its synchronous standby, if there is one. They change
-    places when the replica is promoted. `others` are the broker's other nodes, but for those that
-    are `gone` for good.
+    places when the replica is promoted. `others` are the broker's other nodes, but for those
+    that are `gone` for good.
     """
 
     postgres: Postgres
@@ -66,6 +71,8 @@ class Stage:
     replica: Postgres | None = None
     others: list[RabbitMQ] = field(default_factory=list)
     gone: list[RabbitMQ] = field(default_factory=list)
+    promoted: list[float] = field(default_factory=list)
+    """When a replica became the primary (`time.time`)."""
 
     @property
     def databases(self) -> list[Postgres]:
@@ -217,6 +224,7 @@ async def promote(stage: Stage) -> None:
     assert stage.replica is not None
     await _set(stage.replica, {"synchronous_standby_names": "''"})
     stage.postgres, stage.replica = stage.replica, stage.postgres
+    stage.promoted.append(time.time())
     await stage.sql("SELECT pg_promote()")
 
 
@@ -261,6 +269,7 @@ async def _tap(url: str) -> None:
         channel = await connection.channel()
         for name, exchange, key in (
             (RESULTS_TAP, amqp.RESULTS_EXCHANGE, "result.#"),
+            (ANSWERS_TAP, amqp.RESULTS_EXCHANGE, "result.#"),
             (JOBS_TAP, amqp.FOLLOWUPS_EXCHANGE, "#"),
         ):
             queue = await channel.declare_queue(

@@ -52,6 +52,7 @@ def test_servers_are_lost_and_others_take_over() -> None:
     assert set(report["faults"]) == set(kinds), report["faults_missed"]
     assert report["batches_ingested"] > 50
     assert report["looks_of_operators"] >= 4
+    assert report["viewers_asked_what_is_there"] >= 5
     # No process was started again; each ended when it was asked to.
     ends = {name: set(each) for name, each in report["exits"].items() if "viewer" not in name}
     assert set().union(*ends.values()) == {"asked"}, ends

@@ -24,6 +24,7 @@ from chaos import bank, checker
 from chaos.checker import check
 from chaos.evidence import (
     PLAYED_TABLE,
+    Checked,
     Evidence,
     Job,
     Look,
@@ -452,7 +453,8 @@ def _leave_waiting(found: Evidence) -> None:
 
 
 def _miss_a_batch(found: Evidence) -> None:
-    found.checked = [{"has": [], "missing": [str(found.recorded[0].client_session_uuid)]}]
+    missing = [str(found.recorded[0].client_session_uuid)]
+    found.checked = [Checked("result.one", {"has": [], "missing": missing})]
 
 
 def _show_nothing(found: Evidence) -> None:
@@ -638,6 +640,48 @@ def test_only_what_a_worker_can_not_receive_may_be_returned_too_often(found: Evi
     assert check(found) == []
     found.parked.append(Parked(None, "amqp10-1", "retries_exhausted"))
     assert [each.kind for each in check(found)] == ["wrong"]
+
+
+def _take_over(found: Evidence) -> None:
+    """Another server took over in the middle of the results, and each viewer asked it."""
+    found.told = [told._replace(sent=float(100 + n)) for n, told in enumerate(found.told)]
+    found.promoted = [90.5, 100.5 + len(found.told) // 2]
+    found.checked = [
+        Checked(f"result.{viewer}", {"has": [], "missing": []}, 100.0 + len(found.told))
+        for viewer in _VIEWERS
+    ]
+
+
+def test_after_a_failover_each_viewer_asks_what_the_server_has(found: Evidence) -> None:
+    _take_over(found)
+    assert check(found) == []
+    del found.checked[0]
+    assert [str(each) for each in check(found)] == [
+        "wrong: Another server took over, and one did not ask it what it has."
+    ]
+
+
+def test_a_failover_after_which_nobody_asked_breaks_the_law(found: Evidence) -> None:
+    _take_over(found)
+    found.checked = []
+    assert "wrong: Another server took over, and no viewer asked it what it has." in [
+        str(each) for each in check(found)
+    ]
+
+
+def test_who_asked_an_earlier_server_has_not_asked_the_last_one(found: Evidence) -> None:
+    _take_over(found)
+    found.checked = [each._replace(sent=found.promoted[0] + 2) for each in found.checked]
+    assert len(check(found)) == 3
+
+
+def test_a_viewer_that_no_message_has_reached_since_need_not_have_asked(found: Evidence) -> None:
+    _take_over(found)
+    found.told.sort(key=lambda told: told.routing_key != "result.one")
+    found.told = [told._replace(sent=float(100 + n)) for n, told in enumerate(found.told)]
+    found.promoted = [100.5 + sum(told.routing_key == "result.one" for told in found.told)]
+    found.checked = [each for each in found.checked if each.routing_key != "result.one"]
+    assert check(found) == []
 
 
 def test_a_letter_that_is_kept_twice(found: Evidence) -> None:
