@@ -131,14 +131,16 @@ async def _forget_it(world: World, rng: random.Random) -> str:
     """The operator finds out that it is missing, and removes it from the cluster.
 
     Until then nobody can use the classic queues that it had, and then they are gone. `topology`
-    makes those that workers need, and viewers make their own.
+    makes those that workers need, and viewers make their own. Only then the operator removes it
+    from the URLs as well.
     """
     await asyncio.sleep(_KNOWN_WITHIN)
     await _look(world, "broker node gone", "doctor", "findings", "check", "replicas", "warning")
-    name = world.stage.gone[-1].node
-    await asyncio.to_thread(world.stage.broker.ctl, "forget_cluster_node", name)
+    node = world.stage.gone[-1]
+    await asyncio.to_thread(world.stage.broker.ctl, "forget_cluster_node", node.node)
     await operate(world.stage, "topology")
-    return f"{name} is removed from the cluster"
+    world.stage.gone.remove(node)
+    return f"{node.node} is removed from the cluster"
 
 
 async def _leader(world: World) -> str:

@@ -61,8 +61,8 @@ class Stage:
     """The servers, which are ready. `folder` is for outboxes and logs.
 
     `postgres` is the primary, and `replica` its synchronous standby, if there is one. They change
-    places when the replica is promoted. `others` are the broker's other nodes, but for those
-    that are `gone` for good.
+    places when the replica is promoted. `others` are the broker's other nodes. One that is lost is
+    `gone` until an operator has removed it from the cluster.
     """
 
     postgres: Postgres
@@ -128,11 +128,15 @@ class Stage:
         }
 
     def past_proxies(self) -> dict[str, str]:
-        """The environment of an operator, which leads to the servers themselves."""
+        """The environment of an operator, which leads to the servers themselves.
+
+        A node that is gone is the first of its list, so that each command has to get past it.
+        """
+        nodes = [*self.gone, *self.nodes]
         return self.environment(
             [each.port for each in self.databases],
-            [node.port for node in self.nodes],
-            [node.port_of(MANAGEMENT) for node in self.nodes],
+            [node.port for node in nodes],
+            [node.port_of(MANAGEMENT) for node in nodes],
         )
 
 
