@@ -146,6 +146,18 @@ async def delete_question(engine: AsyncEngine, question: Published) -> None:
     )
 
 
+async def published_days_ago(engine: AsyncEngine, viewer: str, days: Sequence[int]) -> None:
+    """Receipts of batches of a viewer, one for each of these days before today."""
+    await execute(
+        engine,
+        "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer,"
+        " received_at) SELECT gen_random_uuid(), sha256('x'), 1, :viewer,"
+        " now() - day * interval '1 day' FROM unnest(CAST(:days AS integer[])) AS day",
+        viewer=viewer,
+        days=[*days],
+    )
+
+
 async def grant(engine: AsyncEngine, viewer: str, user_id: int) -> None:
     """Lets `viewer` write for `user_id`, and from now on for nobody else without a grant."""
     await execute(

@@ -254,7 +254,7 @@ class _Wire:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
         except asyncio.CancelledError:
-            await close(connection, 0)
+            await close(connection, 0)  # nobody would ever close it
             raise
         return cls(connection, channel, underlay)
 

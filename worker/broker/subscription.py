@@ -222,7 +222,7 @@ class Subscription:
             await close(connection, settings.connect_timeout)
             raise BrokerAway(f"RabbitMQ opens no channel: {describe(error)}.") from None
         except asyncio.CancelledError:
-            await close(connection, 0)
+            await close(connection, 0)  # nobody would ever close it
             raise
         if room is not None:
             bound(channel, room)

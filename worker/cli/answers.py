@@ -225,8 +225,8 @@ class Growth(TypedDict):
 
 
 class Pruning(TypedDict):
-    """What has been pruned so far. `worker` is the one that does it now. No result from before
-    `results_before` is kept.
+    """What has been pruned so far. `worker` is the one that does it now. Results from before
+    `results_before` are gone, except those whose rows were locked at that moment.
     """
 
     worker: str | None

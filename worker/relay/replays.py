@@ -41,7 +41,7 @@ class Replays:
         self._publisher = publisher
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._measured_at = self._listened_at = float("-inf")
+        self._measured_at = self._silence_measured_at = float("-inf")
 
     def stop(self) -> None:
         """Ends `run` after the letters that are being published."""
@@ -103,8 +103,8 @@ class Replays:
             by_viewer = await dead_letters.waiting(
                 connection, bound=bound, viewers=metrics.VIEWERS_TOLD_APART
             )
-            if now - self._listened_at >= _SILENCE_INTERVAL:
-                self._listened_at = now
+            if now - self._silence_measured_at >= _SILENCE_INTERVAL:
+                self._silence_measured_at = now
                 metrics.VIEWERS_SILENT.set(len(await silence.fallen_silent(connection)))
         metrics.LETTERS_PER_VIEWER.set(bound)
         metrics.letters_waiting(by_viewer)

@@ -54,8 +54,8 @@ class Step(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """Who prunes, and how much has gone so far. `worker` is None while none does. All
-    results from before `results_before` were looked at. A row that somebody held then is left.
+    """Who prunes, and how much has gone so far. `worker` is None while none does. Results from
+    before `results_before` are gone, except those whose rows were locked at that moment.
     """
 
     worker: str | None

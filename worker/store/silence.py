@@ -9,7 +9,7 @@ from worker.store.driver import fetch
 
 _WEEKS: Final = 3
 
-# A server of an application may have a million grants, so its name is not read for each of them.
+# The server of an application may have a million grants, of which this reads one.
 _VIEWERS: Final = (
     "WITH RECURSIVE named (viewer) AS ("
     "(SELECT viewer FROM ours.viewer_grants ORDER BY viewer LIMIT 1) UNION ALL"

@@ -10,12 +10,6 @@ from worker.store import silence
 from worker.store.engine import transaction
 from worker.store.operate import viewers
 
-_PUBLISHED = (
-    "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer, received_at)"
-    " SELECT gen_random_uuid(), sha256('x'), 1, :viewer, now() - day * interval '1 day'"
-    " FROM unnest(CAST(:days AS integer[])) AS day"
-)
-
 _DAYS = {
     "stopped": (8, 13, 20, 27, 60),
     "long-ago": (22, 27, 34, 41),
@@ -30,7 +24,7 @@ _DAYS = {
 
 async def test_silent_is_who_published_every_week_and_stopped_lately(engine: AsyncEngine) -> None:
     for viewer, days in _DAYS.items():
-        await make.execute(engine, _PUBLISHED, viewer=viewer, days=[*days])
+        await make.published_days_ago(engine, viewer, days)
         if viewer != "without-grant":
             await make.grant(engine, viewer, 1)
             await make.grant(engine, viewer, 2)

@@ -149,14 +149,9 @@ def test_a_viewer_without_letters_has_no_series() -> None:
 async def test_viewers_that_have_fallen_silent_are_counted(
     settings: Settings, engine: AsyncEngine
 ) -> None:
-    published = (
-        "INSERT INTO ingest_inbox (client_session_uuid, content_digest, user_id, viewer,"
-        " received_at) SELECT gen_random_uuid(), sha256('x'), 1, :viewer,"
-        " now() - day * interval '1 day' FROM unnest(CAST(:days AS integer[])) AS day"
-    )
     for viewer, days in (("stopped", (8, 13, 20, 27)), ("on", (1, 8, 13, 20))):
         await make.grant(engine, viewer, 1)
-        await make.execute(engine, published, viewer=viewer, days=[*days])
+        await make.published_days_ago(engine, viewer, days)
     async with running(settings) as worker:
         await worker.until_metric("study_ingest_viewers_silent", 1)
 
