@@ -156,11 +156,5 @@ async def running(settings: Settings, entrance: Entrance) -> AsyncIterator[Conso
         )
         for latest in (console.seen, console.examined, console.viewers):
             stack.push_async_callback(latest.close)
-
-        def then_examine(looked: asyncio.Task[Seen]) -> None:
-            if not looked.cancelled():
-                console.examined.start()
-
-        # The doctor takes seconds, and the page that people open first is the overview.
-        console.seen.start().add_done_callback(then_examine)
+        console.seen.start()
         yield console

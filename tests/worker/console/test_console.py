@@ -65,15 +65,6 @@ async def test_each_role_may_do_what_it_may_and_nothing_more(
     assert await make.count(site.engine, "ingest_pause") == 0
 
 
-async def test_the_doctor_examines_before_anybody_asks(site: Site) -> None:
-    async with served(site.settings) as (console, _):
-
-        async def found() -> state.Examined | None:
-            return console.examined._found
-
-        assert (await until(found, bool)).findings
-
-
 async def test_a_form_counts_only_with_its_own_seal_and_a_reason(
     site: Site, clients: dict[Role | None, Client]
 ) -> None:
