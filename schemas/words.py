@@ -100,7 +100,11 @@ class RejectReason(Reason):
         "nothing_resolved",
         "Tell the person that the questions are no longer published, and update them.",
     )
-    MIXED_PRINCIPALS = "mixed_principals", "Record one batch for each owner of questions."
+    MIXED_PRINCIPALS = (
+        "mixed_principals",
+        "Record one batch for each owner of questions. A batch that names a user must name this"
+        " owner.",
+    )
     PRINCIPAL_AMBIGUOUS = (
         "principal_ambiguous",
         "Name one of this viewer's users in the header study-principal, and publish the batch"

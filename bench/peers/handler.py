@@ -135,7 +135,7 @@ def _ingest(session: Session, batch: AttemptBatch, viewer: str) -> list[Message]
         for question_id, attempts in by_question.items():
             before = progress.get(question_id)
             base = _progress(before) if before and question_id not in late else None
-            now, [change] = place(base, stored.get(question_id, ()), [attempts])
+            now, [change], _ = place(base, stored.get(question_id, ()), [attempts])
             changes.append((question_id, change, now))
         summary = summarize(
             [attempt.outcome for _, attempt in scored_attempts],

@@ -19,6 +19,7 @@ from schemas import amqp
 from schemas.attempt_batch import AttemptBatch
 from schemas.words import Outcome
 from worker.domain.fold import Progress
+from worker.domain.history import History
 from worker.domain.policy import Policy
 from worker.domain.records import Mark, SessionRow, Standing, Stored, UserQuestion
 from worker.domain.schedule import Memory
@@ -114,7 +115,8 @@ async def handle(connection: asyncpg.Connection, body: bytes) -> None:
         plan = Plan(Incoming(VIEWER, batch, uuid), batch, user_id, answered, (), None)
         scored = score(plan, received_at, _POLICY)
         stored = await _histories(connection, user_id, [*scored.late]) if scored.late else {}
-        done = finalize([scored], standing, stored, _POLICY, Mark("", 1))
+        histories = {each: History(None, log) for each, log in stored.items()}
+        done = finalize([scored], standing, histories, _POLICY, Mark("", 1))
         await connection.execute(
             _ADD_RECEIPT, uuid, batch.digest(), user_id, VIEWER, done.told[uuid]
         )

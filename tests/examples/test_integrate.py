@@ -23,6 +23,7 @@ import pytest
 
 from devtools import environment, places
 from devtools.state import free_ports
+from schemas import amqp
 from tests.broker_fixtures import PATIENCE, Broker, until
 from tests.database_fixtures import administer
 from tests.examples.test_browser_viewer import Browser, browser, driver
@@ -37,6 +38,7 @@ APPLICATION = places.CHECKOUT / "examples" / "quiz-app"
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 BLOCK = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 VIEWER = "quiz-app"
+JOB = "study.review_requested.v1"
 USER, IN_A_BROWSER = "user01", "user02"
 """Two of those with old answers."""
 
@@ -223,7 +225,11 @@ async def user(reader: Reader, stored: asyncpg.Connection) -> AsyncIterator[User
 
 
 async def test_the_page_from_its_beginning_to_its_end(
-    reader: Reader, user: User, stored: asyncpg.Connection, eyes: Browser | None
+    reader: Reader,
+    user: User,
+    stored: asyncpg.Connection,
+    bare_broker: Broker,
+    eyes: Browser | None,
 ) -> None:
     async def count(query: str) -> int:
         return int(await stored.fetchval(query))
@@ -273,6 +279,14 @@ async def test_the_page_from_its_beginning_to_its_end(
     await look(eyes, reader, "after")
 
     await reader.follow("6. Take the jobs")
+    unreadable = [("[", JOB), ('{"user_id": "?", "questions": []}', JOB), ("{}", f"{JOB}2")]
+    for body, kind in unreadable:
+        await bare_broker.publish(
+            body, exchange=amqp.FOLLOWUPS_EXCHANGE, routing_key="review.requested", type=kind
+        )
+    await until(lambda: count("SELECT count(*) FROM unreadable_jobs"), (len(unreadable)).__eq__)
+    kept = await stored.fetch("SELECT convert_from(body, 'UTF8'), type FROM unreadable_jobs")
+    assert sorted(map(tuple, kept)) == sorted(unreadable)
     await user.sign_in("nina")
     for right in (True, True, True, False):  # each question once, and then wrong
         await user.play("sums", right=right)

@@ -35,6 +35,7 @@ from worker.cli import (
 )
 from worker.cli.answers import answer, failed
 from worker.cli.asking import printable
+from worker.cli.shared import start_without_collecting
 from worker.errors import DatabaseRefused, Declined, IngestError, UsageError
 
 app = typer.Typer(
@@ -112,6 +113,7 @@ def _refusal(error: Exception) -> DatabaseRefused | None:
 
 def main() -> None:
     """The entry point. A known error is one sentence on standard error and its exit code."""
+    start_without_collecting()
     try:
         sys.exit(app(standalone_mode=False))
     except IngestError as error:

@@ -52,6 +52,8 @@ class Standing(NamedTuple):
     explanation_requested: bool
     scheduler: str | None
     """The scheduler that computed the schedule in `progress`."""
+    version: int | None = None
+    """The version of `progress`."""
 
 
 Standings = Mapping[tuple[int | None, int], Standing]

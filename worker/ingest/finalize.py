@@ -16,7 +16,7 @@ from schemas.words import Pattern
 from worker.domain import records
 from worker.domain.dispositions import Ingested
 from worker.domain.fold import Progress
-from worker.domain.history import Change, Placed, is_late, place
+from worker.domain.history import Change, History, is_late, place
 from worker.domain.ids import derived_id
 from worker.domain.patterns import pattern_of
 from worker.domain.policy import Policy
@@ -54,8 +54,8 @@ class ScoredBatch(NamedTuple):
     last_answered_at: datetime | None
     """The last credible time; None if there is none."""
     late: Collection[int]
-    """The questions whose whole history is needed, because an attempt is not later than what is
-    folded, or because another scheduler computed the stored schedule.
+    """The questions whose history is needed, because an attempt is not later than what is folded,
+    or because another scheduler computed the stored schedule.
     """
 
 
@@ -70,6 +70,8 @@ class Finalized:
     ingested: dict[UUID, Ingested] = field(default_factory=dict)
     messages: dict[UUID, list[Message]] = field(default_factory=dict)
     """The messages that each batch causes, in the order in which they are published."""
+    histories: dict[UserQuestion, History] = field(default_factory=dict)
+    """The histories that were given and that the group has added to."""
 
 
 class _Folded(NamedTuple):
@@ -93,7 +95,7 @@ def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
     last_answered_at: datetime | None = None
     late: set[int] = set()
     for position, attempt, question in plan.answered:
-        question_id, _, topic_id, right, progress, _, scheduler = question
+        question_id, _, topic_id, right, progress, _, scheduler, _ = question
         sent_at = storable(sent_times[position])
         answered_at, time_was = times[position], was[position]
         if time_was is None:
@@ -160,20 +162,51 @@ def _attempts_of(question: Standing) -> int:
     return question.progress.attempts_count if question.progress else 0
 
 
+def not_reached(
+    batches: Iterable[ScoredBatch], histories: Mapping[UserQuestion, History]
+) -> set[UserQuestion]:
+    """The late questions whose history is not there, or begins after an attempt that is late."""
+    return {
+        each
+        for batch in batches
+        if batch.late
+        for rows in batch.topics.values()
+        for row in rows
+        if row.question_id in batch.late
+        and (
+            (history := histories.get(each := (batch.plan.user_id, row.question_id))) is None
+            or not history.reaches(row.attempt)
+        )
+    }
+
+
 def finalize(
     batches: Sequence[ScoredBatch],
     standing: Standings,
-    histories: Mapping[UserQuestion, Sequence[ScoredAttempt]],
+    histories: Mapping[UserQuestion, History],
     policy: Policy,
     mark: Mark,
 ) -> Finalized:
-    """Folds each (user, question) once. `histories` has all attempts of each late one, and `mark`
-    is the version of all that changes.
+    """Folds each (user, question) once. `histories` has that of each late one, and perhaps of
+    others, and reaches all attempts. `mark` is the version of all that changes.
     """
     done = Finalized()
+    new = _new(batches)
+    late = {(batch.plan.user_id, each) for batch in batches for each in batch.late}
+    placed = {
+        each: place(*histories[each], sessions)
+        if each in late
+        else place(standing[each].progress, (), sessions)
+        for each, sessions in new.items()
+    }
     folded = {
         each: _Folded(now.progress, pattern_of(now.progress, policy), iter(now.changes))
-        for each, now in _placed(batches, standing, histories).items()
+        for each, now in placed.items()
+    }
+    done.histories = {
+        each: (placed[each].history if each in late else None) or history.with_all(new[each])
+        for each, history in histories.items()
+        if each in new
     }
     explained = {each for each in folded if standing[each].explanation_requested}
     for batch in batches:
@@ -235,24 +268,15 @@ def finalize(
     return done
 
 
-def _placed(
-    batches: Iterable[ScoredBatch],
-    standing: Standings,
-    histories: Mapping[UserQuestion, Sequence[ScoredAttempt]],
-) -> dict[UserQuestion, Placed]:
-    """The history of each (user, question) with all of its sessions, in the order of delivery."""
+def _new(batches: Iterable[ScoredBatch]) -> dict[UserQuestion, list[list[ScoredAttempt]]]:
+    """The sessions of each (user, question), in the order of delivery."""
     new: dict[UserQuestion, list[list[ScoredAttempt]]] = {}
     for batch in batches:
         user_id = batch.plan.user_id
         for rows in batch.topics.values():
             for question_id, answers in _by_question(rows).items():
                 new.setdefault((user_id, question_id), []).append(answers)
-    return {
-        each: place(None, histories[each], sessions)
-        if each in histories
-        else place(standing[each].progress, (), sessions)
-        for each, sessions in new.items()
-    }
+    return new
 
 
 def _session(

@@ -17,12 +17,29 @@ from schemas.errors import Rejection
 from schemas.ingest_result import IngestResult
 from schemas.words import RejectReason, Status
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested, Rejected
+from worker.domain.history import History
 from worker.domain.policy import Policy
-from worker.domain.records import Change, DeadLetter, Mark, Message, Resolved, Standings
+from worker.domain.records import (
+    Change,
+    DeadLetter,
+    Mark,
+    Message,
+    Resolved,
+    Standings,
+    UserQuestion,
+)
 from worker.errors import NoTurn, PrincipalInUse, SessionStale, TransientFault, UuidTaken
 from worker.ingest import messages
-from worker.ingest.finalize import Finalized, ScoredBatch, finalize, in_one_transaction, score
+from worker.ingest.finalize import (
+    Finalized,
+    ScoredBatch,
+    finalize,
+    in_one_transaction,
+    not_reached,
+    score,
+)
 from worker.ingest.letters import dead_letter
+from worker.ingest.recent import Recent
 from worker.ingest.resolve import Incoming, Plan, erased_throughout, find_principal, may_write, plan
 from worker.store import (
     attempts,
@@ -77,6 +94,7 @@ class Ingest:
         self._worker = worker
         self._on_commit = on_commit
         self._on_change = on_change
+        self._recent = Recent()
 
     async def __call__(self, group: Sequence[Incoming]) -> list[Disposition | Busy]:
         """Ingests a group, and returns the decision about each delivery, in order, after the
@@ -142,7 +160,13 @@ class Ingest:
     ) -> dict[int, Disposition]:
         async with transaction(self._engine) as connection:
             return await transact(
-                connection, group, self._policy, wait=wait, turns=turns, worker=self._worker
+                connection,
+                group,
+                self._policy,
+                wait=wait,
+                turns=turns,
+                worker=self._worker,
+                recent=self._recent,
             )
 
 
@@ -170,6 +194,7 @@ async def transact(
     wait: bool = True,
     turns: int | None = None,
     worker: str | None = None,
+    recent: Recent | None = None,
 ) -> dict[int, Disposition]:
     """Everything that ingest does inside one transaction. No uuid may occur twice in `group`.
 
@@ -201,7 +226,10 @@ async def transact(
     } | await _erased(connection, new, rejections, resolved.granted, received_at, policy)
     scored = [score(plan, received_at, policy) for plan in plans]
     chosen = in_one_transaction(scored, standing, _FOLDED_AT_ONCE)
-    done = await _finalize(connection, chosen, standing, policy, mark)
+    recent = Recent() if recent is None else recent
+    histories = await _histories(connection, chosen, recent.among(standing, mark.epoch))
+    done = await _finalize(chosen, standing, histories, policy, mark)
+    recent.keep(done.histories, mark)
     undecided = busy | {each.plan.client_session_uuid for each in scored} - done.told.keys()
     verdicts = {
         place: _verdict(incoming, incoming.content, known, rejections, received_at, buried, done)
@@ -415,17 +443,28 @@ async def _erased(
     return found
 
 
-async def _finalize(
+async def _histories(
     connection: AsyncConnection,
     batches: Sequence[ScoredBatch],
+    remembered: Mapping[UserQuestion, History],
+) -> Mapping[UserQuestion, History]:
+    """What is remembered, and the histories of the late questions beside it, from the database."""
+    wanted = not_reached(batches, remembered)
+    if not wanted:
+        return remembered
+    read = await attempts.histories(connection, wanted)
+    return {**remembered, **{each: History(None, log) for each, log in read.items()}}
+
+
+async def _finalize(
+    batches: Sequence[ScoredBatch],
     standing: Standings,
+    histories: Mapping[UserQuestion, History],
     policy: Policy,
     mark: Mark,
 ) -> Finalized:
-    late = {(each.plan.user_id, question_id) for each in batches for question_id in each.late}
-    histories = await attempts.histories(connection, late) if late else {}
     new = sum([len(each.plan.answered) for each in batches])
-    if new + sum(map(len, histories.values())) > _FOLDED_INLINE:
+    if new + sum([len(each.attempts) for each in histories.values()]) > _FOLDED_INLINE:
         # Heartbeats and other lanes continue meanwhile. finalize is pure, so it can run in a
         # thread.
         return await asyncio.to_thread(finalize, batches, standing, histories, policy, mark)

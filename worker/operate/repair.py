@@ -113,6 +113,9 @@ async def rebuild(
         mark = await versions.draw(connection)
         retimed = await _replace_times(connection, user_id, policy)
         done = Rebuilt(len(await put_right(connection, user_id, policy, mark)), retimed)
+        if retimed:
+            # A history that changes needs a new version, even if it gives the same progress.
+            await progress.renew(connection, user_id, mark.version)
     if done.progress:
         on_change(user_id, mark)
     return done

@@ -32,6 +32,7 @@ from worker.store import (
     keys,
     outbox,
     principals,
+    progress,
     publications,
     versions,
 )
@@ -180,6 +181,8 @@ async def _rescore_one(
         return RescoreCounts()
     await stored.rescore(connection, key, scored)
     changed = await put_right(connection, user_id, policy, mark, [question_id])
+    # A history that changes needs a new version, even if it gives the same progress.
+    await progress.renew(connection, user_id, mark.version, [question_id])
     sessions = sorted({answer.quiz_session_id for answer in scored})
     results = await _results(connection, user_id, await stored.told(connection, sessions), mark)
     jobs = _jobs(changed, scored, policy)

@@ -53,7 +53,7 @@ _WANTED: Final = rows_of(
 )
 _STANDING: Final = text(
     "SELECT wanted.user_id, question.id, question.user_id, question.study_topic_id,"
-    " question.correct_choice, coalesce(explanation_requested, false), scheduler,"
+    " question.correct_choice, coalesce(explanation_requested, false), scheduler, version,"
     f" {', '.join(f'progress.{name}' for name in [*_COLUMNS][_FOLD])}"
     f" FROM {_WANTED} AS wanted"
     " JOIN ours.study_questions AS question ON question.id = wanted.question_id"
@@ -91,6 +91,11 @@ _OF_USER: Final = text(
     " OR study_question_id = ANY(CAST(:question_ids AS bigint[])))"
 )
 
+_RENEW: Final = text(
+    "UPDATE ours.study_question_progress SET version = :version WHERE user_id = :user_id"
+    " AND (CAST(:question_ids AS bigint[]) IS NULL OR study_question_id = ANY(:question_ids))"
+)
+
 _DELETE: Final = text(
     "DELETE FROM ours.study_question_progress WHERE user_id = :user_id"
     " AND study_question_id = ANY(CAST(:question_ids AS bigint[]))"
@@ -107,10 +112,10 @@ async def standing(
     values = {"users": numbers(users), "questions": numbers(questions)}
     found = {}
     for row in await fetch(connection, _STANDING, values):
-        user_id, question_id, owner_id, topic_id, correct_choice, requested, scheduler = row[:7]
-        progress = None if scheduler is None else _fold(row[7:])
+        user_id, question_id, owner_id, topic_id, right, requested, scheduler, version = row[:8]
+        progress = None if scheduler is None else _fold(row[8:])
         found[user_id, question_id] = Standing(
-            question_id, owner_id, topic_id, correct_choice, progress, requested, scheduler
+            question_id, owner_id, topic_id, right, progress, requested, scheduler, version
         )
     return found
 
@@ -135,6 +140,20 @@ def saving(rows: Sequence[Stored], version: int) -> list[Write]:
     for name, encode in _ENCODERS.items():
         parameters[name] = encode(parameters[name])
     return [Write(_SAVE, parameters)]
+
+
+async def renew(
+    connection: AsyncConnection,
+    user_id: int,
+    version: int,
+    question_ids: Collection[int] | None = None,
+) -> None:
+    """Gives a user's progress a new version, which was drawn under the user's lock; only that on
+    `question_ids` if they are given.
+    """
+    wanted = None if question_ids is None else list(question_ids)
+    values = {"user_id": user_id, "question_ids": wanted, "version": version}
+    await connection.execute(_RENEW, values)
 
 
 async def delete(connection: AsyncConnection, user_id: int, question_ids: Iterable[int]) -> None:

@@ -12,7 +12,7 @@ from tests.factories import at, history, scored
 from tests.worker.domain import naive
 from tests.worker.domain.strategies import Session, sessions
 from worker.domain.fold import Progress, fold
-from worker.domain.history import is_late, place
+from worker.domain.history import History, is_late, place
 from worker.domain.scoring import ScoredAttempt
 
 
@@ -44,6 +44,28 @@ def test_any_order_in_any_groups_comes_to_one_progress(
         stored = placed.progress
 
     assert stored == ordered
+
+
+@given(sessions(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_what_is_remembered_gives_the_same_as_the_whole_history(
+    found: list[Session], data: st.DataObject
+) -> None:
+    known, log = History(None, ()), list[ScoredAttempt]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_module, "_LATEST_MIN", data.draw(st.integers(1, 3)))
+        patch.setattr(history_module, "_LATEST_MAX", data.draw(st.integers(3, 6)))
+        for session in data.draw(st.permutations(found)):
+            if not all(map(known.reaches, session)):
+                known = History(None, log)
+            placed, whole = place(*known, [session]), place(None, log, [session])
+            assert placed[:2] == whole[:2]
+            given, known = known, known.with_all([session])
+            assert placed.history is None if not given.attempts else placed.history == known
+            log = sorted([*log, *session])
+            beyond = len(log) - len(known.attempts)
+            assert known == History(fold(None, log[:beyond]), log[beyond:])
+            assert len(known.attempts) <= 6
 
 
 @given(sessions(max_sessions=6, max_size=2))

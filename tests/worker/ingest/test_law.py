@@ -15,6 +15,7 @@ from tests import factories as make
 from tests.factories import Published, answer, at, sent
 from tests.worker.domain import naive
 from tests.worker.domain.strategies import ANSWERS, MINUTES
+from worker.domain import history
 from worker.domain.dispositions import Busy, Disposition, Duplicate, Ingested
 from worker.domain.policy import Policy
 from worker.ingest.resolve import Incoming
@@ -35,6 +36,13 @@ SESSIONS = st.lists(
     max_size=8,
     unique_by=lambda session: session[2],
 )
+
+
+@pytest.fixture(autouse=True)
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is remembered, almost everything is folded, as of a long history."""
+    monkeypatch.setattr(history, "_LATEST_MIN", 1)
+    monkeypatch.setattr(history, "_LATEST_MAX", 2)
 
 
 @pytest.fixture

@@ -119,7 +119,9 @@ def test_nor_does_an_error(
     def fail(**_: Any) -> None:
         raise IngestError(FORGED)
 
-    monkeypatch.setattr(import_module("worker.cli.main"), "app", fail)
+    entry = import_module("worker.cli.main")
+    monkeypatch.setattr(entry, "app", fail)
+    monkeypatch.setattr(entry, "start_without_collecting", lambda: None)
     with pytest.raises(SystemExit):
         main()
     (line,) = capsys.readouterr().err.removesuffix("\n").split("\n")

@@ -10,7 +10,7 @@ from worker.errors import ContentError
 from worker.operate.content.writable import check_ours
 from worker.operate.lines import shown
 from worker.operate.repair import users as all_users
-from worker.store import audit, principals, versions
+from worker.store import audit, principals, progress, versions
 from worker.store.audit import By
 from worker.store.engine import transaction
 from worker.store.operate import content as stored
@@ -106,7 +106,7 @@ async def _renew(
     async with transaction(engine) as connection:
         await principals.lock(connection, [user_id])
         mark = await versions.draw(connection)
-        await stored.renew(connection, user_id, question_ids, mark.version)
+        await progress.renew(connection, user_id, mark.version, question_ids)
     on_change(user_id, mark)
 
 

@@ -336,11 +336,6 @@ _ANSWERED_BY: Final = text(
     " WHERE study_question_id = ANY(CAST(:question_ids AS bigint[])) ORDER BY user_id"
 )
 
-_RENEW: Final = text(
-    "UPDATE ours.study_question_progress SET version = :version WHERE user_id = :user_id"
-    " AND (CAST(:question_ids AS bigint[]) IS NULL OR study_question_id = ANY(:question_ids))"
-)
-
 _OTHER_KEY: Final = text(
     "SELECT DISTINCT question.id FROM ours.study_questions AS question"
     " JOIN ours.study_question_attempts AS attempt ON attempt.study_question_id = question.id"
@@ -377,16 +372,6 @@ async def follow(
 async def answered_by(connection: AsyncConnection, question_ids: Collection[int]) -> Sequence[int]:
     """The users who have ever answered one of the questions."""
     return (await connection.scalars(_ANSWERED_BY, {"question_ids": [*question_ids]})).all()
-
-
-async def renew(
-    connection: AsyncConnection, user_id: int, question_ids: Collection[int] | None, version: int
-) -> None:
-    """Gives a user's progress on the questions a new version, which was drawn under the user's
-    lock. None means all questions.
-    """
-    values = {"user_id": user_id, "question_ids": _listed(question_ids), "version": version}
-    await connection.execute(_RENEW, values)
 
 
 async def with_another_key(
