@@ -94,7 +94,7 @@ class Letters:
 
     async def _commands(self, settings: Settings, some: str) -> dict[str, float]:
         viewer = ("--viewer", "viewer-7")
-        replay = ("replay", "--limit", str(self._sizes.replayed), "--yes", "--wait")
+        replay = ("replay", "--limit", str(self._sizes.replayed), "--yes")
         seconds = {}
         worker = ours(1, relay=True)
         variables = {**environment_of(settings), **worker.variables}
@@ -107,7 +107,8 @@ class Letters:
                 "rehearse 50": ("replay", "--dry-run", "--limit", "50"),
                 "export one viewer's": ("export", *viewer),
                 "discard one viewer's": ("discard", *viewer, "--yes"),
-                f"replay {self._sizes.replayed} and wait": replay,
+                f"replay {self._sizes.replayed}": replay,
+                f"replay {self._sizes.replayed} and wait": (*replay, "--wait"),
             }.items():
                 seconds[name] = await _time(variables, words)
                 self._say(f"dead: {name} {seconds[name]:.2f} s")
