@@ -35,7 +35,7 @@ _ROUND, _EACH = 0.0006, 0.00004
 """Seconds of CPU that a round takes, and each nudge in it, on the machine of docs/performance.md.
 The time that passes would not do, because ingest has most of it.
 """
-_REST: Final = 120
+_REST: Final = 180
 """After each round, this many times what it takes there: ingest keeps more than 98 % of its time on
 a machine of half the speed too.
 """
