@@ -16,7 +16,7 @@ from worker.domain.history import History
 from worker.domain.records import Mark, Standings, UserQuestion
 
 _ATTEMPTS_MAX: Final = 100_000
-"""About 30 MB."""
+"""25 MB at most."""
 _OF_EACH: Final = 5
 """What a history takes beside its attempts, in attempts."""
 
