@@ -188,7 +188,9 @@ def our_process(pid_file: Path, folder: Path) -> int | None:
             time.sleep(0.005)  # in the middle of an exec a process has neither
     except (OSError, ValueError, IndexError):
         return None
-    return pid if bytes(folder) in told and _stat(pid) else None
+    # The name may be the beginning of another one: `postgres-7-1`, and `postgres-7-12`.
+    is_ours = any(bytes(folder) + end in told for end in (b"/", b"\0"))
+    return pid if is_ours and _stat(pid) else None
 
 
 def tree(pid: int) -> list[int]:

@@ -37,6 +37,8 @@ def server(tmp_path: Path) -> Iterator[int]:
 def test_a_process_of_another_folder_is_not_ours(tmp_path: Path, server: int) -> None:
     assert processes.our_process(tmp_path / "server.pid", tmp_path) == server
     assert processes.our_process(tmp_path / "server.pid", tmp_path / "elsewhere") is None
+    beginning = tmp_path.with_name(tmp_path.name[:-1])
+    assert processes.our_process(tmp_path / "server.pid", beginning) is None
 
 
 def test_an_id_that_was_given_out_again_is_not_ours(tmp_path: Path) -> None:
