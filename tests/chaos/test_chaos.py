@@ -26,7 +26,7 @@ def _chaos(seed: str, *words: str) -> dict[str, Any]:
         command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=_PATIENCE
     )
     told = (done.stdout.splitlines() or ["nothing"])[-1]
-    assert done.returncode == 0, f"{told}\n{done.stderr[-4_000:]}"
+    assert done.returncode == 0, f"{told}\n{done.stderr[-4_000:]}\n{_logs(done.stderr)}"
     report: dict[str, Any] = json.loads(told)
     assert (report["lost"], report["doubled"], report["wrong"]) == (0, 0, 0)
     assert _left_behind(seed) == []
@@ -56,6 +56,13 @@ def test_servers_are_lost_and_others_take_over() -> None:
     # No process was started again; each ended when it was asked to.
     ends = {name: set(each) for name, each in report["exits"].items() if "viewer" not in name}
     assert set().union(*ends.values()) == {"asked"}, ends
+
+
+def _logs(said: str) -> str:
+    """The ends of the servers' logs, which the run has copied into its folder."""
+    folder = Path(said.partition("outboxes in ")[2].partition("\n")[0])
+    logs = [*folder.glob("postgres*.log"), *folder.glob("rabbitmq*.log")]
+    return "\n".join(f"{log.name}:\n{log.read_text(errors='replace')[-2_000:]}" for log in logs)
 
 
 def _left_behind(seed: str) -> list[int]:
