@@ -83,7 +83,7 @@ async def test_dead_letters_are_measured(settings: Settings, prefix: str) -> Non
     meet = Meet(settings, SMALL, Console(quiet=True), prefix)
     measured = await meet.run(rounds=1, with_peers=False, with_growth=False, only="dead")
     (seconds,) = measured["dead"].values()
-    assert len(seconds) == 8 and min(seconds.values()) > 0
+    assert len(seconds) == 9 and min(seconds.values()) > 0
 
 
 async def test_what_open_consoles_cost_is_measured(settings: Settings, prefix: str) -> None:
