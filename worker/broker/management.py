@@ -143,9 +143,12 @@ class Management:
         return {each["name"] for each in overview.get("exchange_types") or ()}
 
     async def vhosts(self) -> list[Json]:
-        """The vhosts that the login may see, each with `name`."""
+        """The vhosts that the login may see, each with `name`.
+
+        One that is being deleted may be listed without its name, and is left out.
+        """
         vhosts: list[Json] = await self._get("vhosts")
-        return vhosts
+        return [vhost for vhost in vhosts if "name" in vhost]
 
     async def exchanges(self) -> list[Json]:
         """The exchanges of the vhost, each with `name`, `type`, `durable` and `arguments`."""
