@@ -229,7 +229,11 @@ async def promote(stage: Stage) -> None:
     await _set(stage.replica, {"synchronous_standby_names": "''"})
     stage.postgres, stage.replica = stage.replica, stage.postgres
     stage.promoted.append(time.time())
-    await stage.sql("SELECT pg_promote()")
+    # A statement that waited for the promotion could hold up the replay that has to end before it.
+    await stage.sql("SELECT pg_promote(false)")
+    async with asyncio.timeout(_FOLLOWS_WITHIN):
+        while (await stage.sql("SELECT pg_is_in_recovery()"))[0][0]:  # noqa: ASYNC110  # no event
+            await asyncio.sleep(0.05)
 
 
 async def _set(server: Postgres, settings: Mapping[str, str]) -> None:
