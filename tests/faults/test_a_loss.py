@@ -198,7 +198,7 @@ async def test_viewers_bring_back_exactly_what_an_asynchronous_standby_has_not(
     await until(scene.settled, len(before + lost).__eq__)
 
     await asyncio.to_thread(scene.primary.kill)
-    await run(scene.standby, "SELECT pg_promote()")
+    await run(scene.standby, "SELECT pg_promote(false)")
     # Nobody knows until the server has something to say.
     after = await scene.record(1)
     recorded = len(before + lost + after)
@@ -213,7 +213,7 @@ async def test_a_switchover_that_loses_nothing_publishes_nothing_again(scene: Sc
     await until(scene.settled, len(before).__eq__)
     # In order: the standby has everything that was ever acked.
     await asyncio.to_thread(scene.primary.stop)
-    await run(scene.standby, "SELECT pg_promote()")
+    await run(scene.standby, "SELECT pg_promote(false)")
     after = await scene.record(1)
     await until(scene.settled, len(before + after).__eq__)
     assert scene.resent == 0

@@ -145,7 +145,7 @@ async def test_a_failover_to_another_host_of_the_url_ends_by_itself(
                 await until(lambda: make.count(theirs, "ingest_inbox"), lambda count: count == 1)
                 await asyncio.to_thread(server.kill)
                 await broker.publish(make.batch(make.right(question)).model_dump_json())
-                await ask(standby, "SELECT pg_promote()")
+                await ask(standby, "SELECT pg_promote(false)")
                 await reach(consumer, ingested=2)
                 assert await make.count(theirs, "ingest_inbox") == 2
         finally:

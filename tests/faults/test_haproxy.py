@@ -104,7 +104,7 @@ async def test_it_follows_the_server_that_can_be_written_to(
                         await broker.publish(make.batch(make.right(question)).model_dump_json())
                         await ask(standby, "ALTER SYSTEM RESET synchronous_standby_names")
                         await ask(standby, "SELECT pg_reload_conf()")
-                        await ask(standby, "SELECT pg_promote()")
+                        await ask(standby, "SELECT pg_promote(false)")
                         await reach(consumer, ingested=3)
                 finally:
                     await ours.dispose()

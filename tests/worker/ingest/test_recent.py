@@ -133,8 +133,8 @@ async def test_after_an_erasure_nothing_is_remembered(
     await long_history(ingest, question)
     await erase(engine, 1, await survey(engine, 1, lambda *_: None), BY)
     later = datetime.now(UTC)
-    for at_ in (later, later - timedelta(microseconds=1)):
-        await ingest([sent(wrong(question, at_))])
+    for moment in (later, later - timedelta(microseconds=1)):
+        await ingest([sent(wrong(question, moment))])
     ((_, row),) = (await make.progress(engine)).items()
     assert row["attempts_count"] == 2
 
