@@ -133,6 +133,7 @@ async def run(
             odd = asyncio.create_task(stranger.run())
             answers: dict[str, Checked] = {}
             hearing = asyncio.create_task(_hear(servers, answers))
+            supervising = asyncio.create_task(_supervise(servers))
             try:
                 await _first_commit(pulse)
                 say("the first batches are ingested; the faults begin")
@@ -163,9 +164,10 @@ async def run(
                 outcome.found.checked = [*answers.values()]
                 await _collect(outcome.found, everything, queues)
             finally:
-                for task in (watching, odd, hearing):
+                helpers = (watching, odd, hearing, supervising)
+                for task in helpers:
                     task.cancel()
-                await asyncio.gather(watching, odd, hearing, return_exceptions=True)
+                await asyncio.gather(*helpers, return_exceptions=True)
                 outcome.exits = {each.name: dict(each.exits) for each in everything.actors}
     outcome.violations += await asyncio.to_thread(check, outcome.found)
     return outcome
@@ -175,6 +177,16 @@ async def _first_commit(pulse: Pulse) -> None:
     async with asyncio.timeout(_WARM_UP):
         while not pulse.beats:  # noqa: ASYNC110  # somebody else's process offers no event
             await asyncio.sleep(_LOOK_EVERY)
+
+
+async def _supervise(servers: Stage) -> None:
+    """Starts nodes of the broker again that failed to start by themselves, until it is
+    cancelled.
+    """
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        for node in servers.nodes:
+            await asyncio.to_thread(node.revive)
 
 
 async def _hear(servers: Stage, answers: dict[str, Checked]) -> None:

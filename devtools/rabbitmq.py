@@ -6,6 +6,7 @@ private environment.
 
 import secrets
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -29,6 +30,9 @@ LISTENERS = {
     "rabbitmq_web_mqtt": "web_mqtt.tcp.ip = 127.0.0.1\nweb_mqtt.tcp.port = {}",
     "rabbitmq_stream": "stream.listeners.tcp.1 = 127.0.0.1:{}",
 }
+
+_END_OF_LOG = 20_000
+"""Bytes: a failure writes some 5,000, and then the node is silent."""
 
 
 class RabbitMQ(Server):
@@ -75,6 +79,9 @@ class RabbitMQ(Server):
             "log.console": "false",
             **(settings or {}),
         }
+        self._logged_before = 0
+        """The size of the log when the node was last launched."""
+        self._reviving = threading.Lock()
         self._own_epmd = epmd is None
         self._epmd = epmd or Epmd(self.folder, self.suite)
 
@@ -128,15 +135,49 @@ class RabbitMQ(Server):
             found = programs(self.suite)
             argv = (found.scripts / "rabbitmq-server",)
             env = self._environment(found)
+            self._logged_before = self._logged
             leave_running(argv, self.folder / "server.pid", self.folder / "server.log", env=env)
 
     def wait(self, seconds: float = 90) -> Self:
         """Wait until clients can connect. Raises DevError if that takes longer."""
-        done = wait_until(lambda: self.pid is None or self.ready(), seconds, 0.05)
-        if not done or self.pid is None:
+
+        def settled() -> bool:
+            if self._cluster:
+                self.revive()
+            return self.pid is None or self.ready()
+
+        if not wait_until(settled, seconds, 0.05) or self.pid is None:
             log = self.log if self.log.exists() else self.folder / "server.log"
             raise DevError(f"RabbitMQ {self.node} didn't start: {REMEDY} (log: {log}).")
         return self
+
+    def revive(self) -> bool:
+        """Start it again if it failed to start inside its Erlang machine, which then does nothing
+        any more; whether that was so.
+
+        A node that paused itself because it saw no majority starts again by itself. If another
+        node of its cluster starts in that moment, RabbitMQ 3.10 now and then finds that the two
+        have incompatible feature flags, and gives up. In production, a supervisor that looks at
+        the node's health starts it again.
+        """
+        with self._reviving:
+            if self.pid is None or not self._failed_to_start():
+                return False
+            self.kill()
+            self.launch()
+            return True
+
+    def _failed_to_start(self) -> bool:
+        if not self.log.exists():
+            return False
+        with self.log.open("rb") as log:
+            log.seek(max(self._logged_before, self._logged - _END_OF_LOG))
+            end = log.read()
+        return end.rfind(b"BOOT FAILED") > end.rfind(b"Server startup complete")
+
+    @property
+    def _logged(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
 
     def pause(self) -> None:
         """SIGSTOP the node: connections stay open, and nothing answers.

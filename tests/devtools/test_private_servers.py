@@ -1,11 +1,14 @@
 """Private servers are started, killed and paused for real, and keep what they have promised."""
 
+import socket
+
 import aio_pika
 import asyncpg
 import pytest
 from pamqp.common import FieldTable
 
 from devtools import Postgres, RabbitMQ, servers
+from devtools.errors import DevError
 
 needs_servers_of_our_own = pytest.mark.skipif(
     any(service.embedded_obstacle() for service in servers.SERVICES.values()),
@@ -68,3 +71,21 @@ async def test_rabbitmq_keeps_what_was_confirmed_through_kill_9() -> None:
             assert found is not None
             assert found.body == b"kept"
     assert not node.folder.exists()
+
+
+@needs_servers_of_our_own
+@pytest.mark.broker
+def test_a_node_that_failed_to_start_inside_its_machine_is_started_again() -> None:
+    with RabbitMQ() as node:
+        before = node.pid
+        assert not node.revive(), "it runs"
+        node.ctl("stop_app")
+        assert not node.revive(), "an operator has stopped it"
+        with socket.create_server(("127.0.0.1", node.port)), pytest.raises(DevError):
+            node.ctl("start_app")
+        assert node.alive()
+        assert not node.ready()
+        assert node.revive()
+        node.wait()
+        assert node.pid != before
+        assert not node.revive(), "its log still tells of the failure"
