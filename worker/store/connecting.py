@@ -177,6 +177,7 @@ def _session(longest_commit: float) -> type[Connection]:
                 if not commit.done():
                     self.terminate()
                     await asyncio.wait((commit,))
+                    commit.exception()  # or asyncio complains that nobody looked, if cancelled
             return commit.result()
 
     return Session

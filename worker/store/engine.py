@@ -160,9 +160,14 @@ async def transaction(
             "No database connection became free in time",
             "raise `max_connections`.",
         ) from error
-    except (DBAPIError, PostgresError, InterfaceError) as error:
+    except (DBAPIError, PostgresError, InterfaceError, InternalClientError) as error:
         said = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(said and said.__cause__, TargetServerAttributeNotMatched):
+        cause = said.__cause__ if said else None
+        if isinstance(said, InternalClientError) or isinstance(cause, InternalClientError):
+            if _was_left_idle(engine, error, began):
+                raise TransientFault(_TRANSIENT_STATES[_LEFT_IDLE]) from error
+            raise DatabaseAway("The database is away: it closed the connection.") from error
+        if isinstance(cause, TargetServerAttributeNotMatched):
             where = _addressed.get(engine.sync_engine, "")
             raise DatabaseAway(
                 f"No database{where} is of the kind that target_session_attrs asks for."
@@ -175,10 +180,6 @@ async def transaction(
         _raise_translated(error, said, is_lost=is_lost)
         _hide_row(said)
         raise
-    except InternalClientError as error:
-        if _was_left_idle(engine, error, began):
-            raise TransientFault(_TRANSIENT_STATES[_LEFT_IDLE]) from error
-        raise DatabaseAway("The database is away: it closed the connection.") from error
     except (OSError, TimeoutError) as error:
         where = _addressed.get(engine.sync_engine, "")
         raise DatabaseAway(

@@ -1,6 +1,7 @@
 """What failures of the database mean: unreachable, temporary, or a bug. All of them are real."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -14,9 +15,10 @@ from asyncpg import (
     InsufficientPrivilegeError,
     UndefinedTableError,
 )
-from sqlalchemy import make_url, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import await_only
 
 from tests import factories as make
 from tests.factories import right, sent
@@ -162,6 +164,27 @@ async def test_a_connection_that_ends_is_away_before_its_end_has_arrived(
                     await fetch(connection, text("SELECT 1"), {})
                 else:
                     await connection.execute(text("SELECT 1"))
+        assert await run(pool, "SELECT 7") == 7
+
+
+async def test_a_connection_that_ends_while_it_is_set_up_is_away(
+    engine: AsyncEngine, database_url: str, connect: Connect, run: Run
+) -> None:
+    async with _end_held_back(database_url) as (url, ended):
+        pool = connect(url, connections=1)
+        dialect = pool.sync_engine.dialect
+        ask_server = dialect.initialize
+
+        def initialize(connection: Connection) -> None:
+            if not ended.is_set():
+                await_only(_terminate(engine))
+                await_only(ended.wait())
+                await_only(_turns())
+            ask_server(connection)
+
+        dialect.initialize = initialize  # type: ignore[method-assign]
+        with pytest.raises(DatabaseAway, match=r"^The database is away: it closed the connection"):
+            await run(pool, "SELECT 1")
         assert await run(pool, "SELECT 7") == 7
 
 
@@ -514,6 +537,35 @@ async def test_a_connection_lost_inside_commit_is_away_and_the_next_run_tells_wh
     assert isinstance(disposition, Duplicate if committed else Ingested)
     row = (await make.progress(engine))[1, question.question_id]
     assert row["attempts_count"] == 1
+
+
+async def test_a_cancelled_commit_ends_the_connection_and_nothing_is_left_unsaid(
+    engine: AsyncEngine, connect: Connect, database_url: str
+) -> None:
+    complaints: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    arrived, over = asyncio.Event(), asyncio.Event()
+
+    async def swallow(data: bytes, upstream: asyncio.StreamWriter) -> bool:
+        arrived.set()
+        await over.wait()
+        return False
+
+    async with _proxy(database_url, swallow) as url:
+        work = asyncio.create_task(
+            _by_driver(connect(url), "INSERT INTO study_topics (user_id) VALUES (1)")
+        )
+        await arrived.wait()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        del work
+        gc.collect()
+        await _turns()
+        assert complaints == []
+        over.set()
+    assert await make.count(engine, "study_topics") == 0
 
 
 # ------------------------------------------------------------------ what others have set up
