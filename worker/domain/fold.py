@@ -4,7 +4,7 @@ The law (docs/contract.md) rests on this file: progress is a function of the set
 never of the order in which they arrive.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -38,16 +38,14 @@ class Progress(NamedTuple):
     memory: Memory
 
 
-def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progress | None:
+def fold(progress: Progress | None, attempts: Sequence[ScoredAttempt]) -> Progress | None:
     """Folds `attempts` into `progress`. They must be sorted, and later than everything in it."""
     # This runs once for each attempt, so it is written for speed: numbers instead of truth values,
     # fields by position, in the order of `Progress`, and none of them built before the end.
-    remaining = iter(attempts)
-    if progress is None:
-        first = next(remaining, None)
-        if first is None:
-            return None
-        progress = _begun(first)
+    if progress is None and attempts:
+        progress, attempts = _begun(attempts[0]), attempts[1:]
+    if progress is None or not attempts:
+        return progress
     (
         attempts_count,
         correct_count,
@@ -63,8 +61,7 @@ def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progre
         last_answered_at,
         (stability, difficulty, _),
     ) = progress
-    before = attempts_count
-    for attempt in remaining:
+    for attempt in attempts:
         at, outcome = attempt.answered_at, attempt.outcome
         days = elapsed_days(last_answered_at, at)
         attempts_count += 1
@@ -87,8 +84,6 @@ def fold(progress: Progress | None, attempts: Iterable[ScoredAttempt]) -> Progre
             lapse_count += last_outcome is CORRECT
         stability, difficulty = reviewed(stability, difficulty, days, rating_of(attempt))
         last_outcome, last_answered_at = outcome, at
-    if attempts_count == before:
-        return progress
     return Progress(
         attempts_count,
         correct_count,

@@ -47,6 +47,8 @@ class ScoredBatch(NamedTuple):
     received_at: datetime
     topics: Mapping[int, Sequence[AttemptRow]]
     """The attempts by topic. Topics and attempts are in the order in which they were answered."""
+    answers: Mapping[int, Sequence[ScoredAttempt]]
+    """The same by question."""
     pub_ids: Mapping[str, int]
     """The question behind each published id of the batch: two ids may be those of one question."""
     replaced: Sequence[ReplacedTime]
@@ -90,6 +92,7 @@ def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
     texts = [attempt.answered_at for attempt in plan.batch.attempts]
     times, was = effective_times(sent_times, texts, received_at, policy.earliest_answer)
     topics: dict[int, list[AttemptRow]] = {}
+    answers: dict[int, list[ScoredAttempt]] = {}
     pub_ids: dict[str, int] = {}
     replaced: list[ReplacedTime] = []
     last_answered_at: datetime | None = None
@@ -124,8 +127,11 @@ def score(plan: Plan, received_at: datetime, policy: Policy) -> ScoredBatch:
                 attempt.duration_ms,
             )
         )
+        answers.setdefault(question_id, []).append(scored)
         pub_ids[attempt.question_pub_id] = question_id
-    return ScoredBatch(plan, received_at, topics, pub_ids, replaced, last_answered_at, late)
+    return ScoredBatch(
+        plan, received_at, topics, answers, pub_ids, replaced, last_answered_at, late
+    )
 
 
 def in_one_transaction(
@@ -169,14 +175,9 @@ def not_reached(
     return {
         each
         for batch in batches
-        if batch.late
-        for rows in batch.topics.values()
-        for row in rows
-        if row.question_id in batch.late
-        and (
-            (history := histories.get(each := (batch.plan.user_id, row.question_id))) is None
-            or not history.reaches(row.attempt)
-        )
+        for question_id in batch.late
+        if (history := histories.get(each := (batch.plan.user_id, question_id))) is None
+        or not all(map(history.reaches, batch.answers[question_id]))
     }
 
 
@@ -268,14 +269,13 @@ def finalize(
     return done
 
 
-def _new(batches: Iterable[ScoredBatch]) -> dict[UserQuestion, list[list[ScoredAttempt]]]:
+def _new(batches: Iterable[ScoredBatch]) -> dict[UserQuestion, list[Sequence[ScoredAttempt]]]:
     """The sessions of each (user, question), in the order of delivery."""
-    new: dict[UserQuestion, list[list[ScoredAttempt]]] = {}
+    new: dict[UserQuestion, list[Sequence[ScoredAttempt]]] = {}
     for batch in batches:
         user_id = batch.plan.user_id
-        for rows in batch.topics.values():
-            for question_id, answers in _by_question(rows).items():
-                new.setdefault((user_id, question_id), []).append(answers)
+        for question_id, answers in batch.answers.items():
+            new.setdefault((user_id, question_id), []).append(answers)
     return new
 
 
@@ -296,10 +296,3 @@ def _session(
         received_at=batch.received_at,
         attempts=rows,
     )
-
-
-def _by_question(rows: Iterable[AttemptRow]) -> dict[int, list[ScoredAttempt]]:
-    questions: dict[int, list[ScoredAttempt]] = {}
-    for row in rows:
-        questions.setdefault(row.question_id, []).append(row.attempt)
-    return questions

@@ -190,21 +190,15 @@ async def histories(
     sessions = await fetch(connection, _UUIDS, {"session_ids": session_ids})
     uuids: dict[UUID, UUID] = {row[0]: row[1] for row in sessions}
     found: dict[UserQuestion, list[ScoredAttempt]] = {each: [] for each in wanted}
-    for number, row in enumerate(rows):
-        user_id, question_id, session_id, answered_at, sent_at, position, outcome, is_correct = row
-        if number % _READ_AT_ONCE == _READ_AT_ONCE - 1:
+    for start in range(0, len(rows), _READ_AT_ONCE):
+        if start:
             await asyncio.sleep(0)  # other tasks must run too, and there may be many rows
-        if (uuid := uuids.get(session_id)) is not None:
-            found[user_id, question_id].append(
-                ScoredAttempt(
-                    answered_at,
-                    sent_at or answered_at,
-                    uuid,
-                    position,
-                    _OUTCOMES[outcome],
-                    is_correct,
-                )
-            )
+        for row in rows[start : start + _READ_AT_ONCE]:
+            user_id, question_id, session_id, at, sent_at, position, outcome, is_correct = row
+            if (uuid := uuids.get(session_id)) is not None:
+                # By position, because this runs for each attempt.
+                scored = (at, sent_at or at, uuid, position, _OUTCOMES[outcome], is_correct)
+                found[user_id, question_id].append(ScoredAttempt._make(scored))
     return found
 
 
