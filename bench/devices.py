@@ -41,7 +41,9 @@ _WORLD: Final = "devices"
 _LEARNER, _OWNER = 1, 2
 """The user with many questions, and the one whose devices follow each other."""
 _DEVICE, _FLOODER, _PHONE, _TABLET = "device", "flooder", "phone", "tablet"
-_ASKED_EVERY: Final = 0.25
+_UNREAD: Final = "ignored.v1.flooder"
+"""A routing key that leads to no queue."""
+_ASKED_EVERY: Final = 0.5
 _SESSION_EVERY: Final = 0.25
 _SINGLE_EVERY: Final = 0.2
 """Seconds."""
@@ -107,9 +109,11 @@ class Devices:
             fresh = await self._fresh(settings)
             connection = await self._stage.connect("latency")
             try:
-                peak = await latency.peak_of(
-                    connection, settings, processes, results, take(sizes.peak)
-                )
+                # The publisher of a flood needs the same cores, whether or not anybody reads it.
+                async with self._flood(settings, _UNREAD):
+                    peak = await latency.peak_of(
+                        connection, settings, processes, results, take(sizes.peak)
+                    )
             finally:
                 await connection.close()
             due = latency.moments(peak / 2, sizes.seconds)
@@ -133,8 +137,7 @@ class Devices:
                 async with _asking(channel) as asked:
                     own = await waits()
                 everything = sorted(asked)
-                # The publisher of a flood needs the same cores, whether or not anybody reads it.
-                async with self._flood(settings, "ignored.v1.flooder"):
+                async with self._flood(settings, _UNREAD):
                     unread = await waits()
                 async with self._flood(settings, amqp.progress_request_key(_FLOODER)):
                     flooded = await waits()

@@ -41,7 +41,7 @@ from worker.telemetry import metrics
 CONCURRENT: Final = 2
 """Requests that are answered at once, each with a database connection."""
 _PREFETCH: Final = 200
-_REST: Final = 0.01
+_REST: Final = 0.03
 """Seconds between two looks at what has arrived: a flood is acked with fewer frames."""
 _TYPE: Final = re.compile(r"study\.progress_request\.v1(\.[0-9]{1,4})?")
 _CHECK_TYPE: Final = re.compile(r"study\.check\.v1(\.[0-9]{1,4})?")

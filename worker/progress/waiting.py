@@ -5,9 +5,13 @@ from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 _PER_SECOND: Final = 25
-"""Pages for one viewer, in the long run."""
+"""Answers of one page for one viewer, in the long run."""
 _AT_ONCE: Final = 50
-"""Pages for one viewer that has not asked for a while."""
+"""Answers of one page for one viewer that has not asked for a while."""
+_FURTHER_PAGE: Final = 2.5
+"""As how many answers of one page each further page counts: all pages before the last one are full,
+and a single page seldom is.
+"""
 _PER_VIEWER_MAX: Final = 1_000
 """Requests of one viewer that wait, each for another user."""
 _REQUESTS_MAX: Final = 10_000
@@ -62,7 +66,7 @@ class Waiting(Generic[Request]):
             else:
                 del self._by_viewer[viewer]
             self._count -= 1
-            self.pay(viewer, 1, now)
+            self._charge(viewer, 1, now)
             return request
         return None
 
@@ -73,8 +77,11 @@ class Waiting(Generic[Request]):
     def _may_have_at(self, viewer: str) -> float:
         return self._paid.get(viewer, 0.0) - _AT_ONCE / _PER_SECOND
 
-    def pay(self, viewer: str, pages: int, now: float) -> None:
-        """Counts pages as sent to the viewer. `take` has counted one for each request."""
+    def pay(self, viewer: str, further_pages: int, now: float) -> None:
+        """Counts the pages after the first one of an answer. `take` has counted the first one."""
+        self._charge(viewer, further_pages * _FURTHER_PAGE, now)
+
+    def _charge(self, viewer: str, answers: float, now: float) -> None:
         if len(self._paid) >= _REQUESTS_MAX:
             self._paid = {each: until for each, until in self._paid.items() if until > now}
-        self._paid[viewer] = max(self._paid.get(viewer, now), now) + pages / _PER_SECOND
+        self._paid[viewer] = max(self._paid.get(viewer, now), now) + answers / _PER_SECOND

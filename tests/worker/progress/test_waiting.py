@@ -47,26 +47,14 @@ def test_a_viewer_has_a_burst_and_then_a_rate() -> None:
     assert abs(later - 10.9 * waiting._PER_SECOND) <= 2
 
 
-def test_a_viewer_pays_for_each_page() -> None:
+def test_full_pages_count_more_than_answers_of_one_page() -> None:
     line = Waiting[str]()
     now, answers = 100.0, 0
     line.add("loud", 1, "")
     while _taken(line, now):
-        line.pay("loud", 9, now)  # ten pages
+        line.pay("loud", 4, now)
         line.add("loud", 1, "")
         answers += 1
-    assert waiting._AT_ONCE / 10 <= answers <= waiting._AT_ONCE / 10 + 1
-    assert _taken(line, now + 11 / waiting._PER_SECOND) == [""]
-
-
-def test_what_waits_is_bounded() -> None:
-    line = Waiting[str]()
-    assert all(line.add("ada", user, "x") for user in range(waiting._PER_VIEWER_MAX))
-    assert not line.add("ada", -1, "x")
-    assert line.add("ada", 1, "newer")
-    for number in range(waiting._REQUESTS_MAX - waiting._PER_VIEWER_MAX):
-        assert line.add(f"viewer-{number}", 1, "x")
-    assert not line.add("one more", 1, "x")
-    # What viewers have used up is forgotten as well.
-    _taken(line, 100.0)
-    assert len(line._paid) <= waiting._REQUESTS_MAX
+    each = 1 + 4 * waiting._FURTHER_PAGE
+    assert waiting._AT_ONCE / each <= answers <= waiting._AT_ONCE / each + 1
+    assert _taken(line, now + 1.1 * each / waiting._PER_SECOND) == [""]
