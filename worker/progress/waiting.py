@@ -9,8 +9,8 @@ _PER_SECOND: Final = 25
 _AT_ONCE: Final = 50
 """Answers of one page for one viewer that has not asked for a while."""
 _FURTHER_PAGE: Final = 2.5
-"""As how many answers of one page each further page counts: all pages before the last one are full,
-and a single page seldom is.
+"""Each page of an answer after the first one counts as so many answers of one page, because all
+pages before the last one are full, and a single page seldom is.
 """
 _PER_VIEWER_MAX: Final = 1_000
 """Requests of one viewer that wait, each for another user."""

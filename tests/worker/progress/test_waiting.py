@@ -58,3 +58,16 @@ def test_full_pages_count_more_than_answers_of_one_page() -> None:
     each = 1 + 4 * waiting._FURTHER_PAGE
     assert waiting._AT_ONCE / each <= answers <= waiting._AT_ONCE / each + 1
     assert _taken(line, now + 1.1 * each / waiting._PER_SECOND) == [""]
+
+
+def test_what_waits_is_bounded() -> None:
+    line = Waiting[str]()
+    assert all(line.add("ada", user, "x") for user in range(waiting._PER_VIEWER_MAX))
+    assert not line.add("ada", -1, "x")
+    assert line.add("ada", 1, "newer")
+    for number in range(waiting._REQUESTS_MAX - waiting._PER_VIEWER_MAX):
+        assert line.add(f"viewer-{number}", 1, "x")
+    assert not line.add("one more", 1, "x")
+    # What viewers have used up is forgotten as well.
+    _taken(line, 100.0)
+    assert len(line._paid) <= waiting._REQUESTS_MAX
