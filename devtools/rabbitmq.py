@@ -156,9 +156,9 @@ class RabbitMQ(Server):
         any more; whether that was so.
 
         A node that paused itself because it saw no majority starts again by itself. If another
-        node of its cluster starts in that moment, RabbitMQ 3.10 now and then finds that the two
-        have incompatible feature flags, and gives up. In production, a supervisor that looks at
-        the node's health starts it again.
+        node of its cluster starts in that moment, RabbitMQ 3.10 may find that the two have
+        incompatible feature flags, and give up. In production, a supervisor that looks at the
+        node's health starts it again.
         """
         with self._reviving:
             if self.pid is None or not self._failed_to_start():
