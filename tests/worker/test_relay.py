@@ -16,9 +16,10 @@ from schemas import amqp
 from schemas.followups import EXPLANATION, REVIEW
 from tests import factories as make
 from tests.broker_fixtures import Broker, publish, until
+from worker.broker.burst import Outgoing
 from worker.broker.publisher import Publisher, Unroutable
 from worker.domain.records import Message
-from worker.errors import DatabaseAway
+from worker.errors import DatabaseAway, Unconfirmed
 from worker.relay.relay import Relay
 from worker.settings import Settings
 from worker.store import outbox, versions
@@ -226,6 +227,89 @@ async def test_at_the_bound_of_its_queue_a_kind_waits_while_others_and_results_g
     await running
 
 
+@pytest.mark.broker
+async def test_a_viewer_whose_queue_is_full_holds_up_nobody_else(
+    broker: Broker, publisher: Publisher, engine: AsyncEngine
+) -> None:
+    channel = await broker.channel()
+    full = await channel.declare_queue(
+        amqp.results_queue("ada"),
+        durable=True,
+        arguments={"x-max-length": 1, "x-overflow": "reject-publish"},
+    )
+    await full.bind(amqp.RESULTS_EXCHANGE, amqp.result_key("ada"))
+    open_queue = await channel.declare_queue(amqp.results_queue("bob"), durable=True)
+    await open_queue.bind(amqp.RESULTS_EXCHANGE, amqp.result_key("bob"))
+    with pytest.raises(DeliveryError):
+        while True:  # the broker notices the bound a little late
+            await broker.publish(
+                b"{}", exchange=amqp.RESULTS_EXCHANGE, routing_key=amqp.result_key("ada")
+            )
+
+    few = _SETTINGS.model_copy(
+        update={"relay_batch": 2, "pause_delay_min": 0.5, "pause_delay_max": 0.5}
+    )
+    refused = [_result("ada") for _ in range(5)]
+    await _recorded(engine, refused)
+    relay = Relay(engine, publisher, few)
+    with capture_logs() as lines:
+        running = asyncio.create_task(relay.run())
+        for _ in range(5):
+            await _recorded(engine, [_result("bob")])
+            relay.wake()
+            await until(
+                lambda: _left(engine), lambda left: left == [each.message_id for each in refused]
+            )
+            assert relay.trouble is None
+        await broker.until_depth(amqp.results_queue("bob"), 5)
+
+        taken: set[str | None] = set()
+        while not taken >= {str(each.message_id) for each in refused}:
+            message = await full.get(timeout=30, fail=False)
+            if message is None:
+                await asyncio.sleep(0.01)  # the broker tells nobody that a message has come in
+                continue
+            taken.add(message.message_id)
+            await message.ack()
+        await until(lambda: _left(engine), lambda left: not left)
+        relay.stop()
+        await running
+    told = [line for line in lines if line["event"].startswith("relay.")]
+    assert {line["event"] for line in told} == {"relay.results_held"}
+    assert {line["routing_key"] for line in told} == {amqp.result_key("ada")}
+
+
+@pytest.mark.broker
+async def test_a_viewer_whose_queue_never_confirms_delays_one_round_and_not_each(
+    broker: Broker, engine: AsyncEngine
+) -> None:
+    tried: list[list[str]] = []
+
+    class NeverForAda(Publisher):
+        """As if a queue of one viewer had lost the majority of its members."""
+
+        async def publish_all(self, messages: Sequence[Outgoing]) -> list[Unconfirmed | None]:
+            tried.append([each.routing_key for each in messages])
+            answers = await super().publish_all(messages)
+            return [
+                Unconfirmed("A publish was not confirmed: TimeoutError.")
+                if each.routing_key == amqp.result_key("ada")
+                else answer
+                for each, answer in zip(messages, answers, strict=True)
+            ]
+
+    ada, bob = amqp.result_key("ada"), amqp.result_key("bob")
+    lasting = _SETTINGS.model_copy(update={"pause_delay_min": 60.0, "pause_delay_max": 60.0})
+    stuck = _result("ada")
+    async with NeverForAda(broker.settings) as publisher:
+        relay = Relay(engine, publisher, lasting)
+        for _ in range(3):
+            await _recorded(engine, [*([] if tried else [stuck]), _result("bob")])
+            assert await relay.relay() == 1
+    assert tried == [[ada, bob], [bob], [bob]]
+    assert await _left(engine) == [stuck.message_id]
+
+
 async def test_jobs_of_a_kind_that_is_held_are_not_taken(engine: AsyncEngine) -> None:
     jobs = [_job(), _job(REVIEW.routing_key), _job(), _job("of.a.newer.worker")]
     await _recorded(engine, [*jobs, _result("ada")])
@@ -237,6 +321,15 @@ async def test_jobs_of_a_kind_that_is_held_are_not_taken(engine: AsyncEngine) ->
         "of.a.newer.worker",
     ]
     assert await _left(engine) == [jobs[0].message_id, jobs[2].message_id]
+
+
+async def test_results_of_a_viewer_that_is_held_are_not_taken(engine: AsyncEngine) -> None:
+    results = [_result("ada"), _result("ada"), _result("bob"), _result("ada"), _result("eve")]
+    await _recorded(engine, results)
+    async with transaction(engine) as connection:
+        taken = await outbox.take(connection, results=2, jobs=9, held=[amqp.result_key("ada")])
+    assert [row.message.routing_key for row in taken] == ["result.bob", "result.eve"]
+    assert await _left(engine) == [results[n].message_id for n in (0, 1, 3)]
 
 
 async def test_a_key_is_one_relays_and_its_rows_are_there_again_when_it_fails(

@@ -34,10 +34,15 @@ _log = structlog.get_logger(__name__)
 
 
 class _Held(NamedTuple):
-    """A kind of jobs that is left alone until a time on the monotonic clock."""
+    """A kind of jobs, or a viewer's results, left alone until a time on the monotonic clock."""
 
     until: float
     backoff: Backoff
+    is_job: bool
+
+
+class _ResultRefused(Refused):
+    """A viewer's queue takes no result now, which says nothing about the broker."""
 
 
 class Relay:
@@ -51,7 +56,7 @@ class Relay:
         self._stopping = False
         self._measured_at = float("-inf")
         self._held: dict[str, _Held] = {}
-        """The kinds of jobs, by routing key, whose last jobs were refused."""
+        """What the broker did not take, by routing key."""
         self.trouble: str | None = None
         """Why nothing can be published now. None if all is well."""
 
@@ -79,7 +84,8 @@ class Relay:
                 await self._wait(backoff.next())
                 continue
             # If there was nothing to relay, the database works, but the broker is still unproved.
-            if self.trouble is not None and not self._held and (relayed or not broker_away):
+            is_over = relayed or not broker_away
+            if self.trouble is not None and is_over and not self._holds_jobs:
                 self.trouble = None
                 backoff.reset()
                 _log.info("relay.resumed")
@@ -89,15 +95,15 @@ class Relay:
     async def relay(self) -> int:
         """Publishes and deletes one batch of rows. Returns how many of them the broker confirmed.
 
-        If the broker refuses jobs, those of their kind are left alone for a growing time. Other
-        kinds and results continue.
-        Raises `Unconfirmed` if the broker confirmed none of the rows, `DatabaseAway` and
-        `TransientFault`.
+        If the broker refuses jobs of a kind, or results of a viewer, these are left alone for a
+        growing time. Others continue.
+        Raises `Unconfirmed` if the broker confirmed none of the rows and did not just refuse
+        results, `DatabaseAway` and `TransientFault`.
         """
         rows: list[Waiting] = []
         confirmed: list[int] = []
         most, now = self._settings.relay_batch, time.monotonic()
-        held = [kind for kind, each in self._held.items() if now < each.until]
+        held = [key for key, each in self._held.items() if now < each.until]
         try:
             async with transaction(self._engine) as connection:
                 rows = await outbox.take(connection, results=most, jobs=most, held=held)
@@ -106,21 +112,30 @@ class Relay:
                 if failure is not None:
                     raise failure  # and the rows that were taken are there again
                 await moments.tell(connection, _told(rows, confirmed))
-        except Unconfirmed:
-            if not confirmed:
+        except Unconfirmed as failure:
+            if confirmed:
+                async with transaction(self._engine) as connection:
+                    await outbox.delete(connection, confirmed)
+                    await moments.tell(connection, _told(rows, confirmed))
+            elif not isinstance(failure, _ResultRefused):
                 raise
-            async with transaction(self._engine) as connection:
-                await outbox.delete(connection, confirmed)
-                await moments.tell(connection, _told(rows, confirmed))
         else:
             # What was tried again was confirmed, or another relay has published it.
-            self._held = {kind: each for kind, each in self._held.items() if kind in held}
+            self._held = {key: each for key, each in self._held.items() if key in held}
         return len(confirmed)
 
-    def _hold(self, kind: str, refusal: Refused) -> None:
-        self._note(refusal)
-        backoff = self._held[kind].backoff if kind in self._held else self._new_backoff()
-        self._held[kind] = _Held(time.monotonic() + backoff.next(), backoff)
+    @property
+    def _holds_jobs(self) -> bool:
+        return any(each.is_job for each in self._held.values())
+
+    def _hold(self, message: Message, failure: Unconfirmed) -> None:
+        key, is_job = message.routing_key, message.is_job
+        if is_job:
+            self._note(failure)
+        elif key not in self._held:
+            _log.warning("relay.results_held", routing_key=key, problem=str(failure))
+        backoff = self._held[key].backoff if key in self._held else self._new_backoff()
+        self._held[key] = _Held(time.monotonic() + backoff.next(), backoff, is_job)
 
     def _new_backoff(self) -> Backoff:
         return Backoff(self._settings.pause_delay_min, self._settings.pause_delay_max)
@@ -153,21 +168,22 @@ class Relay:
         metrics.RELAYED.labels("confirmed").inc(fates.count(None))
         metrics.RELAYED.labels("unconfirmed").inc(len(fates) - fates.count(None))
         confirmed: list[int] = []
-        stuck: set[str] = set()
-        failure: Unconfirmed | None = None
-        refused: dict[str, Refused] = {}
+        stuck: dict[str, tuple[Message, Unconfirmed]] = {}
         for row, fate in zip(rows, fates, strict=True):
             # Messages after an unconfirmed one are published again after it: twice, but in order.
             if fate is not None:
-                failure = failure or fate
-                stuck.add(row.message.routing_key)
+                stuck.setdefault(row.message.routing_key, (row.message, fate))
             elif row.message.routing_key not in stuck:
                 confirmed.append(row.id)
-            if isinstance(fate, Refused) and row.message.is_job:
-                refused[row.message.routing_key] = fate
-        for kind, refusal in refused.items():
-            self._hold(kind, refusal)
-        return confirmed, failure
+        for message, fate in stuck.values():
+            # If the broker confirms others, or says no, it is not away.
+            if confirmed or isinstance(fate, Refused):
+                self._hold(message, fate)
+        # Any other failure says more than a refused result.
+        failures = sorted(
+            (fate for _, fate in stuck.values()), key=lambda fate: isinstance(fate, _ResultRefused)
+        )
+        return confirmed, failures[0] if failures else None
 
     async def _wait(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -199,8 +215,12 @@ def _outgoing(message: Message, stamp: Mapping[str, str]) -> Outgoing:
 
 
 def _excused(message: Message, fate: Unconfirmed | None) -> Unconfirmed | None:
-    """Whether the broker's refusal can be ignored: a viewer without a queue waits for no result."""
+    """The failure to publish a message, if it is one: a viewer without a queue waits for no
+    result.
+    """
     if isinstance(fate, Unroutable) and not message.is_job:
         _log.info("relay.result_unroutable", routing_key=message.routing_key)
         return None
+    if isinstance(fate, Refused) and not message.is_job:
+        return _ResultRefused(str(fate))
     return fate

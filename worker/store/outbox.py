@@ -66,14 +66,14 @@ _KINDS: Final = (
     " AND outbox.routing_key > kind.routing_key) FROM kind WHERE kind.routing_key IS NOT NULL)"
 )
 
-# The oldest results and the oldest jobs of each kind that is not held, so that none waits for
-# another that can't be published. This statement's snapshot may still contain rows that another
-# relay has just published, although their key's lock is free. The DELETE skips those rows, because
-# they are gone.
+# The oldest results and the oldest jobs of each kind, without those that are held, so that none
+# waits for another that can't be published. This statement's snapshot may still contain rows that
+# another relay has just published, although their key's lock is free. The DELETE skips those rows,
+# because they are gone.
 _TAKE: Final = text(
     f"WITH RECURSIVE {_KINDS}, oldest AS MATERIALIZED ("
     f"(SELECT id, routing_key FROM ours.outbox WHERE exchange = '{amqp.RESULTS_EXCHANGE}'"
-    " ORDER BY id LIMIT :results) UNION ALL"
+    " AND routing_key <> ALL(CAST(:held AS text[])) ORDER BY id LIMIT :results) UNION ALL"
     " (SELECT job.id, kind.routing_key FROM kind CROSS JOIN LATERAL"
     f" (SELECT id FROM ours.outbox WHERE {_IS_JOB} AND outbox.routing_key = kind.routing_key"
     " ORDER BY outbox.routing_key, id LIMIT :jobs) AS job"
@@ -138,7 +138,7 @@ async def take(
     connection: AsyncConnection, *, results: int, jobs: int, held: Collection[str] = ()
 ) -> list[Waiting]:
     """Takes up to this many results and follow-up jobs from the outbox, in order. Results come
-    first, because somebody waits for them. Jobs with a routing key in `held` stay.
+    first, because somebody waits for them. Messages with a routing key in `held` stay.
 
     This transaction holds their routing keys until it ends, so that no other relay can overtake it.
     If it is rolled back, the rows are there again.
