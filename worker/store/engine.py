@@ -163,15 +163,15 @@ async def transaction(
     except (DBAPIError, PostgresError, InterfaceError, InternalClientError) as error:
         said = error.orig if isinstance(error, DBAPIError) else error
         cause = said.__cause__ if said else None
-        if isinstance(said, InternalClientError) or isinstance(cause, InternalClientError):
-            if _was_left_idle(engine, error, began):
-                raise TransientFault(_TRANSIENT_STATES[_LEFT_IDLE]) from error
-            raise DatabaseAway("The database is away: it closed the connection.") from error
         if isinstance(cause, TargetServerAttributeNotMatched):
             where = _addressed.get(engine.sync_engine, "")
             raise DatabaseAway(
                 f"No database{where} is of the kind that target_session_attrs asks for."
             ) from error
+        if isinstance(said, InternalClientError) or isinstance(cause, InternalClientError):
+            if _was_left_idle(engine, error, began):
+                raise TransientFault(_TRANSIENT_STATES[_LEFT_IDLE]) from error
+            raise DatabaseAway("The database is away: it closed the connection.") from error
         if _is_stale(error, said):
             doubt_sessions(engine)
         is_lost = driver is not None and driver.is_closed()
