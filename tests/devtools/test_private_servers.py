@@ -1,6 +1,7 @@
 """Private servers are started, killed and paused for real, and keep what they have promised."""
 
 import socket
+from contextlib import suppress
 
 import aio_pika
 import asyncpg
@@ -81,8 +82,8 @@ def test_a_node_that_failed_to_start_inside_its_machine_is_started_again() -> No
         assert not node.revive(), "it runs"
         node.ctl("stop_app")
         assert not node.revive(), "an operator has stopped it"
-        with socket.create_server(("127.0.0.1", node.port)), pytest.raises(DevError):
-            node.ctl("start_app")
+        with socket.create_server(("127.0.0.1", node.port)), suppress(DevError):
+            node.ctl("start_app")  # which RabbitMQ 4.0 calls a success
         assert node.alive()
         assert not node.ready()
         assert node.revive()
