@@ -1,11 +1,12 @@
 """The relay in trouble: it logs once, and publishes nothing that it can't delete."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from uuid import UUID, uuid4
 
 import pytest
+from aio_pika.abc import AbstractQueue
 from aio_pika.exceptions import DeliveryError
 from pydantic import SecretStr
 from sqlalchemy import text
@@ -60,6 +61,18 @@ async def _left(engine: AsyncEngine) -> list[UUID]:
 async def _told(engine: AsyncEngine) -> list[list[UUID]]:
     rows = await make.rows(engine, "SELECT client_session_uuids FROM ingest_told")
     return [row["client_session_uuids"] for row in rows]
+
+
+async def _take_all(queue: AbstractQueue, is_all: Callable[[set[str | None]], bool]) -> None:
+    """Takes messages until their ids are all that are wanted."""
+    taken: set[str | None] = set()
+    while not is_all(taken):
+        message = await queue.get(timeout=30, fail=False)
+        if message is None:
+            await asyncio.sleep(0.01)  # the broker tells nobody that a message has come in
+            continue
+        taken.add(message.message_id)
+        await message.ack()
 
 
 @pytest.mark.broker
@@ -214,14 +227,7 @@ async def test_at_the_bound_of_its_queue_a_kind_waits_while_others_and_results_g
 
     channel = await broker.channel()
     queue = await channel.get_queue(full, ensure=False)
-    taken: set[str | None] = set()
-    while len(taken) < 20 + filling:
-        message = await queue.get(timeout=30, fail=False)
-        if message is None:
-            await asyncio.sleep(0.01)  # the broker tells nobody that a message has come in
-            continue
-        taken.add(message.message_id)
-        await message.ack()
+    await _take_all(queue, lambda taken: len(taken) == 20 + filling)
     await until(lambda: _left(engine), lambda left: not left)
     relay.stop()
     await running
@@ -263,14 +269,8 @@ async def test_a_viewer_whose_queue_is_full_holds_up_nobody_else(
             assert relay.trouble is None
         await broker.until_depth(amqp.results_queue("bob"), 5)
 
-        taken: set[str | None] = set()
-        while not taken >= {str(each.message_id) for each in refused}:
-            message = await full.get(timeout=30, fail=False)
-            if message is None:
-                await asyncio.sleep(0.01)  # the broker tells nobody that a message has come in
-                continue
-            taken.add(message.message_id)
-            await message.ack()
+        wanted = {str(each.message_id) for each in refused}
+        await _take_all(full, lambda taken: taken >= wanted)
         await until(lambda: _left(engine), lambda left: not left)
         relay.stop()
         await running
