@@ -51,7 +51,7 @@ class ShownMessage:
 
     def field_table(self) -> bytes:
         """Its properties and headers as an AMQP field table, as the API tells them."""
-        return field_table.of_values(self._values)
+        return field_table.of_shown(self._values)
 
     def identity(self) -> bytes:
         """The same, as far as it stays the same however often the broker hands the message out."""

@@ -6,6 +6,7 @@ wrote can be in the way. Knows the encodings of AMQP 0-9-1; may not know what a 
 
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from pamqp import decode, encode
@@ -75,6 +76,26 @@ def of_properties(raw: bytes) -> bytes:
 def of_values(values: Mapping[str, Any]) -> bytes:
     """The table for plain values (text, numbers, lists, tables); a long text is no trouble."""
     return _table((name.encode(), _encoded(value)) for name, value in values.items())
+
+
+def of_shown(shown: Mapping[str, Any]) -> bytes:
+    """The table for a message's properties as the management API shows them. It is that of the wire
+    as far as the API tells the types, so that a message is the same whichever way it was read.
+    """
+    known = {name.decode(): kind for name, kind in _PROPERTIES}
+    names = [
+        *(name for name in known if name in shown),
+        *(name for name in shown if name not in known),
+    ]
+    return _table((name.encode(), _as_on_the_wire(known.get(name), shown[name])) for name in names)
+
+
+def _as_on_the_wire(kind: bytes | None, value: Any) -> bytes:
+    layout = {b"B": ">B", b"T": ">Q"}.get(kind or b"")
+    if layout is not None and isinstance(value, int):
+        with suppress(struct.error):
+            return (kind or b"") + struct.pack(layout, value)
+    return _encoded(value)
 
 
 def without_counters(table: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Properties and headers as a field table: every byte comes through, and nothing makes it fail."""
 
 import struct
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,14 @@ from hypothesis import strategies as st
 from pamqp.commands import Basic
 
 from worker.broker import field_table
-from worker.broker.field_table import entries, of_properties, of_values, values_in, without_counters
+from worker.broker.field_table import (
+    entries,
+    of_properties,
+    of_shown,
+    of_values,
+    values_in,
+    without_counters,
+)
 
 TEXTS = {
     "content_type": 15,
@@ -41,6 +49,38 @@ def test_properties_are_read_as_the_client_wrote_them() -> None:
         "message_id": "m",
         "type": "study.attempt_batch.v1",
         "app_id": "phone",
+    }
+
+
+def test_a_message_is_the_same_on_the_wire_and_as_the_management_api_shows_it() -> None:
+    sent = Basic.Properties(
+        content_type="application/json",
+        headers={"x-delivery-count": 3, "tracestate": "a"},
+        delivery_mode=2,
+        priority=0,
+        message_id="m",
+        timestamp=datetime(2026, 3, 1, 9, 30, tzinfo=UTC),
+        message_type="study.attempt_batch.v1",
+        user_id="ada",
+    )
+    shown = {
+        "type": "study.attempt_batch.v1",
+        "user_id": "ada",
+        "timestamp": 1_772_357_400,
+        "message_id": "m",
+        "priority": 0,
+        "delivery_mode": 2,
+        "headers": {"tracestate": "a", "x-delivery-count": 7},
+        "content_type": "application/json",
+    }
+    assert without_counters(of_shown(shown)) == without_counters(of_properties(sent.marshal()))
+
+
+@pytest.mark.parametrize("odd", [-1, 256, 2**64, "2", None, ["x"], {"a": 1}])
+def test_what_is_shown_of_another_type_comes_through(odd: object) -> None:
+    assert values_in(of_shown({"delivery_mode": odd, "other": "x"})).keys() == {
+        "delivery_mode",
+        "other",
     }
 
 
