@@ -91,10 +91,9 @@ def of_shown(shown: Mapping[str, Any]) -> bytes:
 
 
 def _as_on_the_wire(kind: bytes | None, value: Any) -> bytes:
-    layout = {b"B": ">B", b"T": ">Q"}.get(kind or b"")
-    if layout is not None and isinstance(value, int):
+    if kind in (b"B", b"T") and isinstance(value, int):
         with suppress(struct.error):
-            return (kind or b"") + struct.pack(layout, value)
+            return kind + struct.pack(">B" if kind == b"B" else ">Q", value)
     return _encoded(value)
 
 
